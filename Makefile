@@ -1,0 +1,64 @@
+# One way to do each thing, here and in CI. PYTHON picks the interpreter of a new .venv.
+# torch's default build for Linux brings CUDA along; where your index (PIP_INDEX_URL,
+# PIP_EXTRA_INDEX_URL) offers a CPU build of the version in constraints.txt, pip takes that one.
+
+PYTHON ?= python3
+WORKERS ?= 2
+BENCH_DIR ?= build/bench
+BENCH_RUNS ?= 7
+DEMO := build/demo
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format check bench picture fixtures clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' Makefile
+
+setup: $(READY)  ## make .venv and install vaeconv with its development tools
+
+# pip learns --group at 25.1 and old Pythons bring an older one, so pip itself comes first.
+$(READY): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || { echo "creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing vaeconv and its tools into $(VENV) (torch makes the first time long)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade -c constraints.txt pip
+	@$(BIN)/python -m pip install --quiet -c constraints.txt --group dev --editable .
+	@touch $@
+
+demo: $(READY)  ## convert a small training checkpoint to diffusers and back, and compare
+	@rm -rf $(DEMO) && mkdir -p $(DEMO)
+	$(BIN)/vaeconv inspect fixtures/tiny-kl.ckpt
+	$(BIN)/vaeconv convert fixtures/tiny-kl.ckpt $(DEMO)/out --scaling-factor 0.18215
+	$(BIN)/vaeconv convert $(DEMO)/out $(DEMO)/back.ckpt
+	$(BIN)/python -m fixtures.compare fixtures/tiny-kl.ckpt $(DEMO)/back.ckpt
+
+test: $(READY)  ## run the tests
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+lint: $(READY)  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)  ## rewrite the sources in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+check: lint test  ## all that CI runs
+
+bench: $(READY)  ## make the inputs (8 GB under BENCH_DIR) once, then measure
+	$(BIN)/python -m benchmarks.make_inputs --dir $(BENCH_DIR)
+	$(BIN)/python -m benchmarks.convert --dir $(BENCH_DIR) --runs $(BENCH_RUNS)
+
+picture: $(READY)  ## redraw docs/inspect.svg
+	$(BIN)/python docs/make_picture.py fixtures/tiny-kl.ckpt docs/inspect.svg
+
+fixtures: $(READY)  ## rewrite fixtures/ from its script
+	$(BIN)/python -m fixtures.make_fixtures
+
+clean:  ## remove what the targets made, but .venv
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

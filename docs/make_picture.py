@@ -1,0 +1,43 @@
+"""Draws what ``vaeconv inspect`` prints: ``python docs/make_picture.py CHECKPOINT PICTURE``.
+
+The picture comes from the command's own renderer, so it can't show what the command doesn't.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from vaeconv.cli import inspect
+
+WIDTH = 100
+# rich links to a font on the web; a picture in a README should load nothing.
+FONT_FACE = re.compile(r"@font-face\s*\{.*?\}\s*", re.DOTALL)
+
+
+def draw(checkpoint: Path) -> str:
+    """Returns the SVG of ``vaeconv inspect CHECKPOINT``."""
+    console = Console(
+        record=True, width=WIDTH, file=io.StringIO(), force_terminal=True, color_system="truecolor"
+    )
+    command = f"vaeconv inspect {checkpoint.as_posix()}"
+    console.print(Text.assemble(("$ ", "dim"), (command, "bold")))
+    inspect.render(inspect.build_report(checkpoint), console)
+    # A fixed id keeps the file the same from one drawing to the next.
+    svg = console.export_svg(title="vaeconv inspect", unique_id="inspect")
+    return FONT_FACE.sub("", svg)
+
+
+def main(checkpoint: str, picture: str) -> None:
+    """Writes the picture."""
+    Path(picture).write_text(draw(Path(checkpoint)), encoding="utf-8")
+    print(picture)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,191 @@
+"""Decide scaling and shift, which no tensor's shape can tell, and say where they came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from vaeconv.autoencoder.config import GivenConfig, Scaling
+from vaeconv.autoencoder.families import (
+    ALIASES,
+    ASSUMED,
+    BY_NAME,
+    Family,
+    family_by_siblings,
+    fitting_families,
+)
+from vaeconv.autoencoder.topology import Topology
+from vaeconv.errors import AmbiguousInputError, ConfigMismatchError, UsageError
+
+DEFAULT_SAMPLE_SIZE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class ScalingOptions:
+    """What the user said about scaling; None where nothing."""
+
+    scaling_factor: float | None = None
+    shift_factor: float | None = None
+    family: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The outcome.
+
+    Attributes:
+        scaling: The factors, with their source.
+        family: The family, where one was told, given away or assumed.
+        sample_size: Training resolution in pixels.
+        warning: What the user should know about an assumption.
+    """
+
+    scaling: Scaling
+    family: Family | None
+    sample_size: int
+    warning: str | None = None
+
+
+def decide_scaling(
+    topology: Topology,
+    options: ScalingOptions,
+    given: GivenConfig | None,
+    read_stored: Callable[[], Scaling | None],
+    siblings: Iterable[str],
+    *,
+    where: str,
+) -> Decision:
+    """Take scaling and shift from the first that has them.
+
+    In this order: the options, ``--family``, a config, tensors in the file, keys beside the
+    autoencoder; then what the shapes allow.
+
+    Args:
+        topology: The architecture.
+        options: What the user said.
+        given: A config that came along or was given.
+        read_stored: Reads ``scale_factor`` or ``edm_mean``/``edm_std`` from the file.
+        siblings: Keys of the state dict outside the autoencoder.
+        where: The file, for messages.
+
+    Raises:
+        AmbiguousInputError: The shapes belong to families with different factors, none of which
+            is safe to assume.
+        ConfigMismatchError: ``--family`` does not fit the shapes.
+        UsageError: There is no such family.
+    """
+    family = _named_family(options.family, topology, where)
+    if family:
+        base = Decision(_of_family(family, "--family " + family.name), family, family.sample_size)
+    else:
+        base = _found(topology, given, read_stored, siblings)
+    if options.scaling_factor is None and options.shift_factor is None:
+        return base or _assume(topology, where)
+    if base is None:
+        base = _without_base(topology, options, where)
+    scaling = base.scaling
+    if options.scaling_factor is not None:
+        # A factor of one's own replaces the per-channel statistics that belong to another.
+        scaling = replace(
+            scaling,
+            scaling_factor=options.scaling_factor,
+            source="--scaling-factor",
+            latents_mean=None,
+            latents_std=None,
+        )
+    if options.shift_factor is not None:
+        source = " and ".join(filter(None, (scaling.source, "--shift-factor")))
+        scaling = replace(scaling, shift_factor=options.shift_factor, source=source)
+    return replace(base, scaling=scaling, warning=None)
+
+
+def _named_family(name: str | None, topology: Topology, where: str) -> Family | None:
+    if name is None:
+        return None
+    family = BY_NAME.get(ALIASES.get(name, name))
+    if family is None:
+        raise UsageError(
+            f"no family is called {name}", hint=f"choose from {', '.join([*BY_NAME, *ALIASES])}"
+        )
+    if not family.fits(topology):
+        raise ConfigMismatchError(
+            f"--family {name} has {family.latent_channels} latent channels, {family.levels} levels "
+            f"and {'' if family.has_quant_convs else 'no '}quant convolutions; the tensors have "
+            f"{topology.latent_channels}, {topology.levels} and "
+            f"{'' if topology.quant_conv else 'no '}quant convolutions",
+            where=where,
+        )
+    return family
+
+
+def _found(
+    topology: Topology,
+    given: GivenConfig | None,
+    read_stored: Callable[[], Scaling | None],
+    siblings: Iterable[str],
+) -> Decision | None:
+    if given and given.scaling:
+        return Decision(given.scaling, None, given.sample_size or DEFAULT_SAMPLE_SIZE)
+    told = family_by_siblings(topology, siblings)
+    family = told[0] if told else None
+    size = family.sample_size if family else DEFAULT_SAMPLE_SIZE
+    stored = read_stored()
+    if stored:
+        return Decision(stored, family, size)
+    if told:
+        return Decision(_of_family(told[0], f"the key {told[1]} beside it"), family, size)
+    return None
+
+
+def _assume(topology: Topology, where: str) -> Decision:
+    fitting = fitting_families(topology)
+    names = [family.name for family in fitting]
+    if ASSUMED in names:
+        family = BY_NAME[ASSUMED]
+        others = ", ".join(f"{f.title} ({f.scaling_factor})" for f in fitting if f is not family)
+        return Decision(
+            _of_family(family, "assumed from the shapes"),
+            family,
+            family.sample_size,
+            f"scaling factor {family.scaling_factor} of {family.title} is assumed; "
+            f"{others} has the same shapes: settle it with --family or --scaling-factor",
+        )
+    if len(fitting) > 1:
+        raise AmbiguousInputError(
+            f"the shapes are those of {' and '.join(f.title for f in fitting)}, "
+            "whose scaling and shift factors differ",
+            where=where,
+            hint=f"choose one: --family {'|'.join(names)}",
+        )
+    hint = f" (--family {names[0]} has {fitting[0].scaling_factor})" if fitting else ""
+    return Decision(
+        Scaling(1.0, source="default for shapes of no known family"),
+        None,
+        DEFAULT_SAMPLE_SIZE,
+        "no scaling factor is known for these shapes, so 1.0 is written; "
+        f"give the one that the diffusion model was trained with: --scaling-factor{hint}",
+    )
+
+
+def _without_base(topology: Topology, options: ScalingOptions, where: str) -> Decision:
+    """Start from the shapes alone where the user gave factors; both must be known."""
+    if options.scaling_factor is None:
+        return _assume(topology, where)
+    shifts = {family.shift_factor for family in fitting_families(topology)}
+    if options.shift_factor is None and shifts - {None}:
+        raise AmbiguousInputError(
+            "autoencoders of these shapes have a shift factor, too",
+            where=where,
+            hint="give --shift-factor (0 for none), or --family",
+        )
+    return Decision(Scaling(options.scaling_factor), None, DEFAULT_SAMPLE_SIZE)
+
+
+def _of_family(family: Family, source: str) -> Scaling:
+    return Scaling(
+        family.scaling_factor,
+        family.shift_factor,
+        family.latents_mean,
+        family.latents_std,
+        source,
+    )

@@ -1,0 +1,1 @@
+"""Files: byte sources, containers, the restricted unpickler, writers. Knows no autoencoder."""

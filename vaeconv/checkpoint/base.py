@@ -1,0 +1,101 @@
+"""What every container opens to: names and lazy tensors, and what else the file says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from vaeconv.checkpoint.source import ByteSource
+from vaeconv.checkpoint.tensor import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigText:
+    """A config that came with the weights, unparsed.
+
+    Attributes:
+        name: Where it was found.
+        text: JSON or YAML.
+    """
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sibling:
+    """Something in the file beside the state dict, such as optimizer states.
+
+    Attributes:
+        name: Key at the top of the file.
+        kind: What it is, in words.
+        tensors: Number of tensors in it.
+        nbytes: Their bytes.
+    """
+
+    name: str
+    kind: str
+    tensors: int = 0
+    nbytes: int = 0
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """An open checkpoint; nothing of the weights is loaded, nothing in it was executed.
+
+    Attributes:
+        name: The file or folder as the user named it.
+        container: ``torch zip``, ``torch legacy``, ``safetensors``, ``diffusers folder``, …
+        tensors: The state dict: tensor name to lazy tensor, in file order.
+        sources: The open files.
+        wrapper: Keys that lead from the top of the file to the state dict.
+        non_tensors: Entries of the state dict that are not tensors: name to kind.
+        metadata: The ``__metadata__`` of a safetensors header.
+        config: The config that came along, unparsed.
+        globals: Dotted names in the pickle, with their verdict, in order of appearance.
+        variant: The variant whose file was read (``fp16``), where the folder has variants.
+        read_siblings: Lists what else is in the file; walks the unpickled values.
+    """
+
+    name: str
+    container: str
+    tensors: Mapping[str, Tensor]
+    sources: tuple[ByteSource, ...]
+    wrapper: tuple[str, ...] = ()
+    non_tensors: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    config: ConfigText | None = None
+    globals: tuple[tuple[str, str], ...] = ()
+    variant: str | None = None
+    read_siblings: Callable[[], tuple[Sibling, ...]] = tuple
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(source.size for source in self.sources)
+
+    def check_unchanged(self) -> None:
+        """Check that no file changed since it was opened.
+
+        Raises:
+            MalformedCheckpointError: One did.
+        """
+        for source in self.sources:
+            source.check_unchanged()
+
+    def close(self) -> None:
+        """Close the files."""
+        for source in self.sources:
+            source.close()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,71 @@
+"""Cast chunks of elements, bit for bit as torch does. The only user of numpy on the hot path."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vaeconv.checkpoint.dtypes import DType
+
+_NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
+_BF16_NAN = 0x7FC0
+
+
+def cast_chunk(source: memoryview, source_dtype: DType, out: memoryview, dtype: DType) -> float:
+    """Cast elements from one buffer into another, rounding to nearest even.
+
+    From float64, rounding goes through float32, as in torch.
+
+    Args:
+        source: Elements of ``source_dtype``.
+        source_dtype: A floating-point type.
+        out: Space for as many elements of ``dtype``.
+        dtype: A floating-point type.
+
+    Returns:
+        The largest magnitude that was finite before and is infinite after; 0.0 where none.
+    """
+    values = _load(source, source_dtype)
+    narrow = values.astype("<f4") if values.dtype.itemsize == 8 and dtype.code != "F64" else values
+    with np.errstate(over="ignore", invalid="ignore"):
+        if dtype.code == "BF16":
+            result: npt.NDArray[Any] = _round_to_bf16(narrow.astype("<f4", copy=False))
+            overflowed = (result & 0x7FFF) == 0x7F80
+        else:
+            result = narrow.astype(_NUMPY[dtype.code], copy=False)
+            overflowed = np.isinf(result) if result.itemsize < values.itemsize else np.False_
+        out[:] = memoryview(np.ascontiguousarray(result)).cast("B")
+        if not np.any(overflowed):
+            return 0.0
+        lost = np.abs(values[overflowed & np.isfinite(values)])
+    return float(lost.max()) if lost.size else 0.0
+
+
+def _load(source: memoryview, dtype: DType) -> npt.NDArray[Any]:
+    if dtype.code == "BF16":
+        bits = np.frombuffer(source, "<u2").astype("<u4")
+        bits <<= 16
+        return bits.view("<f4")
+    return np.frombuffer(source, _NUMPY[dtype.code])
+
+
+def _round_to_bf16(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Round float32 to the nearest bfloat16, ties to even; any NaN becomes the quiet one.
+
+    bfloat16 is the upper half of float32, so rounding is an addition to the bits: half of the
+    last place, less one where the last place is even.
+    """
+    bits = values.view("<u4")
+    rounded = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2")
+    nan = np.isnan(values)
+    if nan.any():
+        rounded[nan] = _BF16_NAN
+    return rounded
+
+
+def find_nonfinite(data: memoryview, dtype: DType) -> int | None:
+    """Find the first element that is NaN or infinite; its index, or None."""
+    bad = np.flatnonzero(~np.isfinite(_load(data, dtype)))
+    return int(bad[0]) if bad.size else None

@@ -1,0 +1,63 @@
+"""Element types: one table for the names that safetensors, torch and the command line use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class DType:
+    """One element type.
+
+    Attributes:
+        code: Name in a safetensors header, such as ``F32``.
+        itemsize: Bytes per element.
+        torch_name: Attribute of ``torch``, such as ``float32``.
+        storage: Prefix of torch's storage class, such as ``Float`` (``FloatStorage``);
+            empty where torch has none and the dtype travels beside an untyped storage.
+        option: What the command line calls it; empty where it cannot be cast to.
+        nonfinite_high: Values of an element's most significant byte that may mean NaN or
+            infinity and never occur in sane weights; empty for types without them.
+    """
+
+    code: str
+    itemsize: int
+    torch_name: str
+    storage: str = ""
+    option: str = ""
+    nonfinite_high: bytes = b""
+
+    @property
+    def is_float(self) -> bool:
+        """Whether this is a real floating-point type that casts apply to."""
+        return bool(self.nonfinite_high)
+
+
+# Most significant byte of a little-endian float whose exponent is all ones, or, where one byte
+# does not hold the whole exponent (F32, BF16, F64), within a factor of two of it.
+_WIDE = b"\x7f\xff"
+_HALF = bytes([*range(0x7C, 0x80), *range(0xFC, 0x100)])
+
+DTYPES: tuple[DType, ...] = (
+    DType("F64", 8, "float64", "Double", "fp64", _WIDE),
+    DType("F32", 4, "float32", "Float", "fp32", _WIDE),
+    DType("F16", 2, "float16", "Half", "fp16", _HALF),
+    DType("BF16", 2, "bfloat16", "BFloat16", "bf16", _WIDE),
+    DType("I64", 8, "int64", "Long"),
+    DType("I32", 4, "int32", "Int"),
+    DType("I16", 2, "int16", "Short"),
+    DType("I8", 1, "int8", "Char"),
+    DType("U64", 8, "uint64"),
+    DType("U32", 4, "uint32"),
+    DType("U16", 2, "uint16"),
+    DType("U8", 1, "uint8", "Byte"),
+    DType("BOOL", 1, "bool", "Bool"),
+    DType("C64", 8, "complex64", "ComplexFloat"),
+    DType("F8_E5M2", 1, "float8_e5m2"),
+    DType("F8_E4M3", 1, "float8_e4m3fn"),
+)
+
+BY_CODE = {dtype.code: dtype for dtype in DTYPES}
+BY_TORCH_NAME = {dtype.torch_name: dtype for dtype in DTYPES}
+BY_STORAGE = {f"{dtype.storage}Storage": dtype for dtype in DTYPES if dtype.storage}
+BY_OPTION = {dtype.option: dtype for dtype in DTYPES if dtype.option}

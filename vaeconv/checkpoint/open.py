@@ -1,0 +1,228 @@
+"""Open any checkpoint. What it is, its bytes say; the file's name is never asked."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from vaeconv.checkpoint.base import Checkpoint, ConfigText
+from vaeconv.checkpoint.folder import CONFIG, MAX_CONFIG, STEM, decode_config, open_folder
+from vaeconv.checkpoint.safetensors_file import open_safetensors
+from vaeconv.checkpoint.source import ByteSource, FileSource, SliceSource, read_bytes
+from vaeconv.checkpoint.tree import LocalTree
+from vaeconv.checkpoint.zip_directory import ZipEntry, read_zip_directory
+from vaeconv.errors import AmbiguousInputError, MalformedCheckpointError, NotACheckpointError
+
+_HEAD = 512
+_PIECE = 1 << 20
+_CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
+
+# First bytes of things that are often saved under a checkpoint's name.
+_OTHER_FORMATS: tuple[tuple[bytes, str, str], ...] = (
+    (
+        b"version https://git-lfs",
+        "a Git LFS pointer, not the file itself",
+        "fetch the file: git lfs pull",
+    ),
+    (b"<!doctype html", "an HTML page", "the download saved a web page: use the file's own link"),
+    (b"<html", "an HTML page", "the download saved a web page: use the file's own link"),
+    (b"<?xml", "an XML document", "the download saved an error page: try it again"),
+    (b"\x1f\x8b", "a gzip file", "unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "a zstandard file", "unpack it first"),
+    (b"BZh", "a bzip2 file", "unpack it first"),
+    (b"\xfd7zXZ", "an xz file", "unpack it first"),
+    (b"7z\xbc\xaf", "a 7-Zip file", "unpack it first"),
+    (b"Rar!", "a RAR file", "unpack it first"),
+    (b"GGUF", "a GGUF file", "convert the original checkpoint"),
+    (b"\x89HDF", "an HDF5 file", "convert the PyTorch checkpoint"),
+    (b"\x89PNG", "a PNG picture", "name the checkpoint"),
+    (b"\xff\xd8\xff", "a JPEG picture", "name the checkpoint"),
+    (b"\x93NUMPY", "a numpy array", "name the checkpoint"),
+)
+
+
+def open_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    variant: str | None = None,
+    salvage: bool = False,
+    download: bool = False,
+) -> Checkpoint:
+    """Open a checkpoint without loading weights or executing anything in it.
+
+    Args:
+        path: A torch or safetensors file, a diffusers folder, a zip that holds a checkpoint, or
+            ``hf://owner/name[@revision][/path]``.
+        variant: Which weights of a diffusers folder to read, such as ``fp16``.
+        salvage: Read past unsafe names in a pickle, with inert placeholders.
+        download: Fetch a file on the Hub whole into the cache instead of only what is needed.
+
+    Returns:
+        The open checkpoint; close it, or use it as a context manager.
+
+    Raises:
+        CheckpointNotFoundError: There is nothing there.
+        NotACheckpointError: It is something else.
+        MalformedCheckpointError: It is damaged.
+        UnsafeCheckpointError: Its pickle names what is not plain data.
+        AmbiguousInputError: It holds several checkpoints.
+        HubError: The Hub or the network failed.
+    """
+    text = os.fspath(path)
+    if "://" in text:
+        from vaeconv.checkpoint.hub import open_hub, parse_location
+
+        location = parse_location(text)
+        if location is None:
+            raise NotACheckpointError(
+                "not a Hub address", where=text, hint="write hf://owner/name[@revision][/path]"
+            )
+        place = open_hub(location, download=download)
+        if not hasattr(place, "read_into"):
+            return open_folder(place, variant=variant, salvage=salvage)
+        checkpoint = open_source(place, salvage=salvage)
+    elif Path(text).is_dir():
+        return open_folder(LocalTree(Path(text)), variant=variant, salvage=salvage)
+    else:
+        checkpoint = open_source(FileSource(Path(text)), salvage=salvage)
+        checkpoint = _with_config_beside(checkpoint, Path(text))
+    return replace(checkpoint, name=text)
+
+
+def open_source(source: ByteSource, *, salvage: bool) -> Checkpoint:
+    """Open one file by its content; closes the source where that fails.
+
+    Raises:
+        InputError: As :func:`open_checkpoint`.
+    """
+    try:
+        return _open_by_content(source, salvage=salvage)
+    except BaseException:
+        source.close()
+        raise
+
+
+def _open_by_content(source: ByteSource, *, salvage: bool) -> Checkpoint:
+    head = bytes(read_bytes(source, 0, min(_HEAD, source.size)))
+    if not head:
+        raise NotACheckpointError("an empty file", where=source.name, hint="download it again")
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return _open_zip(source, salvage=salvage)
+    if head[8:9] == b"{" and head[:1] != b"{":
+        return open_safetensors(source)
+    if head[:1] == b"\x80" and len(head) > 1 and head[1] <= 5:
+        from vaeconv.checkpoint.torch_legacy import open_torch_legacy
+
+        return open_torch_legacy(source, salvage=salvage)
+    raise _not_a_checkpoint(source, head)
+
+
+def _not_a_checkpoint(source: ByteSource, head: bytes) -> NotACheckpointError:
+    text = head.lstrip().lower()
+    for magic, what, hint in _OTHER_FORMATS:
+        if head.startswith(magic) or text.startswith(magic):
+            return NotACheckpointError(what, where=source.name, hint=hint)
+    if head[257:262] == b"ustar":
+        return NotACheckpointError(
+            "a tar file; torch wrote those before 2017, and they are not read",
+            where=source.name,
+            hint="load and save it again with a torch version from 2017 to 2025",
+        )
+    if text.startswith(b"{"):
+        return NotACheckpointError(
+            "a JSON document", where=source.name, hint="is it the answer of a failed download?"
+        )
+    if not any(head):
+        return NotACheckpointError(
+            "it begins with zeros", where=source.name, hint="download or copy it again"
+        )
+    return NotACheckpointError(
+        f"neither a torch file nor safetensors: it begins with {head[:8]!r}", where=source.name
+    )
+
+
+def _open_zip(source: ByteSource, *, salvage: bool) -> Checkpoint:
+    from vaeconv.checkpoint.torch_zip import find_pickle, open_torch_zip
+
+    entries = read_zip_directory(source)
+    prefix = find_pickle(entries)
+    if prefix is not None:
+        return open_torch_zip(source, entries, prefix, salvage=salvage)
+    return _open_bundle(source, entries, salvage=salvage)
+
+
+def _open_bundle(
+    source: ByteSource, entries: dict[str, ZipEntry], *, salvage: bool
+) -> Checkpoint:
+    """Open a zip that holds one checkpoint, and perhaps its config, as kl-f8 was published."""
+    configs = [e for e in entries.values() if e.name.lower().endswith(_CONFIG_SUFFIXES)]
+    others = [e for e in entries.values() if e not in configs and _looks_like_checkpoint(e)]
+    if not others:
+        raise NotACheckpointError(
+            "a zip file without a checkpoint in it", where=source.name, hint="name the checkpoint"
+        )
+    if len(others) > 1:
+        raise AmbiguousInputError(
+            f"holds several checkpoints: {', '.join(entry.name for entry in others[:5])}",
+            where=source.name,
+            hint="unpack it and name one",
+        )
+    checkpoint = _open_by_content(_member_source(source, others[0]), salvage=salvage)
+    config = configs[0] if len(configs) == 1 else None
+    return replace(
+        checkpoint,
+        container=f"zip bundle ({checkpoint.container})",
+        config=config
+        and ConfigText(
+            f"{source.name}/{config.name}", decode_config(bytes(config.read(MAX_CONFIG)), config.name)
+        ),
+    )
+
+
+def _looks_like_checkpoint(entry: ZipEntry) -> bool:
+    if entry.size < _HEAD:
+        return False
+    head = bytearray(16)
+    entry.open().read_into(memoryview(head))
+    return bool(
+        head.startswith(b"PK\x03\x04")
+        or head[8:9] == b"{"
+        or (head[:1] == b"\x80" and head[1] <= 5)
+    )
+
+
+def _member_source(source: ByteSource, entry: ZipEntry) -> ByteSource:
+    """Give random access to a member: in place where stored, else from an unlinked copy."""
+    name = f"{source.name}/{entry.name}"
+    if not entry.is_compressed:
+        return SliceSource(source, entry.data_offset(), entry.size, name)
+    import zlib
+
+    reader, crc, left = entry.open(), 0, entry.size
+    buffer = memoryview(bytearray(_PIECE))
+    with tempfile.TemporaryFile() as copy:
+        while left:
+            piece = buffer[: min(left, _PIECE)]
+            reader.read_into(piece)
+            crc = zlib.crc32(piece, crc)
+            copy.write(piece)
+            left -= len(piece)
+        copy.flush()
+        fd = os.dup(copy.fileno())
+    source.close()
+    if crc != entry.crc:
+        os.close(fd)
+        raise MalformedCheckpointError("fails its CRC-32 check", where=name)
+    return FileSource(Path(name), fd=fd)
+
+
+def _with_config_beside(checkpoint: Checkpoint, path: Path) -> Checkpoint:
+    """Take the config.json beside a weights file that lies in a diffusers folder."""
+    config = path.parent / CONFIG
+    if not path.name.startswith(STEM) or not config.is_file():
+        return checkpoint
+    with open(config, "rb") as file:
+        text = decode_config(file.read(MAX_CONFIG), str(config))
+    return replace(checkpoint, config=ConfigText(str(config), text))

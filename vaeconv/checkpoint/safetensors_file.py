@@ -1,0 +1,138 @@
+"""Safetensors: parse the header of one, and lay out the header of another.
+
+Format: an 8-byte little-endian header length, a JSON header, the tensor bytes without gaps.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from vaeconv.checkpoint.base import Checkpoint
+from vaeconv.checkpoint.dtypes import BY_CODE, DType
+from vaeconv.checkpoint.source import ByteSource, read_bytes
+from vaeconv.checkpoint.tensor import PlainStorage, Tensor
+from vaeconv.errors import MalformedCheckpointError
+
+# The library allows 100 MB; the header of the largest published models is under 10 MB, and
+# parsed JSON takes some ten times its length in memory.
+MAX_HEADER = 32 << 20
+_METADATA = "__metadata__"
+
+
+def open_safetensors(source: ByteSource) -> Checkpoint:
+    """Open a safetensors file.
+
+    Raises:
+        MalformedCheckpointError: The header is not valid, or does not fit the file.
+    """
+    header, data_start = _read_header(source)
+    metadata = header.pop(_METADATA, {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise _malformed(source, "__metadata__ is not a map of strings")
+    tensors = {
+        name: _parse_tensor(source, name, entry, data_start) for name, entry in header.items()
+    }
+    _check_coverage(source, tensors, data_start)
+    return Checkpoint(
+        name=source.name,
+        container="safetensors",
+        tensors=tensors,
+        sources=(source,),
+        metadata=metadata,
+    )
+
+
+def _malformed(source: ByteSource, what: str) -> MalformedCheckpointError:
+    return MalformedCheckpointError(f"safetensors header: {what}", where=source.name)
+
+
+def _read_header(source: ByteSource) -> tuple[dict[str, Any], int]:
+    length = int.from_bytes(read_bytes(source, 0, 8), "little")
+    if length > MAX_HEADER:
+        raise _malformed(source, f"{length} bytes long, more than the {MAX_HEADER} that are read")
+    raw = read_bytes(source, 8, length)
+    try:
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique_keys)
+    except (ValueError, RecursionError) as error:
+        raise _malformed(source, f"not valid JSON ({error})") from error
+    if not isinstance(header, dict):
+        raise _malformed(source, "not a JSON object")
+    return header, 8 + length
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return result
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _parse_tensor(source: ByteSource, name: str, entry: object, data_start: int) -> Tensor:
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise _malformed(source, f"tensor {name} is not dtype, shape and data_offsets")
+    code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    dtype = BY_CODE.get(code) if isinstance(code, str) else None
+    if dtype is None:
+        raise _malformed(source, f"tensor {name} has the unknown dtype {code!r}")
+    if not isinstance(shape, list) or len(shape) > 64 or not all(map(_is_count, shape)):
+        raise _malformed(source, f"tensor {name} has no valid shape")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
+        raise _malformed(source, f"tensor {name} has no valid data_offsets")
+    start, end = offsets
+    if end - start != math.prod(shape) * dtype.itemsize:
+        raise _malformed(source, f"tensor {name}: shape and data_offsets disagree")
+    storage = PlainStorage(source, data_start + start, end - start, name)
+    return Tensor(name, dtype, tuple(shape), storage)
+
+
+def _check_coverage(source: ByteSource, tensors: Mapping[str, Tensor], data_start: int) -> None:
+    position = data_start
+    for start, end in sorted(tensor.storage.extent for tensor in tensors.values()):
+        if start != position:
+            raise _malformed(source, f"a gap or an overlap at byte {min(start, position)}")
+        position = end
+    if position != source.size:
+        raise _malformed(source, f"it describes {position} bytes, the file has {source.size}")
+
+
+def build_header(
+    tensors: Iterable[tuple[str, DType, tuple[int, ...]]], metadata: Mapping[str, str]
+) -> tuple[bytes, list[str]]:
+    """Lay out a safetensors file, byte for byte as the safetensors library would.
+
+    Args:
+        tensors: Name, dtype and shape of each, in any order.
+        metadata: The ``__metadata__`` entries; written in sorted order.
+
+    Returns:
+        The bytes up to the first tensor, and the names in the order of their bytes: by falling
+        alignment, then by name (``prepare`` in safetensors' ``tensor.rs``).
+    """
+    ordered = sorted(tensors, key=lambda t: (-_RANK[t[1].code], t[0]))
+    header: dict[str, Any] = {}
+    if metadata:
+        header[_METADATA] = dict(sorted(metadata.items()))
+    position = 0
+    for name, dtype, shape in ordered:
+        end = position + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": dtype.code, "shape": shape, "data_offsets": (position, end)}
+        position = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, [name for name, _, _ in ordered]
+
+
+# The library sorts by its enum of dtypes, wide types last in the enum and first in the file.
+_RANK = {
+    code: rank
+    for rank, code in enumerate(
+        "BOOL U8 I8 F8_E5M2 F8_E4M3 I16 U16 F16 BF16 I32 U32 F32 C64 F64 I64 U64".split()
+    )
+}

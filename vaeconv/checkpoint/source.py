@@ -1,0 +1,163 @@
+"""Where bytes come from: anything with a size that can be read at an offset."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from vaeconv.errors import CheckpointNotFoundError, MalformedCheckpointError
+
+
+class ByteSource(Protocol):
+    """Random-access bytes. Safe to read from several threads at once."""
+
+    @property
+    def name(self) -> str:
+        """What to call it in a message: a path or an address."""
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` with the bytes at ``offset``.
+
+        Raises:
+            MalformedCheckpointError: The source ends before the buffer is full.
+        """
+
+    def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Say which ``(start, end)`` byte ranges will be read, so that a remote can fetch them."""
+
+    def check_unchanged(self) -> None:
+        """Check that the bytes are still those that were there when it was opened.
+
+        Raises:
+            MalformedCheckpointError: The source changed in the meantime.
+        """
+
+    def close(self) -> None:
+        """Release what the source holds."""
+
+
+def read_bytes(source: ByteSource, offset: int, size: int) -> bytearray:
+    """Read ``size`` bytes at ``offset`` into a new buffer.
+
+    Raises:
+        MalformedCheckpointError: The range is not inside the source.
+    """
+    if offset < 0 or size < 0 or offset + size > source.size:
+        raise MalformedCheckpointError(
+            f"truncated: bytes {offset} to {offset + size} are needed, "
+            f"the file ends at {source.size}",
+            where=source.name,
+            hint="download or copy it again",
+        )
+    data = bytearray(size)
+    source.read_into(offset, memoryview(data))
+    return data
+
+
+class FileSource:
+    """A local file, read with ``preadv``.
+
+    Args:
+        path: The file; a name for messages where ``fd`` is given.
+        fd: An open descriptor to take over instead of opening ``path``.
+
+    Raises:
+        CheckpointNotFoundError: There is no such file, it is not a regular file (a pipe or a
+            device never ends), or it may not be read.
+    """
+
+    def __init__(self, path: Path, *, fd: int | None = None) -> None:
+        self._name = str(path)
+        self._fd = self._open(path) if fd is None else fd
+        status = os.fstat(self._fd)
+        self._size = status.st_size
+        self._stamp = (status.st_size, status.st_mtime_ns)
+
+    @staticmethod
+    def _open(path: Path) -> int:
+        try:
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                raise CheckpointNotFoundError("not a regular file", where=str(path))
+            return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise CheckpointNotFoundError(reason, where=str(path)) from error
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        done, total = 0, len(buffer)
+        while done < total:
+            try:
+                count = os.preadv(self._fd, [buffer[done:]], offset + done)
+            except OSError as error:
+                raise MalformedCheckpointError(
+                    f"cannot be read: {error.strerror}", where=self._name
+                ) from error
+            if not count:
+                raise MalformedCheckpointError(
+                    f"ends at byte {offset + done}, {total - done} bytes too early",
+                    where=self._name,
+                    hint="download or copy it again",
+                )
+            done += count
+
+    def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
+        pass
+
+    def check_unchanged(self) -> None:
+        status = os.fstat(self._fd)
+        if (status.st_size, status.st_mtime_ns) != self._stamp:
+            raise MalformedCheckpointError(
+                "changed while it was being read", where=self._name, hint="run again"
+            )
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class SliceSource:
+    """A part of another source, such as a stored member of a zip file."""
+
+    def __init__(self, parent: ByteSource, offset: int, size: int, name: str) -> None:
+        self._parent = parent
+        self._offset = offset
+        self._size = size
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        if offset + len(buffer) > self._size:
+            raise MalformedCheckpointError("truncated", where=self._name)
+        self._parent.read_into(self._offset + offset, buffer)
+
+    def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
+        self._parent.prefetch([(self._offset + a, self._offset + b) for a, b in ranges])
+
+    def check_unchanged(self) -> None:
+        self._parent.check_unchanged()
+
+    def close(self) -> None:
+        self._parent.close()

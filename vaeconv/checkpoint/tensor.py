@@ -1,0 +1,321 @@
+"""Lazy tensors: where a tensor's bytes are, and how to read them in its own order.
+
+Nothing is loaded until it is read. All readers produce the tensor's elements in C order and
+little endian, whatever the file holds.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from vaeconv.checkpoint.dtypes import DType
+from vaeconv.checkpoint.source import ByteSource
+from vaeconv.errors import MalformedCheckpointError
+
+# A view may repeat elements (stride 0), so its size is not bounded by the file's. Real
+# checkpoints hold no large ones; a hostile file would fill the disk with them.
+MAX_REPEATED_BYTES = 64 << 20
+# A non-contiguous view is gathered from the whole span that it touches, in memory.
+MAX_GATHER_BYTES = 512 << 20
+_PIECE = 1 << 20
+
+
+class Storage(Protocol):
+    """A run of bytes in a file that one or more tensors are views of."""
+
+    @property
+    def name(self) -> str:
+        """What to call it in a message."""
+
+    @property
+    def source(self) -> ByteSource:
+        """The file."""
+
+    @property
+    def size(self) -> int:
+        """Bytes, after decompression."""
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """The ``(start, end)`` bytes of the source that reading this touches."""
+
+    @property
+    def crc(self) -> int | None:
+        """CRC-32 of the bytes, where the container has one."""
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether the bytes must be inflated, so that they can only be read in order."""
+
+    def data_offset(self) -> int:
+        """Offset in the source of the first (possibly compressed) byte."""
+
+    def open(self) -> StorageReader:
+        """Start reading from the first byte."""
+
+
+class StorageReader(Protocol):
+    """Reads in order."""
+
+    def read_into(self, buffer: memoryview) -> None:
+        """Fill ``buffer`` with the next bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlainStorage:
+    """Bytes that lie in the file as they are, without a checksum."""
+
+    source: ByteSource
+    offset: int
+    size: int
+    name: str
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        return self.offset, self.offset + self.size
+
+    @property
+    def crc(self) -> int | None:
+        return None
+
+    @property
+    def is_compressed(self) -> bool:
+        return False
+
+    def data_offset(self) -> int:
+        return self.offset
+
+    def open(self) -> StorageReader:
+        return PlainReader(self.source, self.offset)
+
+
+class PlainReader:
+    """Reads stored bytes in order."""
+
+    def __init__(self, source: ByteSource, offset: int) -> None:
+        self._source = source
+        self._position = offset
+
+    def read_into(self, buffer: memoryview) -> None:
+        self._source.read_into(self._position, buffer)
+        self._position += len(buffer)
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor of a checkpoint, not loaded.
+
+    Attributes:
+        name: Key in the state dict.
+        dtype: Element type.
+        shape: Sizes; ``()`` for a scalar.
+        storage: The bytes that it views.
+        offset: Bytes from the start of the storage to the first element.
+        stride: Elements from one index to the next, per dimension; None where contiguous.
+        is_swapped: Whether the elements are stored big endian.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    storage: Storage
+    offset: int = 0
+    stride: tuple[int, ...] | None = None
+    is_swapped: bool = False
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the elements in C order."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether the file holds exactly these bytes in a row, so any part can be read alone."""
+        return self.stride is None and not self.is_swapped and not self.storage.is_compressed
+
+    @property
+    def covers_storage(self) -> bool:
+        """Whether reading it in order reads its storage once, from first to last byte."""
+        return self.is_direct and self.offset == 0 and self.nbytes == self.storage.size
+
+    def read_at(self, start: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` from byte ``start`` of a direct tensor."""
+        self.storage.source.read_into(self.storage.data_offset() + self.offset + start, buffer)
+
+    def open(self) -> StorageReader:
+        """Start reading the elements from the first one, in C order, little endian."""
+        if self.stride is not None:
+            return _GatherReader(self)
+        reader = self.storage.open()
+        _skip(reader, self.offset)
+        return _SwapReader(reader, self.dtype.itemsize) if self.is_swapped else reader
+
+    def read(self) -> bytes:
+        """Read all elements; for small tensors."""
+        data = bytearray(self.nbytes)
+        if data:
+            self.open().read_into(memoryview(data))
+        return bytes(data)
+
+
+def make_view(
+    name: str,
+    dtype: DType,
+    storage: Storage,
+    *,
+    offset: int,
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    is_swapped: bool,
+    where: str,
+) -> Tensor:
+    """Describe a strided view of a storage after checking that it lies inside.
+
+    Args:
+        name: Key in the state dict.
+        dtype: Element type.
+        storage: The bytes.
+        offset: Elements from the start of the storage.
+        shape: Sizes, not negative.
+        stride: Elements per step, not negative, one per dimension.
+        is_swapped: Whether the storage is big endian.
+        where: The file, for messages.
+
+    Raises:
+        MalformedCheckpointError: The view reaches outside, or repeats elements without bound.
+    """
+    numel = math.prod(shape)
+    if numel:
+        last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+        needed = (last + 1) * dtype.itemsize
+        if needed > storage.size:
+            raise MalformedCheckpointError(
+                f"tensor {name} needs {needed} bytes of {storage.name}, which holds {storage.size}",
+                where=where,
+            )
+        nbytes = numel * dtype.itemsize
+        if nbytes > storage.size and nbytes > MAX_REPEATED_BYTES:
+            raise MalformedCheckpointError(
+                f"tensor {name} repeats {storage.size} stored bytes to {nbytes}", where=where
+            )
+    contiguous = not numel or _is_contiguous(shape, stride)
+    return Tensor(
+        name,
+        dtype,
+        shape,
+        storage,
+        offset * dtype.itemsize if numel else 0,
+        None if contiguous else stride,
+        is_swapped and dtype.itemsize > 1,
+    )
+
+
+def _is_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+    expected = 1
+    for size, step in zip(reversed(shape), reversed(stride), strict=True):
+        if size != 1 and step != expected:
+            return False
+        expected *= size
+    return True
+
+
+def check_storages(storages: Sequence[Storage]) -> None:
+    """Read storages whole, in constant memory, and compare their CRC.
+
+    Raises:
+        MalformedCheckpointError: The bytes are not those that were written.
+    """
+    buffer = memoryview(bytearray(_PIECE))
+    for storage in storages:
+        if storage.crc is None:
+            continue
+        reader, crc, left = storage.open(), 0, storage.size
+        while left:
+            piece = buffer[: min(left, _PIECE)]
+            reader.read_into(piece)
+            crc = zlib.crc32(piece, crc)
+            left -= len(piece)
+        if crc != storage.crc:
+            raise crc_error(storage)
+
+
+def crc_error(storage: Storage) -> MalformedCheckpointError:
+    """Describe bytes that fail their checksum."""
+    return MalformedCheckpointError(
+        f"{storage.name} fails its CRC-32 check: its bytes are not those that were written",
+        where=storage.source.name,
+        hint="download or copy the file again",
+    )
+
+
+def _skip(reader: StorageReader, count: int) -> None:
+    if isinstance(reader, PlainReader):
+        reader._position += count
+        return
+    scratch = memoryview(bytearray(min(count, _PIECE)))
+    while count:
+        piece = scratch[: min(count, _PIECE)]
+        reader.read_into(piece)
+        count -= len(piece)
+
+
+class _SwapReader:
+    """Turns big-endian elements around; buffers hold whole elements."""
+
+    _TYPECODE = {2: "H", 4: "I", 8: "Q"}
+
+    def __init__(self, reader: StorageReader, itemsize: int) -> None:
+        self._reader = reader
+        self._typecode = self._TYPECODE[itemsize]
+
+    def read_into(self, buffer: memoryview) -> None:
+        from array import array
+
+        self._reader.read_into(buffer)
+        elements = array(self._typecode, bytes(buffer))
+        elements.byteswap()
+        buffer[:] = memoryview(elements).cast("B")
+
+
+class _GatherReader:
+    """Brings the elements of a transposed or otherwise strided view into C order."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        import numpy as np
+
+        assert tensor.stride is not None
+        itemsize = tensor.dtype.itemsize
+        steps = zip(tensor.shape, tensor.stride, strict=True)
+        span = (sum((size - 1) * step for size, step in steps) + 1) * itemsize
+        if span > MAX_GATHER_BYTES:
+            raise MalformedCheckpointError(
+                f"tensor {tensor.name} is a strided view over {span} bytes, "
+                f"more than the {MAX_GATHER_BYTES} that are gathered in memory",
+                where=tensor.storage.source.name,
+                hint="save it again after .contiguous()",
+            )
+        reader = tensor.storage.open()
+        _skip(reader, tensor.offset)
+        window = bytearray(span)
+        reader.read_into(memoryview(window))
+        view = np.lib.stride_tricks.as_strided(
+            np.frombuffer(window, dtype=f"{'>' if tensor.is_swapped else '<'}u{itemsize}"),
+            tensor.shape,
+            [step * itemsize for step in tensor.stride],
+        )
+        self._bytes = memoryview(view.astype(f"<u{itemsize}", order="C").tobytes())
+        self._position = 0
+
+    def read_into(self, buffer: memoryview) -> None:
+        end = self._position + len(buffer)
+        buffer[:] = self._bytes[self._position : end]
+        self._position = end

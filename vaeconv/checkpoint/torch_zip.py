@@ -1,0 +1,120 @@
+"""Torch's zip format (torch 1.6 and later): one pickle, and one raw record per storage.
+
+Written by ``torch.save``; ``caffe2/serialize/inline_container.cc`` is the upstream writer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from vaeconv.checkpoint.base import Checkpoint
+from vaeconv.checkpoint.dtypes import DType
+from vaeconv.checkpoint.source import ByteSource
+from vaeconv.checkpoint.state_tree import find_state_dict
+from vaeconv.checkpoint.tensor import Storage, Tensor, make_view
+from vaeconv.checkpoint.unpickle import StorageRef, TensorRef, unpickle
+from vaeconv.checkpoint.zip_directory import ZipEntry
+from vaeconv.errors import MalformedCheckpointError, NotACheckpointError
+
+# 2000 tensors make a pickle of 200 kB; a larger one is a bomb or holds data as Python lists.
+MAX_PICKLE = 64 << 20
+_SMALL = 64
+_PICKLE = "data.pkl"
+
+
+def find_pickle(entries: Iterable[str]) -> str | None:
+    """Return the prefix of the records where the members are those of a torch file."""
+    found = [n for n in entries if n == _PICKLE or (n.endswith("/" + _PICKLE) and n.count("/") == 1)]
+    return found[0][: -len(_PICKLE)] if len(found) == 1 else None
+
+
+def open_torch_zip(
+    source: ByteSource, entries: Mapping[str, ZipEntry], prefix: str, *, salvage: bool
+) -> Checkpoint:
+    """Open a torch zip file.
+
+    Args:
+        source: The file.
+        entries: Its directory.
+        prefix: Folder of the records, as :func:`find_pickle` returned it.
+        salvage: Whether to read past names that are unsafe.
+
+    Raises:
+        UnsafeCheckpointError: The pickle names what is not plain data.
+        MalformedCheckpointError: Pickle, records and directory contradict each other.
+        NotACheckpointError: It is a TorchScript archive, or holds no tensors.
+    """
+    if f"{prefix}constants.pkl" in entries:
+        raise NotACheckpointError(
+            "a TorchScript archive: a program, not a checkpoint",
+            where=source.name,
+            hint="save model.state_dict() with torch.save",
+        )
+    where = f"{source.name} ({prefix}{_PICKLE})"
+    pickled = entries[prefix + _PICKLE].read(MAX_PICKLE)
+    result = unpickle(pickled, where=where, salvage=salvage)
+    tree = find_state_dict(result.root, where=source.name)
+    is_swapped = _read_byteorder(source, entries, prefix) == b"big"
+
+    def storage_of(ref: StorageRef, name: str) -> Storage:
+        entry = entries.get(f"{prefix}data/{ref.key}")
+        if entry is None:
+            raise MalformedCheckpointError(
+                f"tensor {name} needs the record {prefix}data/{ref.key}, which is not there",
+                where=source.name,
+            )
+        check_storage_size(ref, entry, where=source.name)
+        return entry
+
+    return Checkpoint(
+        name=source.name,
+        container="torch zip",
+        tensors={
+            name: make_tensor(name, ref, storage_of(ref.storage, name), is_swapped, source.name)
+            for name, ref in tree.tensors.items()
+        },
+        sources=(source,),
+        wrapper=tree.wrapper,
+        non_tensors=tree.non_tensors,
+        globals=tuple((use.name, use.verdict.value) for use in result.globals),
+        read_siblings=tree.read_siblings,
+    )
+
+
+def make_tensor(
+    name: str, ref: TensorRef, storage: Storage, is_swapped: bool, where: str
+) -> Tensor:
+    """Join what the pickle says of a tensor with the record that holds it."""
+    return make_view(
+        name,
+        ref.dtype,
+        storage,
+        offset=ref.offset,
+        shape=ref.shape,
+        stride=ref.stride,
+        is_swapped=is_swapped,
+        where=where,
+    )
+
+
+def check_storage_size(ref: StorageRef, storage: Storage, *, where: str) -> None:
+    """Check that a record is as long as the pickle says.
+
+    Raises:
+        MalformedCheckpointError: It is not; reading on would take another tensor's bytes.
+    """
+    itemsize = ref.dtype.itemsize if isinstance(ref.dtype, DType) else 1
+    if storage.size != ref.numel * itemsize:
+        raise MalformedCheckpointError(
+            f"record {storage.name} holds {storage.size} bytes, "
+            f"the pickle says {ref.numel * itemsize}",
+            where=where,
+        )
+
+
+def _read_byteorder(source: ByteSource, entries: Mapping[str, ZipEntry], prefix: str) -> bytes:
+    entry = entries.get(f"{prefix}byteorder")
+    order = bytes(entry.read(_SMALL)).strip() if entry else b"little"
+    if order not in (b"little", b"big"):
+        raise MalformedCheckpointError("its byteorder record is unknown", where=source.name)
+    return order

@@ -1,0 +1,162 @@
+"""``vaeconv convert``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vaeconv.cli.options import (
+    CHECKS,
+    EXPERT,
+    SCALING,
+    Config,
+    Download,
+    DTypeChoice,
+    Family,
+    HashSource,
+    Json,
+    Quiet,
+    Salvage,
+    Source,
+    SourcePrefix,
+    Verbose,
+)
+
+Output = Annotated[
+    str,
+    typer.Argument(
+        metavar="OUT",
+        help="A name ending in .safetensors, .sft, .ckpt, .pt, .pth or .bin is a CompVis file; "
+        "any other is a diffusers folder.",
+        show_default=False,
+    ),
+]
+
+
+def convert(
+    source: Source,
+    output: Output,
+    dtype: Annotated[DTypeChoice, typer.Option(help="Cast the weights.")] = DTypeChoice.KEEP,
+    ema: Annotated[
+        bool, typer.Option("--ema/--no-ema", help="Take EMA weights where a tensor has them.")
+    ] = False,
+    variant: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", show_default=False,
+                     help="Variant of the diffusers folder, such as fp16: OUT's, else IN's."),
+    ] = None,
+    prefix: Annotated[
+        str,
+        typer.Option(metavar="PREFIX", show_default=False,
+                     help="What keys of a CompVis OUT begin with, such as first_stage_model."),
+    ] = "",
+    legacy_names: Annotated[
+        bool, typer.Option("--legacy-names", help="Write attention names of diffusers < 0.17.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", "--force", help="Replace OUT; other files in it stay.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan, and write nothing.")
+    ] = False,
+    manifest: Annotated[
+        bool, typer.Option("--manifest", help="Write OUT.vaeconv.json beside a single file.")
+    ] = False,
+    family: Family = None,
+    scaling_factor: Annotated[
+        float | None,
+        typer.Option(metavar="X", show_default=False, rich_help_panel=SCALING,
+                     help="What latents are multiplied by for the diffusion model."),
+    ] = None,
+    shift_factor: Annotated[
+        float | None,
+        typer.Option(metavar="X", show_default=False, rich_help_panel=SCALING,
+                     help="What is subtracted from latents before that."),
+    ] = None,
+    config: Config = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check/--no-check", rich_help_panel=CHECKS,
+                     help="Check CRCs, look for NaN and infinity, hash OUT, wait for the disk. "
+                     "--no-check only copies; OUT still appears whole or not at all."),
+    ] = True,
+    allow_nonfinite: Annotated[
+        bool,
+        typer.Option("--allow-nonfinite", rich_help_panel=CHECKS,
+                     help="Let NaN and infinity pass."),
+    ] = False,
+    hash_source: HashSource = False,
+    source_prefix: SourcePrefix = None,
+    drop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", show_default=False, rich_help_panel=EXPERT,
+                     help="Leave out keys of IN that match; repeatable."),
+    ] = None,
+    salvage: Salvage = False,
+    download: Download = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Convert an autoencoder: CompVis checkpoint to diffusers folder, or back.
+
+    Every tensor keeps its bits unless --dtype casts it. OUT appears whole or not at all.
+
+    Examples:
+
+        vaeconv convert model.ckpt out/
+
+        vaeconv convert --ema --dtype fp16 --variant fp16 model.ckpt out/
+
+        vaeconv convert --family sdxl sdxl_vae.safetensors out/
+
+        vaeconv convert out/ back.safetensors
+
+        vaeconv convert hf://stabilityai/sd-vae-ft-mse vae.ckpt
+    """  # fmt: skip
+    from vaeconv.autoencoder.scaling import ScalingOptions
+    from vaeconv.cli.progress import ByteProgress
+    from vaeconv.cli.render import (
+        conversion_document,
+        print_conversion,
+        print_json,
+        print_notes,
+    )
+    from vaeconv.conversion import ConvertOptions
+    from vaeconv.conversion import convert as run
+    from vaeconv.executor import CopyOptions
+
+    started = time.monotonic()
+    with ByteProgress(f"converting {Path(source).name}", enabled=not (quiet or json)) as progress:
+        result = run(
+            source,
+            output,
+            ConvertOptions(
+                dtype=dtype.value,
+                variant=variant,
+                prefix=prefix,
+                source_prefix=source_prefix,
+                scaling=ScalingOptions(scaling_factor, shift_factor, family),
+                config=config,
+                ema=ema,
+                legacy_names=legacy_names,
+                drop=tuple(drop or ()),
+                salvage=salvage,
+                download=download,
+                overwrite=overwrite,
+                hash_source=hash_source,
+                manifest=manifest,
+                copy=CopyOptions(check, allow_nonfinite, progress.advance),
+            ),
+            dry_run=dry_run,
+        )
+    seconds = time.monotonic() - started
+    if json:
+        print_json("convert", conversion_document(result, dry_run=dry_run))
+        return
+    if not quiet:
+        print_notes(result.plan.notes)
+        print_conversion(result, dry_run=dry_run, seconds=seconds, verbose=verbose)

@@ -1,0 +1,87 @@
+"""Options that several commands share: one declaration each."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+CHECKS, EXPERT, SCALING = "Checks", "Special inputs", "Scaling"
+
+
+class DTypeChoice(str, Enum):
+    """Element types that weights can be cast to."""
+
+    KEEP = "keep"
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="IN",
+        help="A .ckpt, .pt, .bin or .safetensors file, a diffusers folder, a .zip with a "
+        "checkpoint in it, or hf://owner/name[@revision][/path].",
+        show_default=False,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Say more; with errors, print the traceback.")
+]
+Salvage = Annotated[
+    bool,
+    typer.Option(
+        "--salvage",
+        help="Read a pickle past names that are not plain data. They stay inert placeholders.",
+        rich_help_panel=EXPERT,
+    ),
+]
+Download = Annotated[
+    bool,
+    typer.Option(
+        "--download",
+        help="Fetch a file on the Hub whole, into the cache, instead of only what is needed.",
+        rich_help_panel=EXPERT,
+    ),
+]
+SourcePrefix = Annotated[
+    Optional[str],
+    typer.Option(
+        "--source-prefix",
+        metavar="PREFIX",
+        help="Which autoencoder to read, where IN holds several, such as first_stage_model.",
+        show_default=False,
+        rich_help_panel=EXPERT,
+    ),
+]
+Config = Annotated[
+    Optional[Path],
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="A diffusers config.json or a training yaml, for what shapes do not tell.",
+        show_default=False,
+        rich_help_panel=SCALING,
+    ),
+]
+Family = Annotated[
+    Optional[str],
+    typer.Option(
+        "--family",
+        metavar="NAME",
+        help="sd1, sd2, sdxl, playground-v2.5, x4-upscaler, sd3 or flux1: "
+        "settles scaling and shift.",
+        show_default=False,
+        rich_help_panel=SCALING,
+    ),
+]
+HashSource = Annotated[
+    bool,
+    typer.Option("--hash-source", help="Hash IN whole (sha256).", rich_help_panel=CHECKS),
+]

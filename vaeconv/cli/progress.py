@@ -1,0 +1,76 @@
+"""A progress bar on stderr for work that takes more than a second."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+_PATIENCE = 1.0
+
+
+class ByteProgress(AbstractContextManager["ByteProgress"]):
+    """Counts bytes from any thread; draws only on a terminal, and only once work takes long.
+
+    Args:
+        label: What is going on.
+        enabled: Whether it may draw at all.
+    """
+
+    def __init__(self, label: str, *, enabled: bool) -> None:
+        self._label = label
+        self._enabled = enabled and sys.stderr.isatty()
+        self._started = time.monotonic()
+        self._lock = threading.Lock()
+        self._done = 0
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+
+    def advance(self, count: int, total: int | None = None) -> None:
+        """Count bytes that are done, of a total where it is known."""
+        if not self._enabled:
+            return
+        with self._lock:
+            self._done += count
+            if self._bar is None and time.monotonic() - self._started > _PATIENCE:
+                self._bar, self._task = self._draw()
+            if self._bar is not None and self._task is not None:
+                self._bar.update(self._task, completed=self._done, total=total)
+
+    def _draw(self) -> tuple[Progress, TaskID]:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        bar.start()
+        return bar, bar.add_task(self._label, total=None)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()

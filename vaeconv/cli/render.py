@@ -1,0 +1,263 @@
+"""Turn results into text or JSON. The only place that prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from vaeconv.errors import VaeconvError, one_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from vaeconv.conversion import Conversion
+    from vaeconv.inspection import Inspection
+
+SCHEMA_VERSION = 1
+
+
+def print_json(command: str, document: Mapping[str, Any], error: VaeconvError | None = None) -> None:
+    """Write one JSON document straight to stdout, untouched by any console."""
+    envelope: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "command": command,
+        "ok": error is None,
+        **document,
+    }
+    if error is not None:
+        envelope["error"] = describe_error(error)
+    sys.stdout.write(json.dumps(envelope, indent=2, ensure_ascii=True) + "\n")
+    sys.stdout.flush()
+
+
+def describe_error(error: VaeconvError) -> dict[str, Any]:
+    """Give an error's facts."""
+    return {
+        "type": type(error).__name__,
+        "exit_code": error.exit_code,
+        "message": str(error),
+        "what": one_line(error.what),
+        "where": error.where and one_line(error.where),
+        "hint": error.hint,
+    }
+
+
+def print_error(text: str) -> None:
+    """Write one error line to stderr."""
+    _write_stderr(f"error: {one_line(text)}\n")
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Write notes and warnings to stderr, a line each."""
+    for note in notes:
+        _write_stderr(one_line(note) + "\n")
+
+
+def _write_stderr(text: str) -> None:
+    encoding = sys.stderr.encoding or "utf-8"
+    sys.stderr.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    sys.stderr.flush()
+
+
+def human_size(nbytes: int) -> str:
+    """Write a number of bytes for people, in decimal units as file managers do."""
+    size = float(nbytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
+        size /= 1000
+    raise AssertionError
+
+
+def conversion_document(result: Conversion, *, dry_run: bool) -> dict[str, Any]:
+    """Describe a conversion for machines."""
+    ema, raw = result.plan.ema_counts
+    document: dict[str, Any] = {
+        "dry_run": dry_run,
+        "source": {"name": result.source, "container": result.container,
+                   "layout": result.source_layout.value},
+        "output": {"path": str(result.output), "layout": result.layout.value,
+                   "tensors": len(result.plan.rows), "bytes": result.plan.nbytes},
+        "ema": {"ema": ema, "raw": raw},
+        "dropped": result.plan.drop_counts(),
+        "config": result.config,
+        "scaling_from": result.decision.scaling.source if result.decision else None,
+        "family": result.decision.family.name
+        if result.decision and result.decision.family else None,
+        "files": [
+            {"path": str(w.path), "size": w.size, "sha256": w.sha256} for w in result.written
+        ],
+        "notes": list(result.plan.notes),
+    }  # fmt: skip
+    if dry_run:
+        document["rows"] = [
+            {"name": row.name, "source": row.source.name, "shape": list(row.shape),
+             "dtype": row.dtype.code, "cast_from": row.source.dtype.code if row.is_cast else None}
+            for row in result.plan.rows
+        ]  # fmt: skip
+    return document
+
+
+def print_conversion(result: Conversion, *, dry_run: bool, seconds: float, verbose: bool) -> None:
+    """Tell a person what was converted."""
+    out = sys.stdout
+    verb = "would convert" if dry_run else "converted"
+    out.write(
+        one_line(
+            f"{verb} {result.source} ({result.container}, {result.source_layout.value}) "
+            f"to {result.output} ({result.layout.value})"
+        )
+        + "\n"
+    )
+    out.write(f"  {len(result.plan.rows)} tensors, {human_size(result.plan.nbytes)}\n")
+    if result.decision:
+        scaling = result.decision.scaling
+        shift = "" if scaling.shift_factor is None else f", shift factor {scaling.shift_factor:g}"
+        out.write(
+            one_line(f"  scaling factor {scaling.scaling_factor:g}{shift} ({scaling.source})") + "\n"
+        )
+    if result.plan.dropped:
+        counts = ", ".join(f"{count} {why}" for why, count in result.plan.drop_counts().items())
+        out.write(f"  left out: {counts}\n")
+    if dry_run or verbose:
+        for row in result.plan.rows:
+            cast = f" {row.source.dtype.code} -> {row.dtype.code}" if row.is_cast else ""
+            out.write(one_line(f"  {row.name} <- {row.source.name}{cast}") + "\n")
+    for written in result.written:
+        digest = f"  sha256 {written.sha256}" if written.sha256 else ""
+        out.write(one_line(f"  {written.path}  {human_size(written.size)}{digest}") + "\n")
+    if not dry_run:
+        out.write(f"  in {seconds:.2f} s\n")
+    out.flush()
+
+
+def inspection_document(report: Inspection, *, keys: bool) -> dict[str, Any]:
+    """Describe an inspection for machines."""
+    document: dict[str, Any] = {
+        "name": report.name,
+        "container": report.container,
+        "size": report.size,
+        "wrapper": list(report.wrapper),
+        "layout": report.layout,
+        "prefix": report.prefix,
+        "family": report.family,
+        "scaling": report.scaling,
+        "config": report.config,
+        "dtypes": report.dtypes,
+        "parts": [
+            {"name": p.name, "tensors": p.tensors, "parameters": p.parameters, "bytes": p.nbytes}
+            for p in report.parts
+        ],
+        "ema": report.ema or None,
+        "beside_the_state_dict": [
+            {"name": s.name, "kind": s.kind, "tensors": s.tensors, "bytes": s.nbytes}
+            for s in report.siblings
+        ],
+        "pickle_globals": [{"name": name, "verdict": verdict} for name, verdict in report.globals],
+        "nonfinite": None if report.nonfinite is None else list(report.nonfinite),
+        "sha256": list(report.sha256),
+        "notes": list(report.notes),
+    }
+    if keys:
+        document["keys"] = [
+            {"name": k.name, "dtype": k.dtype, "shape": list(k.shape), "role": k.role}
+            for k in report.keys
+        ]
+    return document
+
+
+def render_inspection(report: Inspection, console: Console, *, keys: bool = False) -> None:
+    """Draw an inspection as tables."""
+    from rich.table import Table
+    from rich.text import Text
+
+    facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    facts.add_column(style="bold")
+    facts.add_column(overflow="fold")
+    for label, value in _fact_lines(report):
+        facts.add_row(label, Text(one_line(value)))
+    console.print(Text(one_line(report.name), style="bold cyan"))
+    console.print(facts)
+    parts = Table(title=None, header_style="bold")
+    for heading, justify in (("part", "left"), ("tensors", "right"), ("parameters", "right"),
+                             ("size", "right")):  # fmt: skip
+        parts.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    for part in report.parts:
+        parts.add_row(
+            Text(part.name), str(part.tensors), f"{part.parameters:,}", human_size(part.nbytes)
+        )
+    for sibling in report.siblings:
+        size = human_size(sibling.nbytes) if sibling.tensors else ""
+        count = str(sibling.tensors) if sibling.tensors else ""
+        parts.add_row(Text(one_line(f"{sibling.name} ({sibling.kind})"), style="dim"), count, "", size)
+    console.print(parts)
+    if report.globals:
+        names = Table("name in the pickle", "verdict", header_style="bold")
+        for name, verdict in report.globals:
+            names.add_row(Text(one_line(name)), verdict)
+        console.print(names)
+    if keys:
+        table = Table("key", "dtype", "shape", "becomes", header_style="bold")
+        for key in report.keys:
+            shape = "x".join(map(str, key.shape)) or "scalar"
+            table.add_row(Text(one_line(key.name)), key.dtype, shape, Text(key.role))
+        console.print(table)
+
+
+def _fact_lines(report: Inspection) -> list[tuple[str, str]]:
+    lines = [("container", f"{report.container}, {human_size(report.size)}")]
+    if report.wrapper:
+        lines.append(("state dict", "under " + ".".join(report.wrapper)))
+    if report.layout:
+        prefix = f"prefix {report.prefix}" if report.prefix else "no prefix"
+        lines.append(("layout", f"{report.layout}, {prefix}"))
+        dtypes = ", ".join(f"{code} ({count})" for code, count in report.dtypes.items())
+        lines.append(("dtype", dtypes))
+    if report.family:
+        lines.append(("family", report.family))
+    if report.config:
+        lines += _config_lines(report.config)
+    if report.scaling:
+        shift = report.scaling["shift_factor"]
+        text = f"{report.scaling['scaling_factor']:g}"
+        text += "" if shift is None else f", shift {shift:g}"
+        lines.append(("scaling factor", f"{text} ({report.scaling['from']})"))
+    lines.append(("EMA", _ema_line(report)))
+    lines.append(("NaN, infinity", _nonfinite_line(report)))
+    lines += [("sha256", digest) for digest in report.sha256]
+    return lines
+
+
+def _config_lines(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    attention = [
+        str(level) for level, kind in enumerate(config["down_block_types"]) if "Attn" in kind
+    ]
+    where = (["middle"] if config["mid_block_add_attention"] else []) + [
+        f"level {level}" for level in attention
+    ]
+    return [
+        ("block_out_channels", " ".join(map(str, config["block_out_channels"]))),
+        ("layers_per_block", str(config["layers_per_block"])),
+        ("latent channels", f"{config['latent_channels']}"),
+        ("attention", ", ".join(where) or "none"),
+        ("quant convolutions", "yes" if config["use_quant_conv"] else "no"),
+    ]
+
+
+def _ema_line(report: Inspection) -> str:
+    ema = report.ema
+    if not ema:
+        return "none"
+    if not ema["autoencoder_tensors"]:
+        return "of the diffusion model only" if ema["covers_unet"] else "a remnant without weights"
+    updates = "" if ema["num_updates"] is None else f", {ema['num_updates']} updates"
+    decay = "" if ema["decay"] is None else f", decay {ema['decay']:g}"
+    return f"{ema['autoencoder_tensors']} of {ema['of']} tensors{updates}{decay}"
+
+
+def _nonfinite_line(report: Inspection) -> str:
+    if report.nonfinite is None:
+        return "not looked for"
+    return ", ".join(report.nonfinite[:5]) or "none"

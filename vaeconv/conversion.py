@@ -1,0 +1,300 @@
+"""Convert an autoencoder between the CompVis and the diffusers layout."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from vaeconv.autoencoder.accounting import DropReason
+from vaeconv.autoencoder.config import build_config
+from vaeconv.autoencoder.ema import WARM_UPDATES
+from vaeconv.autoencoder.scaling import Decision, ScalingOptions, decide_scaling
+from vaeconv.autoencoder.topology import Layout
+from vaeconv.checkpoint.base import Checkpoint
+from vaeconv.checkpoint.dtypes import BY_OPTION, DType
+from vaeconv.checkpoint.open import open_checkpoint
+from vaeconv.checkpoint.tensor import Tensor
+from vaeconv.errors import EmaError, UnmappedKeysError, UnsupportedModelError
+from vaeconv.executor import CopyOptions
+from vaeconv.output import Output, OutputKind, Written, check_target, output_kind, write_output
+from vaeconv.plan import Plan, Row
+from vaeconv.survey import (
+    Survey,
+    read_ema_facts,
+    read_stored_scaling,
+    same_values,
+    survey_checkpoint,
+)
+
+KEEP = "keep"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertOptions:
+    """How to convert.
+
+    Attributes:
+        dtype: ``keep``, ``fp32``, ``fp16`` or ``bf16``.
+        variant: Variant to write in a diffusers folder, or to read from one; such as ``fp16``.
+        prefix: What keys of a CompVis output begin with.
+        source_prefix: Which autoencoder to read, where the source holds several.
+        scaling: What is known about scaling and shift.
+        config: A config file to take what shapes do not tell from.
+        ema: Whether to use the moving average where a parameter has one.
+        legacy_names: Whether to write the attention names of diffusers before 0.17.
+        drop: Patterns of keys to leave out.
+        salvage: Whether to read past unsafe names in a pickle.
+        download: Whether to fetch a file on the Hub whole.
+        overwrite: Whether an existing output may be replaced.
+        hash_source: Whether to record the sha256 of the source file.
+        manifest: Whether a single output file gets a manifest beside it; folders always have one.
+        copy: What to check on the way.
+    """
+
+    dtype: str = KEEP
+    variant: str | None = None
+    prefix: str = ""
+    source_prefix: str | None = None
+    scaling: ScalingOptions = field(default_factory=ScalingOptions)
+    config: Path | None = None
+    ema: bool = False
+    legacy_names: bool = False
+    drop: tuple[str, ...] = ()
+    salvage: bool = False
+    download: bool = False
+    overwrite: bool = False
+    hash_source: bool = False
+    manifest: bool = False
+    copy: CopyOptions = field(default_factory=CopyOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What was converted, or would be.
+
+    Attributes:
+        source: The source, as it was named.
+        container: What kind of file it is.
+        output: The output.
+        source_layout: Naming in the source.
+        layout: Naming in the output.
+        plan: Every row and every dropped key.
+        decision: Scaling and family; None where the output has no config.
+        config: The config that was written; None where there is none.
+        written: The files; empty for a dry run.
+    """
+
+    source: str
+    container: str
+    output: Path
+    source_layout: Layout
+    layout: Layout
+    plan: Plan
+    decision: Decision | None
+    config: dict[str, Any] | None
+    written: tuple[Written, ...] = ()
+
+
+def convert(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    options: ConvertOptions | None = None,
+    *,
+    dry_run: bool = False,
+) -> Conversion:
+    """Convert an autoencoder to the layout that the output's name stands for.
+
+    A name that ends in ``.safetensors``, ``.sft``, ``.ckpt``, ``.pt``, ``.pth`` or ``.bin`` is a
+    file in the CompVis layout, any other a diffusers folder. Every tensor keeps its bits unless
+    ``dtype`` asks for a cast.
+
+    Args:
+        source: Anything that :func:`~vaeconv.checkpoint.open.open_checkpoint` opens.
+        output: The file or folder to write.
+        options: How.
+        dry_run: Plan and check everything, and write nothing.
+
+    Returns:
+        What was done.
+
+    Raises:
+        InputError: The source is bad, unsafe, or no autoencoder that diffusers can express.
+        OutputError: The output exists or cannot be written.
+        UsageError: The options do not fit together.
+        HubError: A source on the Hub cannot be fetched.
+    """
+    options = options or ConvertOptions()
+    kind, target = output_kind(output)
+    reads_variant = kind is not OutputKind.FOLDER
+    check_target(target, source, overwrite=options.overwrite)
+    with open_checkpoint(
+        source,
+        variant=options.variant if reads_variant else None,
+        salvage=options.salvage,
+        download=options.download,
+    ) as checkpoint:
+        survey = survey_checkpoint(
+            checkpoint,
+            prefix=options.source_prefix,
+            config=options.config,
+            drop=options.drop,
+        )
+        layout = Layout.DIFFUSERS if kind is OutputKind.FOLDER else Layout.COMPVIS
+        plan = build_plan(checkpoint, survey, layout, options)
+        decision = config = None
+        if layout is Layout.DIFFUSERS:
+            decision = _decide(checkpoint, survey, options)
+            config = build_config(
+                survey.autoencoder.topology,
+                decision.scaling,
+                sample_size=decision.sample_size,
+                given=survey.given,
+            )
+            if decision.warning:
+                plan = replace(plan, notes=(*plan.notes, f"warning: {decision.warning}"))
+        result = Conversion(
+            checkpoint.name,
+            checkpoint.container,
+            target,
+            survey.autoencoder.layout,
+            layout,
+            plan,
+            decision,
+            config,
+        )
+        if dry_run:
+            return result
+        written = write_output(
+            Output(target, kind, options.variant, config, _facts(checkpoint, result, options)),
+            checkpoint,
+            plan,
+            overwrite=options.overwrite,
+            manifest=options.manifest,
+            hash_source=options.hash_source,
+            copy=options.copy,
+        )
+        return replace(result, written=written)
+
+
+def build_plan(
+    checkpoint: Checkpoint, survey: Survey, layout: Layout, options: ConvertOptions
+) -> Plan:
+    """Pair every tensor of the output with the tensor that it is made of.
+
+    Raises:
+        EmaError: The moving average was asked for, and there is none.
+        UnmappedKeysError: A shadow has another shape than its parameter.
+        UnsupportedModelError: A tensor is not of floating point.
+    """
+    autoencoder = survey.autoencoder
+    notes = [*survey.notes, *_ema_notes(checkpoint, survey, options)]
+    dropped = dict(autoencoder.dropped)
+    dropped.update(dict.fromkeys(checkpoint.non_tensors, DropReason.NOT_A_TENSOR))
+    prefix = options.prefix if layout is Layout.COMPVIS else ""
+    rows: list[Row] = []
+    for pair, key in autoencoder.keys.items():
+        shadow = survey.ema.shadows.get(pair.compvis) if options.ema else None
+        tensor = checkpoint.tensors[shadow or key]
+        if shadow and not pair.accepts(tensor.shape):
+            expected = list(checkpoint.tensors[key].shape)
+            raise UnmappedKeysError(
+                misshaped=[f"{shadow} {list(tensor.shape)}, not {expected}"],
+                where=checkpoint.name,
+            )
+        rows.append(
+            Row(
+                prefix + pair.name(layout, legacy=options.legacy_names),
+                tensor,
+                pair.shape(layout),
+                _target_dtype(tensor, options.dtype, checkpoint.name),
+                shadow is not None,
+            )
+        )
+    unknown = [name for name, reason in dropped.items() if reason is DropReason.UNKNOWN]
+    if unknown:
+        notes.append(
+            f"warning: {len(unknown)} keys outside the autoencoder are unknown and left out, "
+            f"such as {unknown[0]}"
+        )
+    return Plan(tuple(rows), dropped, tuple(notes))
+
+
+def _target_dtype(tensor: Tensor, wanted: str, where: str) -> DType:
+    dtype = tensor.dtype
+    if not dtype.is_float and (wanted != KEEP or not dtype.code.startswith("F8_")):
+        raise UnsupportedModelError(
+            f"tensor {tensor.name} holds {dtype.torch_name}; weights are floating point",
+            where=where,
+        )
+    return dtype if wanted == KEEP else BY_OPTION[wanted]
+
+
+def _ema_notes(checkpoint: Checkpoint, survey: Survey, options: ConvertOptions) -> list[str]:
+    ema, prefix = survey.ema, survey.autoencoder.prefix
+    total = len(survey.autoencoder.keys)
+    if not options.ema:
+        if not ema.shadows:
+            return []
+        return [
+            f"note: EMA weights for {len(ema.shadows)} of {total} tensors are in the file; "
+            "raw weights are used, --ema takes the EMA"
+        ]
+    if not ema.shadows:
+        reason = "there are no EMA weights in it"
+        if ema.covers_unet:
+            reason = "its EMA weights are the diffusion model's; the autoencoder has none"
+        elif ema.keys:
+            reason = f"its model_ema section is a remnant of {ema.keys} keys without weights"
+        raise EmaError(f"--ema: {reason}", where=checkpoint.name, hint="convert without --ema")
+    notes = [f"note: EMA for {len(ema.shadows)} tensors, raw for {total - len(ema.shadows)}"]
+    updates, _ = read_ema_facts(checkpoint, prefix)
+    if updates is not None and updates < WARM_UPDATES:
+        meaning = {0: "was never updated", -1: "had its warm-up off, so its random start may show"}
+        said = meaning.get(updates, f"was updated only {updates} times")
+        notes.append(f"warning: the EMA {said} (num_updates {updates})")
+    tensors = checkpoint.tensors
+    if all(
+        same_values(tensors[key], tensors[ema.shadows[pair.compvis]])
+        for pair, key in survey.autoencoder.keys.items()
+        if pair.compvis in ema.shadows
+    ):
+        notes.append("warning: the EMA weights are equal to the raw ones")
+    return notes
+
+
+def _decide(checkpoint: Checkpoint, survey: Survey, options: ConvertOptions) -> Decision:
+    prefix = survey.autoencoder.prefix
+    return decide_scaling(
+        survey.autoencoder.topology,
+        options.scaling,
+        survey.given,
+        lambda: read_stored_scaling(checkpoint, prefix),
+        survey.autoencoder.dropped,
+        where=checkpoint.name,
+    )
+
+
+def _facts(
+    checkpoint: Checkpoint, conversion: Conversion, options: ConvertOptions
+) -> dict[str, Any]:
+    """Gather what the manifest says of the plan."""
+    ema, raw = conversion.plan.ema_counts
+    facts: dict[str, Any] = {
+        "source": {"name": Path(checkpoint.name).name, "size": checkpoint.size},
+        "layout": {"from": conversion.source_layout.value, "to": conversion.layout.value},
+        "dtype": options.dtype,
+        "tensors": len(conversion.plan.rows),
+        "ema": {"ema": ema, "raw": raw},
+        "dropped": conversion.plan.drop_counts(),
+    }
+    if conversion.decision:
+        scaling, family = conversion.decision.scaling, conversion.decision.family
+        facts["family"] = family.name if family else None
+        facts["scaling"] = {
+            "scaling_factor": scaling.scaling_factor,
+            "shift_factor": scaling.shift_factor,
+            "from": scaling.source,
+        }
+    return facts

@@ -1,0 +1,216 @@
+"""Every error that vaeconv raises on purpose, and the exit code that it means.
+
+The tree::
+
+    VaeconvError                      1  (never raised itself)
+    ├── UsageError                    2  options that do not fit together or the input
+    ├── InputError                    3  bad or unsafe input
+    │   ├── CheckpointNotFoundError      nothing is there, or it is not a file or folder
+    │   ├── MalformedCheckpointError     the bytes contradict themselves
+    │   ├── UnsafeCheckpointError        the pickle names something that is not plain data
+    │   ├── NotACheckpointError          readable, but something else (LFS pointer, HTML, …)
+    │   ├── UnsupportedModelError        a model that AutoencoderKL cannot express
+    │   ├── UnmappedKeysError            missing, unexpected or wrongly shaped tensors
+    │   ├── AmbiguousInputError          several answers; an option decides
+    │   ├── EmaError                     EMA asked for, none there
+    │   ├── ConfigMismatchError          a config that contradicts the tensors
+    │   ├── NonFiniteError               NaN or infinity in the weights
+    │   └── DTypeOverflowError           a value does not fit the target dtype
+    ├── CheckFailedError              4  a gate (parity, threshold) said no
+    ├── OutputError                   5  the output cannot be written
+    │   └── OutputExistsError            it is there already
+    ├── HubError                      6  Hub or network
+    └── MissingDependencyError        7  package, device or weights file missing
+
+Each carries its facts as fields; the one line that a user sees is composed here once, as
+``where: what; hint``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_LINE_LIMIT = 600
+
+
+def one_line(text: str) -> str:
+    """Make text from a file safe to print: one line, no control characters, bounded."""
+    text = _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
+    return text if len(text) <= _LINE_LIMIT else text[: _LINE_LIMIT - 1] + "…"
+
+
+def listed(names: Sequence[str], limit: int = 10) -> str:
+    """Join names for a message: the first ``limit``, then how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+class VaeconvError(Exception):
+    """Base of all errors that a user can cause.
+
+    Args:
+        what: What is wrong, as a clause without a full stop.
+        where: File, entry or tensor that it was found in.
+        hint: What to do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
+        super().__init__(what, where, hint)
+        self.what = what
+        self.where = where
+        self.hint = hint
+
+    def __str__(self) -> str:
+        head = f"{self.where}: {self.what}" if self.where else self.what
+        return one_line(f"{head}; {self.hint}" if self.hint else head)
+
+
+class UsageError(VaeconvError):
+    """Options that do not fit together, or do not fit the input."""
+
+    exit_code = 2
+
+
+class InputError(VaeconvError):
+    """The input is bad or unsafe."""
+
+    exit_code = 3
+
+
+class CheckpointNotFoundError(InputError):
+    """There is nothing at the given place, or nothing that can be read as a file or folder."""
+
+
+class MalformedCheckpointError(InputError):
+    """The file's own numbers contradict each other, or its bytes fail their checksum."""
+
+
+class UnsafeCheckpointError(InputError):
+    """The pickle names functions or classes that are not plain data.
+
+    Args:
+        names: Dotted names of the refused globals, in order of appearance.
+        where: The file and the pickle in it.
+    """
+
+    def __init__(self, names: Sequence[str], *, where: str | None = None) -> None:
+        self.names = tuple(names)
+        super().__init__(
+            f"unsafe pickle: it refers to {listed(self.names, 5)}, which no checkpoint needs",
+            where=where,
+            hint="nothing was executed; if you trust the weights, --salvage reads them "
+            "with inert placeholders in place of these",
+        )
+
+
+class NotACheckpointError(InputError):
+    """The file is readable, but it is not a checkpoint; ``what`` says what it is."""
+
+
+class UnsupportedModelError(InputError):
+    """A model that is recognised but cannot be expressed as a diffusers ``AutoencoderKL``."""
+
+
+class UnmappedKeysError(InputError):
+    """The autoencoder's keys are not exactly those that its architecture needs.
+
+    Args:
+        missing: Names that should be there.
+        unexpected: Names that should not.
+        misshaped: ``name (found, expected)`` texts of tensors with a wrong shape.
+        where: The file.
+    """
+
+    def __init__(
+        self,
+        *,
+        missing: Sequence[str] = (),
+        unexpected: Sequence[str] = (),
+        misshaped: Sequence[str] = (),
+        where: str | None = None,
+    ) -> None:
+        self.missing = tuple(missing)
+        self.unexpected = tuple(unexpected)
+        self.misshaped = tuple(misshaped)
+        parts = [
+            f"{len(names)} {label}: {listed(names)}"
+            for label, names in (
+                ("missing", self.missing),
+                ("unknown", self.unexpected),
+                ("wrongly shaped", self.misshaped),
+            )
+            if names
+        ]
+        super().__init__(
+            "the autoencoder's keys do not add up (" + "; ".join(parts) + ")",
+            where=where,
+            hint="see all keys with: vaeconv inspect --keys",
+        )
+
+
+class AmbiguousInputError(InputError):
+    """The input allows several answers; the hint names the option that decides."""
+
+
+class EmaError(InputError):
+    """EMA weights were asked for and there are none that can be used."""
+
+
+class ConfigMismatchError(InputError):
+    """A config that came with the weights, or was given, contradicts the tensors."""
+
+
+class NonFiniteError(InputError):
+    """A tensor holds NaN or infinity."""
+
+
+class DTypeOverflowError(InputError):
+    """A finite value is too large for the target dtype.
+
+    Args:
+        name: The tensor.
+        value: Its largest magnitude.
+        dtype: The target dtype.
+    """
+
+    def __init__(self, name: str, value: float, dtype: str, *, where: str | None = None) -> None:
+        self.name = name
+        self.value = value
+        self.dtype = dtype
+        super().__init__(
+            f"tensor {name} does not fit {dtype}: its largest magnitude is {value:g}",
+            where=where,
+            hint="keep a wider --dtype",
+        )
+
+
+class CheckFailedError(VaeconvError):
+    """A gate, such as parity or a threshold, said no."""
+
+    exit_code = 4
+
+
+class OutputError(VaeconvError):
+    """The output cannot be written."""
+
+    exit_code = 5
+
+
+class OutputExistsError(OutputError):
+    """The output is there already and ``--overwrite`` was not given."""
+
+
+class HubError(VaeconvError):
+    """The Hub or the network failed."""
+
+    exit_code = 6
+
+
+class MissingDependencyError(VaeconvError):
+    """An optional package, a device or a weights file is missing."""
+
+    exit_code = 7

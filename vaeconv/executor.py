@@ -1,0 +1,275 @@
+"""Stream the rows of a plan into an output file: read, check, cast, write, hash.
+
+Each worker takes the next piece of the output and carries it through all steps in a buffer of its
+own. Reading, scanning, casting and writing need no order; checksums do, so each piece waits its
+turn there, and one piece's hash overlaps the next one's reading. Memory is constant.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from vaeconv.checkpoint.layout_out import OutputFile, Segment
+from vaeconv.checkpoint.scan import has_nonfinite
+from vaeconv.checkpoint.tensor import StorageReader, check_storages, crc_error
+from vaeconv.errors import DTypeOverflowError, NonFiniteError, OutputError
+from vaeconv.plan import Row
+
+_PIECE = 1 << 20
+_WORKERS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class CopyOptions:
+    """How carefully to copy.
+
+    Attributes:
+        check: Check CRCs of the source, look for NaN and infinity, hash the output, and wait
+            until the disk has it.
+        allow_nonfinite: Let NaN and infinity pass.
+        on_progress: Called from any thread with the bytes just written, and those of the whole
+            file.
+    """
+
+    check: bool = True
+    allow_nonfinite: bool = False
+    on_progress: Callable[[int, int], None] | None = None
+
+
+def copy_rows(
+    fd: int, file: OutputFile, rows: Sequence[Row], options: CopyOptions, *, where: str
+) -> str | None:
+    """Write an output file from its source tensors.
+
+    Args:
+        fd: The empty output, open for writing.
+        file: What each byte will be.
+        rows: The tensors that the file's segments name.
+        options: What to check.
+        where: The output, for messages.
+
+    Returns:
+        The sha256 of the output in hexadecimal, or None where it was not asked for.
+
+    Raises:
+        MalformedCheckpointError: A source ends early, changed, or fails its CRC.
+        NonFiniteError: A tensor holds NaN or infinity.
+        DTypeOverflowError: A value does not fit the output's dtype.
+        OutputError: The output cannot be written, as on a full disk.
+    """
+    _prefetch(rows)
+    if options.check:
+        partly = {
+            id(row.source.storage): row.source.storage
+            for row in rows
+            if not row.source.covers_storage
+        }
+        check_storages(list(partly.values()))
+    copy = _Copy(fd, file, {row.name: row for row in rows}, options, where)
+    # Compressed and strided sources can only be read in order.
+    copy.run(_WORKERS if all(row.source.is_direct for row in rows) else 1)
+    return copy.sha256.hexdigest() if options.check else None
+
+
+def _prefetch(rows: Sequence[Row]) -> None:
+    ranges: dict[int, list[tuple[int, int]]] = {}
+    sources = {id(row.source.storage.source): row.source.storage.source for row in rows}
+    for row in rows:
+        storage = row.source.storage
+        ranges.setdefault(id(storage.source), []).append(storage.extent)
+    for key, wanted in ranges.items():
+        sources[key].prefetch(wanted)
+
+
+class _Turn:
+    """Lets pieces through in their order."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._next = 0
+        self._stopped = False
+
+    @contextmanager
+    def wait_for(self, index: int) -> Iterator[None]:
+        with self._condition:
+            while self._next != index and not self._stopped:
+                self._condition.wait()
+        yield
+        with self._condition:
+            self._next = index + 1
+            self._condition.notify_all()
+
+    def stop(self) -> None:
+        with self._condition:
+            self._stopped = True
+            self._condition.notify_all()
+
+
+class _Copy:
+    """One output file on its way."""
+
+    def __init__(
+        self, fd: int, file: OutputFile, rows: Mapping[str, Row], options: CopyOptions, where: str
+    ) -> None:
+        self._fd = fd
+        self._file = file
+        self._rows = rows
+        self._options = options
+        self._where = where
+        self._needs_crc = options.check or file.needs_crc
+        self._crcs: dict[str, int] = {}
+        self._source_crcs: dict[str, int] = {}
+        self._readers: dict[str, StorageReader] = {}
+        self._taking = threading.Lock()
+        self._taken = 0
+        self._checked = _Turn()
+        self._hashed = _Turn()
+        self._error: BaseException | None = None
+        self.sha256 = hashlib.sha256()
+
+    def run(self, workers: int) -> None:
+        """Carry all pieces through; raises the first error of any worker."""
+        threads = [
+            threading.Thread(target=self._work, daemon=True) for _ in range(workers - 1)
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            self._work()
+        finally:
+            for thread in threads:
+                thread.join()
+        if self._error:
+            raise self._error
+
+    def _work(self) -> None:
+        buffer = bytearray(_PIECE)
+        try:
+            while (index := self._take()) is not None:
+                self._carry(index, buffer)
+        except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
+            self._error = self._error or error
+            self._checked.stop()
+            self._hashed.stop()
+
+    def _take(self) -> int | None:
+        with self._taking:
+            if self._error or self._taken * _PIECE >= self._file.size:
+                return None
+            self._taken += 1
+            return self._taken - 1
+
+    def _carry(self, index: int, buffer: bytearray) -> None:
+        start = index * _PIECE
+        end = min(start + _PIECE, self._file.size)
+        view = memoryview(buffer)
+        pieces = list(self._file.pieces(start, end))
+        raw = [self._fill(view, buffer, *piece) for piece in pieces]
+        if self._needs_crc:
+            with self._checked.wait_for(index):
+                if self._error:
+                    return
+                for piece, source in zip(pieces, raw, strict=True):
+                    self._check(view, source, *piece)
+        self._write(view[: end - start], start)
+        if self._options.check:
+            with self._hashed.wait_for(index):
+                if not self._error:
+                    self.sha256.update(view[: end - start])
+        if self._options.on_progress:
+            self._options.on_progress(end - start, self._file.size)
+
+    def _fill(
+        self, view: memoryview, buffer: bytearray, segment: Segment, start: int, at: int, size: int
+    ) -> memoryview | None:
+        """Bring the bytes of one segment into the buffer; returns the source's own bytes."""
+        part = view[at : at + size]
+        if segment.literal is not None:
+            part[:] = segment.literal[start : start + size]
+            return None
+        if segment.tensor is None:
+            return None
+        row = self._rows[segment.tensor]
+        if not row.is_cast:
+            self._read(row, start, part)
+            if self._options.check and not self._options.allow_nonfinite:
+                self._scan(row, buffer, at, size)
+            return part
+        from vaeconv.checkpoint.cast import cast_chunk
+
+        wide = row.source.dtype.itemsize
+        narrow = row.dtype.itemsize
+        source = bytearray(size // narrow * wide)
+        self._read(row, start // narrow * wide, memoryview(source))
+        if not self._options.allow_nonfinite:
+            self._scan(row, source, 0, len(source))
+        overflow = cast_chunk(memoryview(source), row.source.dtype, part, row.dtype)
+        if overflow:
+            raise DTypeOverflowError(
+                row.source.name, overflow, row.dtype.option, where=row.source.storage.source.name
+            )
+        return memoryview(source)
+
+    def _read(self, row: Row, start: int, part: memoryview) -> None:
+        if row.source.is_direct:
+            row.source.read_at(start, part)
+            return
+        if start == 0:
+            self._readers.clear()
+            self._readers[row.name] = row.source.open()
+        self._readers[row.name].read_into(part)
+
+    def _scan(self, row: Row, buffer: bytearray, at: int, size: int) -> None:
+        if has_nonfinite(buffer, at, size, row.source.dtype):
+            raise NonFiniteError(
+                f"tensor {row.source.name} holds NaN or infinity",
+                where=row.source.storage.source.name,
+                hint="its training diverged; --allow-nonfinite converts it all the same",
+            )
+
+    def _check(
+        self,
+        view: memoryview,
+        source: memoryview | None,
+        segment: Segment,
+        start: int,
+        at: int,
+        size: int,
+    ) -> None:
+        """Carry the checksums on, in order; fill in what depends on them."""
+        if segment.deferred is not None:
+            view[at : at + size] = segment.deferred(self._crcs)[start : start + size]
+            return
+        if segment.tensor is None or source is None:
+            return
+        row, name = self._rows[segment.tensor], segment.tensor
+        crc = zlib.crc32(source, self._source_crcs.get(name, 0))
+        self._source_crcs[name] = crc
+        if row.is_cast:
+            if self._file.needs_crc:
+                self._crcs[name] = zlib.crc32(view[at : at + size], self._crcs.get(name, 0))
+        else:
+            self._crcs[name] = crc
+        storage = row.source.storage
+        is_whole = row.source.covers_storage and start + size == row.nbytes
+        if self._options.check and is_whole and storage.crc not in (None, crc):
+            raise crc_error(storage)
+
+    def _write(self, data: memoryview, offset: int) -> None:
+        try:
+            done = 0
+            while done < len(data):
+                done += os.pwrite(self._fd, data[done:], offset + done)
+            if self._options.check and hasattr(os, "posix_fadvise"):
+                # Starts writing back now, so that the fsync at the end finds little to wait for.
+                os.posix_fadvise(self._fd, offset, len(data), os.POSIX_FADV_DONTNEED)
+        except OSError as error:
+            raise OutputError(
+                f"cannot be written: {error.strerror}", where=self._where
+            ) from error

@@ -1,0 +1,277 @@
+"""Say everything about a checkpoint that can be said without torch."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vaeconv.autoencoder.accounting import Autoencoder, drop_reason
+from vaeconv.autoencoder.config import build_config
+from vaeconv.autoencoder.scaling import ScalingOptions, decide_scaling
+from vaeconv.autoencoder.topology import Layout
+from vaeconv.checkpoint.base import Checkpoint, Sibling
+from vaeconv.checkpoint.open import open_checkpoint
+from vaeconv.checkpoint.scan import check_values
+from vaeconv.checkpoint.tensor import Tensor
+from vaeconv.errors import AmbiguousInputError, InputError
+from vaeconv.output import hash_bytes
+from vaeconv.survey import Survey, read_ema_facts, read_stored_scaling, survey_checkpoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectOptions:
+    """How to look.
+
+    Attributes:
+        source_prefix: Which autoencoder, where there are several.
+        variant: Which weights of a diffusers folder.
+        config: A config to check against.
+        family: The family, where it is known.
+        check: Whether to read the autoencoder's weights, to check CRCs and look for NaN.
+        hash_source: Whether to hash the files.
+        salvage: Whether to read past unsafe names in a pickle.
+        download: Whether to fetch a file on the Hub whole.
+    """
+
+    source_prefix: str | None = None
+    variant: str | None = None
+    config: Path | None = None
+    family: str | None = None
+    check: bool = True
+    hash_source: bool = False
+    salvage: bool = False
+    download: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Tensors that belong together.
+
+    Attributes:
+        name: ``encoder``, ``decoder``, ``ema``, ``unet``, …
+        tensors: How many.
+        parameters: Their elements.
+        nbytes: Their bytes.
+    """
+
+    name: str
+    tensors: int
+    parameters: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeyLine:
+    """One tensor of the state dict.
+
+    Attributes:
+        name: Its key.
+        dtype: Its element type, as in safetensors.
+        shape: Its sizes.
+        role: Its name in the other layout, or why ``convert`` leaves it out.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    role: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """What is in a checkpoint.
+
+    Attributes:
+        name: The checkpoint, as it was named.
+        container: What kind of file it is.
+        size: Bytes of all files.
+        wrapper: Keys that lead to the state dict.
+        parts: The state dict by parts.
+        dtypes: Number of the autoencoder's tensors by element type.
+        layout: Naming; None where there is no autoencoder.
+        prefix: What the autoencoder's keys begin with.
+        family: The family, or what it could be.
+        scaling: Scaling factor, shift factor, and where they came from.
+        config: The config that ``convert`` would write; None where it would refuse.
+        ema: Counts, number of updates and decay of the moving average; empty where none.
+        siblings: What lies beside the state dict.
+        globals: Names in the pickle that are not plain torch data, with their verdict.
+        nonfinite: Tensors that hold NaN or infinity; None where nobody looked.
+        sha256: Hash of each file; empty where nobody asked.
+        keys: Every tensor.
+        notes: What the user should know.
+        problem: Why ``convert`` would refuse; None where it would not.
+    """
+
+    name: str
+    container: str
+    size: int
+    wrapper: tuple[str, ...]
+    parts: tuple[Part, ...]
+    dtypes: Mapping[str, int]
+    layout: str | None
+    prefix: str | None
+    family: str | None
+    scaling: Mapping[str, Any] | None
+    config: Mapping[str, Any] | None
+    ema: Mapping[str, Any]
+    siblings: tuple[Sibling, ...]
+    globals: tuple[tuple[str, str], ...]
+    nonfinite: tuple[str, ...] | None
+    sha256: tuple[str, ...]
+    keys: tuple[KeyLine, ...]
+    notes: tuple[str, ...]
+    problem: InputError | None
+
+
+def inspect(
+    source: str | os.PathLike[str], options: InspectOptions | None = None
+) -> Inspection:
+    """Look at a checkpoint.
+
+    Args:
+        source: Anything that :func:`~vaeconv.checkpoint.open.open_checkpoint` opens.
+        options: How to look.
+
+    Returns:
+        What was found; where ``convert`` would refuse, with the reason.
+
+    Raises:
+        InputError: It cannot be opened at all, or is damaged.
+        HubError: The Hub or the network failed.
+    """
+    options = options or InspectOptions()
+    with open_checkpoint(
+        source, variant=options.variant, salvage=options.salvage, download=options.download
+    ) as checkpoint:
+        survey, problem = None, None
+        try:
+            survey = survey_checkpoint(
+                checkpoint, prefix=options.source_prefix, config=options.config
+            )
+        except InputError as error:
+            problem = error
+        return _describe(checkpoint, survey, problem, options)
+
+
+def _describe(
+    checkpoint: Checkpoint,
+    survey: Survey | None,
+    problem: InputError | None,
+    options: InspectOptions,
+) -> Inspection:
+    autoencoder = survey.autoencoder if survey else None
+    own = _own_tensors(checkpoint, autoencoder)
+    notes = list(survey.notes) if survey else []
+    family, scaling, config = None, None, None
+    if survey:
+        try:
+            family, scaling, config, warning = _scale(checkpoint, survey, options)
+            notes += [f"warning: {warning}"] if warning else []
+        except AmbiguousInputError as error:
+            family = "undecided"
+            notes.append(f"warning: {error}")
+        except InputError as error:
+            problem = error
+    is_local = "://" not in checkpoint.name
+    return Inspection(
+        name=checkpoint.name,
+        container=checkpoint.container,
+        size=checkpoint.size,
+        wrapper=checkpoint.wrapper,
+        parts=_parts(checkpoint, autoencoder),
+        dtypes=dict(Counter(tensor.dtype.code for tensor in own)),
+        layout=autoencoder.layout.value if autoencoder else None,
+        prefix=autoencoder.prefix if autoencoder else None,
+        family=family,
+        scaling=scaling,
+        config=config,
+        ema=_ema(checkpoint, survey) if survey else {},
+        siblings=checkpoint.read_siblings(),
+        globals=tuple(use for use in checkpoint.globals if use[1] != "plain"),
+        # Looking at values costs the download of the weights where they are remote.
+        nonfinite=tuple(check_values(own)) if options.check and is_local else None,
+        sha256=tuple(map(hash_bytes, checkpoint.sources)) if options.hash_source else (),
+        keys=tuple(_key_lines(checkpoint, autoencoder)),
+        notes=tuple(notes),
+        problem=problem,
+    )
+
+
+def _own_tensors(checkpoint: Checkpoint, autoencoder: Autoencoder | None) -> list[Tensor]:
+    if autoencoder is None:
+        return list(checkpoint.tensors.values())
+    return [checkpoint.tensors[key] for key in autoencoder.keys.values()]
+
+
+def _scale(
+    checkpoint: Checkpoint, survey: Survey, options: InspectOptions
+) -> tuple[str | None, dict[str, Any], dict[str, Any], str | None]:
+    decision = decide_scaling(
+        survey.autoencoder.topology,
+        ScalingOptions(family=options.family),
+        survey.given,
+        lambda: read_stored_scaling(checkpoint, survey.autoencoder.prefix),
+        survey.autoencoder.dropped,
+        where=checkpoint.name,
+    )
+    config = build_config(
+        survey.autoencoder.topology,
+        decision.scaling,
+        sample_size=decision.sample_size,
+        given=survey.given,
+    )
+    scaling = {
+        "scaling_factor": decision.scaling.scaling_factor,
+        "shift_factor": decision.scaling.shift_factor,
+        "from": decision.scaling.source,
+    }
+    return decision.family.name if decision.family else None, scaling, config, decision.warning
+
+
+def _ema(checkpoint: Checkpoint, survey: Survey) -> dict[str, Any]:
+    if not survey.ema.keys:
+        return {}
+    updates, decay = read_ema_facts(checkpoint, survey.autoencoder.prefix)
+    return {
+        "keys": survey.ema.keys,
+        "autoencoder_tensors": len(survey.ema.shadows),
+        "of": len(survey.autoencoder.keys),
+        "covers_unet": survey.ema.covers_unet,
+        "num_updates": updates,
+        "decay": decay,
+    }
+
+
+def _parts(checkpoint: Checkpoint, autoencoder: Autoencoder | None) -> tuple[Part, ...]:
+    totals: dict[str, list[int]] = {}
+    own = {key: pair for pair, key in autoencoder.keys.items()} if autoencoder else {}
+    for name, tensor in checkpoint.tensors.items():
+        if name in own:
+            part = own[name].compvis.partition(".")[0]
+        elif autoencoder:
+            part = autoencoder.dropped[name].value
+        else:
+            reason = drop_reason(name, "")
+            part = reason.value if reason else name.partition(".")[0]
+        total = totals.setdefault(part, [0, 0, 0])
+        total[0] += 1
+        total[1] += tensor.numel
+        total[2] += tensor.nbytes
+    return tuple(Part(name, *total) for name, total in totals.items())
+
+
+def _key_lines(checkpoint: Checkpoint, autoencoder: Autoencoder | None) -> Iterator[KeyLine]:
+    roles: dict[str, str] = {}
+    if autoencoder:
+        other = (
+            Layout.DIFFUSERS if autoencoder.layout is Layout.COMPVIS else Layout.COMPVIS
+        )
+        roles = {key: pair.name(other) for pair, key in autoencoder.keys.items()}
+        roles.update({name: f"({r.value})" for name, r in autoencoder.dropped.items()})
+    for name, tensor in checkpoint.tensors.items():
+        yield KeyLine(name, tensor.dtype.code, tensor.shape, roles.get(name, ""))

@@ -1,0 +1,198 @@
+"""Look at an open checkpoint: which autoencoder is in it, its config, its scaling, its EMA.
+
+Here the names of ``autoencoder/`` meet the files of ``checkpoint/``; only values of a few bytes
+are read.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vaeconv.autoencoder.accounting import (
+    Autoencoder,
+    find_autoencoder,
+    find_prefixes,
+    no_autoencoder,
+)
+from vaeconv.autoencoder.config import GivenConfig, Scaling, parse_config
+from vaeconv.autoencoder.ema import DECAY, NUM_UPDATES, EmaSurvey, survey_ema
+from vaeconv.autoencoder.families import BY_NAME
+from vaeconv.autoencoder.topology import Layout
+from vaeconv.checkpoint.base import Checkpoint
+from vaeconv.checkpoint.tensor import Tensor
+from vaeconv.errors import AmbiguousInputError, CheckpointNotFoundError, UsageError
+
+_COMPARE_PIECE = 1 << 20
+_UNPACK = {"F64": "d", "F32": "f", "F16": "e", "I64": "q", "I32": "i", "I16": "h"}
+_MAX_CONFIG = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What was found.
+
+    Attributes:
+        autoencoder: The autoencoder and the account of all keys.
+        ema: Its moving average.
+        given: The config that came along or was given.
+        notes: What the user should know.
+    """
+
+    autoencoder: Autoencoder
+    ema: EmaSurvey
+    given: GivenConfig | None
+    notes: tuple[str, ...] = ()
+
+
+def survey_checkpoint(
+    checkpoint: Checkpoint,
+    *,
+    prefix: str | None = None,
+    config: Path | None = None,
+    drop: tuple[str, ...] = (),
+) -> Survey:
+    """Recognise the autoencoder in a checkpoint.
+
+    Args:
+        checkpoint: The open checkpoint.
+        prefix: Which autoencoder, where there are several; None to find it.
+        config: A config to use in place of the one that came along.
+        drop: Patterns of keys to leave out.
+
+    Raises:
+        InputError: There is none, it cannot be expressed, or its keys do not add up.
+        UsageError: No autoencoder has the prefix.
+    """
+    shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+    found = find_prefixes(shapes)
+    notes: list[str] = []
+    if prefix is None:
+        prefix = _only_prefix(checkpoint, found, notes)
+    elif prefix not in found:
+        known = ", ".join(repr(p) for p in found) or "none"
+        raise UsageError(
+            f"no autoencoder has the prefix {prefix!r}; found: {known}", where=checkpoint.name
+        )
+    autoencoder = find_autoencoder(
+        shapes,
+        prefix,
+        where=checkpoint.name,
+        drop=drop,
+        others=tuple(other for other in found if other != prefix),
+    )
+    given = read_config(checkpoint, config)
+    if given:
+        given.check(autoencoder.topology)
+    names = (pair.compvis for pair in autoencoder.keys)
+    ema = survey_ema(
+        names if autoencoder.layout is Layout.COMPVIS else (), checkpoint.tensors, prefix
+    )
+    return Survey(autoencoder, ema, given, tuple(notes))
+
+
+def _only_prefix(checkpoint: Checkpoint, found: list[str], notes: list[str]) -> str:
+    if not found:
+        raise no_autoencoder(
+            {name: tensor.shape for name, tensor in checkpoint.tensors.items()}, checkpoint.name
+        )
+    first, *others = found
+    for other in others:
+        if not _is_copy(checkpoint.tensors, first, other):
+            raise AmbiguousInputError(
+                f"holds {len(found)} different autoencoders, under "
+                + ", ".join(repr(prefix) for prefix in found),
+                where=checkpoint.name,
+                hint=f"choose one with --source-prefix, such as --source-prefix {first or other}",
+            )
+    if others:
+        notes.append(f"note: the same autoencoder is there {len(found)} times; {first!r} is used")
+    return first
+
+
+def _is_copy(tensors: Mapping[str, Tensor], one: str, other: str) -> bool:
+    pairs = [
+        (tensor, tensors.get(other + name[len(one) :]))
+        for name, tensor in tensors.items()
+        if name.startswith(one) and name[len(one) :].startswith(("encoder.", "decoder."))
+    ]
+    return all(match is not None and same_values(tensor, match) for tensor, match in pairs)
+
+
+def same_values(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same bytes; stops at the first difference."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    readers = one.open(), other.open()
+    left = one.nbytes
+    while left:
+        size = min(left, _COMPARE_PIECE)
+        pieces = bytearray(size), bytearray(size)
+        for reader, piece in zip(readers, pieces, strict=True):
+            reader.read_into(memoryview(piece))
+        if pieces[0] != pieces[1]:
+            return False
+        left -= size
+    return True
+
+
+def read_config(checkpoint: Checkpoint, path: Path | None) -> GivenConfig | None:
+    """Read the config that was given, else the one that came with the weights.
+
+    Raises:
+        CheckpointNotFoundError: The given file cannot be read.
+        MalformedCheckpointError: It is not a config.
+    """
+    if path is not None:
+        try:
+            with open(path, "rb") as file:
+                text = file.read(_MAX_CONFIG).decode("utf-8-sig")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "not a UTF-8 text file"
+            raise CheckpointNotFoundError(reason, where=str(path)) from error
+        return parse_config(text, str(path))
+    if checkpoint.config is not None:
+        return parse_config(checkpoint.config.text, checkpoint.config.name)
+    return None
+
+
+def read_stored_scaling(checkpoint: Checkpoint, prefix: str) -> Scaling | None:
+    """Read a scaling factor that training stored among the tensors.
+
+    LDM's ``scale_by_std`` registers ``scale_factor``; Playground stores ``edm_mean`` and
+    ``edm_std`` per latent channel, beside a fixed factor.
+    """
+    factor = _read_numbers(checkpoint, ("scale_factor", prefix + "scale_factor"))
+    if factor and len(factor[1]) == 1 and factor[1][0] > 0:
+        return Scaling(factor[1][0], source=f"the tensor {factor[0]}")
+    mean = _read_numbers(checkpoint, ("edm_mean", prefix + "edm_mean"))
+    std = _read_numbers(checkpoint, ("edm_std", prefix + "edm_std"))
+    if mean and std and len(mean[1]) == len(std[1]):
+        return Scaling(
+            BY_NAME["playground-v2.5"].scaling_factor,
+            None,
+            mean[1],
+            std[1],
+            f"the tensors {mean[0]} and {std[0]}",
+        )
+    return None
+
+
+def read_ema_facts(checkpoint: Checkpoint, prefix: str) -> tuple[int | None, float | None]:
+    """Read how often the moving average was updated, and its decay."""
+    updates = _read_numbers(checkpoint, (prefix + NUM_UPDATES, NUM_UPDATES))
+    decay = _read_numbers(checkpoint, (prefix + DECAY, DECAY))
+    return int(updates[1][0]) if updates else None, decay[1][0] if decay else None
+
+
+def _read_numbers(
+    checkpoint: Checkpoint, names: Iterable[str]
+) -> tuple[str, tuple[float, ...]] | None:
+    for name in names:
+        tensor = checkpoint.tensors.get(name)
+        if tensor is not None and tensor.dtype.code in _UNPACK and 0 < tensor.numel <= 64:
+            values = struct.unpack(f"<{tensor.numel}{_UNPACK[tensor.dtype.code]}", tensor.read())
+            return name, tuple(float(f"{value:.8g}") for value in values)
+    return None
