@@ -13,7 +13,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from vaeconv.cli import inspect
+from vaeconv.cli.render import render_inspection
+from vaeconv.inspection import InspectOptions, inspect
 
 WIDTH = 100
 # rich links to a font on the web; a picture in a README should load nothing.
@@ -27,7 +28,7 @@ def draw(checkpoint: Path) -> str:
     )
     command = f"vaeconv inspect {checkpoint.as_posix()}"
     console.print(Text.assemble(("$ ", "dim"), (command, "bold")))
-    inspect.render(inspect.build_report(checkpoint), console)
+    render_inspection(inspect(checkpoint.as_posix(), InspectOptions()), console)
     # A fixed id keeps the file the same from one drawing to the next.
     svg = console.export_svg(title="vaeconv inspect", unique_id="inspect")
     return FONT_FACE.sub("", svg)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vaeconv.autoencoder.accounting import DropReason
 from vaeconv.autoencoder.config import build_config
@@ -57,7 +57,7 @@ class ConvertOptions:
     variant: str | None = None
     prefix: str = ""
     source_prefix: str | None = None
-    scaling: ScalingOptions = field(default_factory=ScalingOptions)
+    scaling: ScalingOptions = ScalingOptions()
     config: Path | None = None
     ema: bool = False
     legacy_names: bool = False
@@ -67,11 +67,10 @@ class ConvertOptions:
     overwrite: bool = False
     hash_source: bool = False
     manifest: bool = False
-    copy: CopyOptions = field(default_factory=CopyOptions)
+    copy: CopyOptions = CopyOptions()
 
 
-@dataclass(frozen=True, slots=True)
-class Conversion:
+class Conversion(NamedTuple):
     """What was converted, or would be.
 
     Attributes:
@@ -153,7 +152,7 @@ def convert(
                 given=survey.given,
             )
             if decision.warning:
-                plan = replace(plan, notes=(*plan.notes, f"warning: {decision.warning}"))
+                plan = plan._replace(notes=(*plan.notes, f"warning: {decision.warning}"))
         result = Conversion(
             checkpoint.name,
             checkpoint.container,
@@ -175,7 +174,7 @@ def convert(
             hash_source=options.hash_source,
             copy=options.copy,
         )
-        return replace(result, written=written)
+        return result._replace(written=written)
 
 
 def build_plan(

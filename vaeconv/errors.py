@@ -57,6 +57,8 @@ class VaeconvError(Exception):
     """
 
     exit_code = 1
+    # Whether a command has already put this error into the document that it printed.
+    is_reported = False
 
     def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
         super().__init__(what, where, hint)

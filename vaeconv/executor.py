@@ -1,8 +1,9 @@
 """Stream the rows of a plan into an output file: read, check, cast, write, hash.
 
-Each worker takes the next piece of the output and carries it through all steps in a buffer of its
-own. Reading, scanning, casting and writing need no order; checksums do, so each piece waits its
-turn there, and one piece's hash overlaps the next one's reading. Memory is constant.
+Each worker takes the next piece of the output and carries it through all steps in a buffer.
+Reading, scanning, casting and writing need no order. CRCs do, and there a piece waits its turn.
+So does the hash of the output, the longest step of all: a finished piece is left for whichever
+worker is hashing, so that nobody waits. Memory is constant.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import NamedTuple
 
 from vaeconv.checkpoint.layout_out import OutputFile, Segment
 from vaeconv.checkpoint.scan import has_nonfinite
@@ -22,11 +24,12 @@ from vaeconv.errors import DTypeOverflowError, NonFiniteError, OutputError
 from vaeconv.plan import Row
 
 _PIECE = 1 << 20
-_WORKERS = 3
+_WORKERS = 2
+_BUFFERS = 6
+_WRITEBACK = 4 << 20  # how much is written before the disk is asked to begin with it
 
 
-@dataclass(frozen=True, slots=True)
-class CopyOptions:
+class CopyOptions(NamedTuple):
     """How carefully to copy.
 
     Attributes:
@@ -87,6 +90,15 @@ def _prefetch(rows: Sequence[Row]) -> None:
         sources[key].prefetch(wanted)
 
 
+def start_writeback(fd: int, offset: int, size: int) -> None:
+    """Ask the system to begin writing a range to disk, so that a later fsync waits for little.
+
+    ``POSIX_FADV_DONTNEED`` does so on Linux (``mm/fadvise.c``); pages on their way out stay cached.
+    """
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(fd, offset, size, os.POSIX_FADV_DONTNEED)
+
+
 class _Turn:
     """Lets pieces through in their order."""
 
@@ -129,12 +141,18 @@ class _Copy:
         self._taking = threading.Lock()
         self._taken = 0
         self._checked = _Turn()
-        self._hashed = _Turn()
+        self._buffers: SimpleQueue[bytearray | None] = SimpleQueue()
+        self._finished: dict[int, tuple[bytearray, int]] = {}
+        self._hashing = threading.Lock()
+        self._writing = threading.Lock()
+        self._hashed = 0
         self._error: BaseException | None = None
         self.sha256 = hashlib.sha256()
 
     def run(self, workers: int) -> None:
         """Carry all pieces through; raises the first error of any worker."""
+        for _ in range(min(_BUFFERS, -(-self._file.size // _PIECE))):
+            self._buffers.put(bytearray(_PIECE))
         threads = [
             threading.Thread(target=self._work, daemon=True) for _ in range(workers - 1)
         ]
@@ -149,14 +167,17 @@ class _Copy:
             raise self._error
 
     def _work(self) -> None:
-        buffer = bytearray(_PIECE)
         try:
-            while (index := self._take()) is not None:
+            # The buffer comes first: so the lowest piece in work never lacks one.
+            while (buffer := self._buffers.get()) is not None:
+                index = self._take()
+                if index is None:
+                    break
                 self._carry(index, buffer)
         except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
             self._error = self._error or error
             self._checked.stop()
-            self._hashed.stop()
+        self._buffers.put(None)  # wakes the next worker, which passes it on
 
     def _take(self) -> int | None:
         with self._taking:
@@ -179,11 +200,25 @@ class _Copy:
                     self._check(view, source, *piece)
         self._write(view[: end - start], start)
         if self._options.check:
-            with self._hashed.wait_for(index):
-                if not self._error:
-                    self.sha256.update(view[: end - start])
+            self._hash(index, buffer, end - start)
+        else:
+            self._buffers.put(buffer)
         if self._options.on_progress:
             self._options.on_progress(end - start, self._file.size)
+
+    def _hash(self, index: int, buffer: bytearray, size: int) -> None:
+        """Hash all finished pieces whose turn it is, unless another worker is at it."""
+        self._finished[index] = buffer, size
+        # Looks again after letting go: a piece may have been left in between.
+        while self._hashed in self._finished and self._hashing.acquire(blocking=False):
+            try:
+                while self._hashed in self._finished:
+                    done, length = self._finished.pop(self._hashed)
+                    self.sha256.update(memoryview(done)[:length])
+                    self._hashed += 1
+                    self._buffers.put(done)
+            finally:
+                self._hashing.release()
 
     def _fill(
         self, view: memoryview, buffer: bytearray, segment: Segment, start: int, at: int, size: int
@@ -264,11 +299,12 @@ class _Copy:
     def _write(self, data: memoryview, offset: int) -> None:
         try:
             done = 0
-            while done < len(data):
-                done += os.pwrite(self._fd, data[done:], offset + done)
-            if self._options.check and hasattr(os, "posix_fadvise"):
-                # Starts writing back now, so that the fsync at the end finds little to wait for.
-                os.posix_fadvise(self._fd, offset, len(data), os.POSIX_FADV_DONTNEED)
+            # The kernel lets one writer in at a time, and spins a core while the next one waits.
+            with self._writing:
+                while done < len(data):
+                    done += os.pwrite(self._fd, data[done:], offset + done)
+            if self._options.check and not (offset + _PIECE) % _WRITEBACK:
+                start_writeback(self._fd, offset + _PIECE - _WRITEBACK, _WRITEBACK)
         except OSError as error:
             raise OutputError(
                 f"cannot be written: {error.strerror}", where=self._where

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vaeconv.autoencoder.accounting import Autoencoder, drop_reason
 from vaeconv.autoencoder.config import build_config
@@ -47,8 +47,7 @@ class InspectOptions:
     download: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """Tensors that belong together.
 
     Attributes:
@@ -64,8 +63,7 @@ class Part:
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class KeyLine:
+class KeyLine(NamedTuple):
     """One tensor of the state dict.
 
     Attributes:
@@ -192,7 +190,7 @@ def _describe(
         config=config,
         ema=_ema(checkpoint, survey) if survey else {},
         siblings=checkpoint.read_siblings(),
-        globals=tuple(use for use in checkpoint.globals if use[1] != "plain"),
+        globals=tuple(use for use in checkpoint.globals if use[1] in ("placeholder", "unsafe")),
         # Looking at values costs the download of the weights where they are remote.
         nonfinite=tuple(check_values(own)) if options.check and is_local else None,
         sha256=tuple(map(hash_bytes, checkpoint.sources)) if options.hash_source else (),

@@ -6,10 +6,9 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vaeconv._version import __version__
 from vaeconv.autoencoder.config import dump_config
@@ -50,8 +49,7 @@ _SUFFIXES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+class Output(NamedTuple):
     """Where to write, and what goes with the weights.
 
     Attributes:
@@ -69,8 +67,7 @@ class Output:
     facts: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
+class Written(NamedTuple):
     """One file that was written.
 
     Attributes:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from vaeconv.autoencoder.accounting import DropReason
 from vaeconv.checkpoint.dtypes import DType
 from vaeconv.checkpoint.tensor import Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One output tensor.
 
     Attributes:
@@ -41,8 +40,7 @@ class Row:
         return self.dtype is not self.source.dtype
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """Everything that will be written, and everything that will not.
 
     Attributes:
@@ -52,7 +50,7 @@ class Plan:
     """
 
     rows: tuple[Row, ...]
-    dropped: Mapping[str, DropReason] = field(default_factory=dict)
+    dropped: Mapping[str, DropReason]
     notes: tuple[str, ...] = ()
 
     @property

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from vaeconv.autoencoder.accounting import (
     Autoencoder,
@@ -30,8 +30,7 @@ _UNPACK = {"F64": "d", "F32": "f", "F16": "e", "I64": "q", "I32": "i", "I16": "h
 _MAX_CONFIG = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Survey:
+class Survey(NamedTuple):
     """What was found.
 
     Attributes:
@@ -147,7 +146,7 @@ def read_config(checkpoint: Checkpoint, path: Path | None) -> GivenConfig | None
     """
     if path is not None:
         try:
-            with open(path, "rb") as file:
+            with path.open("rb") as file:
                 text = file.read(_MAX_CONFIG).decode("utf-8-sig")
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "not a UTF-8 text file"

@@ -14,7 +14,14 @@ from vaeconv.checkpoint.hub import HubFiles, HubLocation, open_hub, parse_locati
 from vaeconv.checkpoint.remote import RangeSource, Retry
 from vaeconv.checkpoint.source import ByteSource, FileSource, read_bytes
 from vaeconv.checkpoint.tree import LocalTree
-from vaeconv.errors import CheckpointNotFoundError, HubError, UsageError, VaeconvError
+from vaeconv.errors import (
+    CheckpointNotFoundError,
+    HubError,
+    MalformedCheckpointError,
+    OutputError,
+    UsageError,
+    VaeconvError,
+)
 
 REPO = "owner/model"
 FAST = Retry(first_delay=0.001, longest_delay=0.05, read=2.0)
@@ -226,7 +233,7 @@ def test_a_cached_file_is_used_without_a_data_request(hub: RangeHub) -> None:
         source = opened(f"hf://{REPO}/model.ckpt", download=download)
         assert isinstance(source, FileSource)
         assert content(source) == WEIGHTS
-    assert [request.method for request in hub.requests[before:]] == ["HEAD", "HEAD"]
+    assert {request.method for request in hub.requests[before:]} == {"HEAD"}
 
 
 def test_a_cached_commit_is_used_without_any_request(hub: RangeHub) -> None:
@@ -283,6 +290,34 @@ def test_an_unreachable_hub_falls_back_to_the_cache(
     found = open_hub(HubLocation(REPO), retry=FAST)
     assert isinstance(found, LocalTree)
     assert found.names() == ["model.ckpt"]
+
+
+def test_an_unreachable_folder_falls_back_to_the_cache(
+    hub: RangeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content(opened(f"hf://{REPO}/vae/config.json", download=True))
+    unplug(monkeypatch)
+    found = open_hub(HubLocation(REPO, path="vae"), retry=FAST)
+    assert isinstance(found, LocalTree)
+    assert found.names() == ["config.json"]
+
+
+def test_a_branch_that_moves_during_a_download_is_an_error(hub: RangeHub) -> None:
+    files = tree(download=True)
+    hub.commit(REPO, {"model.ckpt": b"newer"})
+    with pytest.raises(MalformedCheckpointError, match="changed on the server"):
+        files.open("model.ckpt")
+
+
+def test_a_full_disk_is_no_network_error(hub: RangeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def full(*_: object, **__: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", full)
+    with pytest.raises(OutputError, match=r"No space left.*HF_HOME"):
+        opened(f"hf://{REPO}/model.ckpt", download=True)
 
 
 @pytest.mark.parametrize("path", ["", "/model.ckpt"])
@@ -347,9 +382,7 @@ def test_a_tree_opens_only_what_it_holds(hub: RangeHub, name: str) -> None:
         files.subtree(name if name != "vae" else "va")
 
 
-def test_a_downloaded_tree_opens_offline(
-    hub: RangeHub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_downloaded_tree_opens_offline(hub: RangeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     vae = tree(f"hf://{REPO}/vae", download=True)
     for name in vae.names():
         content(vae.open(name))

@@ -286,9 +286,7 @@ def test_another_etag_is_an_error(start: Start, opened: Open, cdn: bool) -> None
         read_bytes(source, MIB - 10, 10)
 
 
-def test_the_etag_of_the_first_answer_must_be_the_announced_one(
-    start: Start, opened: Open
-) -> None:
+def test_the_etag_of_the_first_answer_must_be_the_announced_one(start: Start, opened: Open) -> None:
     content = noise(KIB)
     hub = start(content)
     hub.misbehave(headers={"ETag": '"other"'})

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 from vaeconv.autoencoder.ema import PREFIX as EMA_PREFIX
 from vaeconv.autoencoder.infer import detect_layout, infer_topology
@@ -60,8 +60,7 @@ _ANCHORS = tuple(
 _NOT_THE_AUTOENCODER = ("conditioner.", "cond_stage_model.", EMA_PREFIX)
 
 
-@dataclass(frozen=True, slots=True)
-class Autoencoder:
+class Autoencoder(NamedTuple):
     """An autoencoder found in a state dict, every key accounted for.
 
     Attributes:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from vaeconv.autoencoder.refusals import refuse
 from vaeconv.autoencoder.topology import Topology
@@ -27,8 +26,7 @@ _DOWN = {False: "DownEncoderBlock2D", True: "AttnDownEncoderBlock2D"}
 _UP = {False: "UpDecoderBlock2D", True: "AttnUpDecoderBlock2D"}
 
 
-@dataclass(frozen=True, slots=True)
-class Scaling:
+class Scaling(NamedTuple):
     """How latents relate to what a diffusion model sees: ``(z - shift) * scaling_factor``.
 
     Attributes:
@@ -46,8 +44,7 @@ class Scaling:
     source: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class GivenConfig:
+class GivenConfig(NamedTuple):
     """What a config that came with the weights, or was given, says; None where it is silent."""
 
     name: str
@@ -64,7 +61,7 @@ class GivenConfig:
     act_fn: str | None = None
     sample_size: int | None = None
     force_upcast: bool | None = None
-    scaling: Scaling | None = field(default=None)
+    scaling: Scaling | None = None
 
     def check(self, topology: Topology) -> None:
         """Compare with what the tensors say.
@@ -72,11 +69,11 @@ class GivenConfig:
         Raises:
             ConfigMismatchError: They disagree; the tensors cannot be wrong about shapes.
         """
-        for entry in fields(topology):
-            said, found = getattr(self, entry.name), getattr(topology, entry.name)
+        for name in topology._fields:
+            said, found = getattr(self, name), getattr(topology, name)
             if said is not None and said != found:
                 raise ConfigMismatchError(
-                    f"the config says {entry.name} {_plain(said)}, the tensors say {_plain(found)}",
+                    f"the config says {name} {_plain(said)}, the tensors say {_plain(found)}",
                     where=self.name,
                     hint="give the right one with --config, or take this one away",
                 )

@@ -7,7 +7,7 @@ with all dots removed. The way back is ambiguous, so names are only ever built f
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 PREFIX = "model_ema."
 DECAY = PREFIX + "decay"
@@ -25,8 +25,7 @@ def shadow_name(name: str) -> str:
     return PREFIX + name.replace(".", "")
 
 
-@dataclass(frozen=True, slots=True)
-class EmaSurvey:
+class EmaSurvey(NamedTuple):
     """What EMA a checkpoint holds for the autoencoder.
 
     Attributes:

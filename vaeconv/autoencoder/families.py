@@ -7,13 +7,12 @@ upscaler ``x4-upscaling.yaml`` of Stability's stablediffusion.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vaeconv.autoencoder.topology import Topology
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
+class Family(NamedTuple):
     """A published family of autoencoders.
 
     Attributes:

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from vaeconv.autoencoder.topology import Layout, Topology
 
 Shape = tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Op:
+class Op(NamedTuple):
     """How a tensor's shape differs between the layouts; its bytes never do.
 
     Attributes:
@@ -39,8 +39,7 @@ IDENTITY = Op("identity", lambda shape: shape, lambda shape: shape)
 SQUEEZE_1X1 = Op("squeeze_1x1", lambda shape: shape[:2], lambda shape: (*shape, 1, 1))
 
 
-@dataclass(frozen=True, slots=True)
-class Leaf:
+class Leaf(NamedTuple):
     """A module inside a block.
 
     Attributes:
@@ -82,8 +81,7 @@ CONV3 = (Leaf("", "", "conv3", ends="io"),)
 CONV1 = (Leaf("", "", "conv1", ends="io"),)
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(NamedTuple):
     """One row of the table: a module, or one per level and block.
 
     Attributes:
@@ -104,8 +102,7 @@ class Rule:
         return template.format(i=i, j=j, r=topology_levels - 1 - i)
 
 
-@dataclass(frozen=True, slots=True)
-class NamePair:
+class NamePair(NamedTuple):
     """One tensor in both layouts.
 
     Attributes:

@@ -6,14 +6,13 @@ Only consulted where the keys of a checkpoint do not add up, to turn a wall of n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 from vaeconv.errors import UnsupportedModelError
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(NamedTuple):
     """One recognisable model.
 
     Attributes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from vaeconv.autoencoder.config import GivenConfig, Scaling
 from vaeconv.autoencoder.families import (
@@ -20,8 +20,7 @@ from vaeconv.errors import AmbiguousInputError, ConfigMismatchError, UsageError
 DEFAULT_SAMPLE_SIZE = 256
 
 
-@dataclass(frozen=True, slots=True)
-class ScalingOptions:
+class ScalingOptions(NamedTuple):
     """What the user said about scaling; None where nothing."""
 
     scaling_factor: float | None = None
@@ -29,8 +28,7 @@ class ScalingOptions:
     family: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """The outcome.
 
     Attributes:
@@ -76,7 +74,8 @@ def decide_scaling(
     """
     family = _named_family(options.family, topology, where)
     if family:
-        base = Decision(_of_family(family, "--family " + family.name), family, family.sample_size)
+        scaling = _of_family(family, "--family " + family.name)
+        base: Decision | None = Decision(scaling, family, family.sample_size)
     else:
         base = _found(topology, given, read_stored, siblings)
     if options.scaling_factor is None and options.shift_factor is None:
@@ -86,8 +85,7 @@ def decide_scaling(
     scaling = base.scaling
     if options.scaling_factor is not None:
         # A factor of one's own replaces the per-channel statistics that belong to another.
-        scaling = replace(
-            scaling,
+        scaling = scaling._replace(
             scaling_factor=options.scaling_factor,
             source="--scaling-factor",
             latents_mean=None,
@@ -95,8 +93,8 @@ def decide_scaling(
         )
     if options.shift_factor is not None:
         source = " and ".join(filter(None, (scaling.source, "--shift-factor")))
-        scaling = replace(scaling, shift_factor=options.shift_factor, source=source)
-    return replace(base, scaling=scaling, warning=None)
+        scaling = scaling._replace(shift_factor=options.shift_factor, source=source)
+    return base._replace(scaling=scaling, warning=None)
 
 
 def _named_family(name: str | None, topology: Topology, where: str) -> Family | None:

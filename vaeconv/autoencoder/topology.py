@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 
 class Layout(str, Enum):
@@ -13,8 +13,7 @@ class Layout(str, Enum):
     DIFFUSERS = "diffusers"
 
 
-@dataclass(frozen=True, slots=True)
-class Topology:
+class Topology(NamedTuple):
     """Everything about a KL autoencoder that decides its tensor names and shapes.
 
     Attributes:

@@ -242,4 +242,5 @@ def _exchange(one: Path, other: Path) -> bool:
     except (AttributeError, OSError):
         return False
     at_cwd, exchange = -100, 2
-    return rename(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange) == 0
+    status: int = rename(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange)
+    return status == 0

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import NamedTuple
 
 from vaeconv.checkpoint.source import ByteSource
 from vaeconv.checkpoint.tensor import Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class ConfigText:
+class ConfigText(NamedTuple):
     """A config that came with the weights, unparsed.
 
     Attributes:
@@ -23,8 +23,7 @@ class ConfigText:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Sibling:
+class Sibling(NamedTuple):
     """Something in the file beside the state dict, such as optimizer states.
 
     Attributes:

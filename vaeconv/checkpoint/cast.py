@@ -36,7 +36,7 @@ def cast_chunk(source: memoryview, source_dtype: DType, out: memoryview, dtype: 
         else:
             result = narrow.astype(_NUMPY[dtype.code], copy=False)
             overflowed = np.isinf(result) if result.itemsize < values.itemsize else np.False_
-        out[:] = memoryview(np.ascontiguousarray(result)).cast("B")
+        out[:] = result.tobytes()
         if not np.any(overflowed):
             return 0.0
         lost = np.abs(values[overflowed & np.isfinite(values)])
@@ -58,7 +58,7 @@ def _round_to_bf16(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     last place, less one where the last place is even.
     """
     bits = values.view("<u4")
-    rounded = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2")
+    rounded: npt.NDArray[Any] = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2")
     nan = np.isnan(values)
     if nan.any():
         rounded[nan] = _BF16_NAN

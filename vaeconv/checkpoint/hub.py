@@ -155,6 +155,10 @@ def open_hub(
         return repository.file(location.path)
     except _NoSuchFileError:
         return repository.tree(location.path)
+    except _UnreachableError:
+        if not repository.cached_folder(location.path):
+            raise
+        return repository.tree(location.path)
 
 
 class HubFiles:
@@ -194,7 +198,7 @@ class _NoSuchFileError(HubError):
 
 
 class _UnreachableError(HubError):
-    """Nothing was heard from the Hub."""
+    """Nothing was heard from the Hub, or it may not be asked."""
 
 
 class _Repository:
@@ -218,8 +222,6 @@ class _Repository:
         cached = self._cached(path, revision)
         if cached and (constants.HF_HUB_OFFLINE or _COMMIT.fullmatch(revision)):
             return FileSource(cached)
-        if self._download:
-            return self._downloaded(path, commit, name)
         url = hf_hub_url(self._id, path, revision=revision)
         headers = _headers()
         try:
@@ -236,6 +238,8 @@ class _Repository:
         size, etag, found = metadata.size, metadata.etag, metadata.commit_hash
         if size is None or not etag or not found or not _COMMIT.fullmatch(found):
             raise _not_a_hub(name)
+        if self._download:
+            return self._downloaded(path, found, name)
         held = self._cached(path, found) or self._blob(etag)
         if held:
             return FileSource(held)
@@ -255,7 +259,7 @@ class _Repository:
         from huggingface_hub import HfApi, constants
 
         name = f"{self.root}/{prefix}".rstrip("/")
-        snapshot = self._snapshot(prefix)
+        snapshot = self.cached_folder(prefix)
         if snapshot and constants.HF_HUB_OFFLINE:
             return LocalTree(snapshot)
         try:
@@ -283,10 +287,11 @@ class _Repository:
             )
         return HubFiles(self, info.sha, prefix, files)
 
-    def _downloaded(self, path: str, commit: str | None, name: str) -> ByteSource:
+    def _downloaded(self, path: str, commit: str, name: str) -> ByteSource:
         from huggingface_hub import hf_hub_download
 
-        # Asked for by the revision's own name, so that offline runs find it by that name too.
+        # Asked for by the revision's own name, so that offline runs find it by that name too. The
+        # client retries by itself, and waits long: one try, once the Hub has answered us.
         place = Path(
             self._ask(
                 lambda: hf_hub_download(
@@ -298,10 +303,10 @@ class _Repository:
                     etag_timeout=self._retry.connect,
                 ),
                 name,
-                tries=self._retry.tries,
+                tries=1,
             )
         )
-        if commit and commit not in place.parts:
+        if commit not in place.parts:
             raise MalformedCheckpointError(
                 "changed on the server while it was being read", where=name, hint="run again"
             )
@@ -326,7 +331,7 @@ class _Repository:
         place = self._storage() / "blobs" / etag
         return place if _HASH.fullmatch(etag) and place.is_file() else None
 
-    def _snapshot(self, prefix: str) -> Path | None:
+    def cached_folder(self, prefix: str) -> Path | None:
         commit = self._revision
         if not _COMMIT.fullmatch(commit):
             try:
@@ -338,6 +343,7 @@ class _Repository:
 
     def _ask(self, call: Callable[[], T], where: str, *, tries: int) -> T:
         """Call the client library; retry what may pass, translate what it raises."""
+        from huggingface_hub import constants
         from huggingface_hub.errors import EntryNotFoundError
 
         from vaeconv.checkpoint.remote import is_transient, network_errors
@@ -355,6 +361,7 @@ class _Repository:
                     passing = is_transient(response.status_code)
                 else:
                     passing = isinstance(failure, _UnreachableError)
+                    passing = passing and not constants.HF_HUB_OFFLINE
                 if not passing or failures == tries:
                     raise failure from error
                 after = response.headers.get("Retry-After") if response is not None else None
@@ -381,8 +388,6 @@ def _translate(error: Exception, where: str) -> HubError | OutputError:
     if isinstance(error, FileMetadataError):
         return _not_a_hub(where)
     failure = unreachable(error, where)
-    if type(error).__name__ == "OfflineModeIsEnabled":
-        return failure
     local = isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError)
     if local and not isinstance(error, network_errors()[1:]) and getattr(error, "errno", None):
         return OutputError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vaeconv.checkpoint.dtypes import DType
 from vaeconv.checkpoint.safetensors_file import build_header
@@ -17,8 +17,7 @@ from vaeconv.checkpoint.safetensors_file import build_header
 Spec = tuple[str, DType, tuple[int, ...]]
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """A run of bytes in the output.
 
     Attributes:
@@ -36,8 +35,7 @@ class Segment:
     deferred: Callable[[Mapping[str, int]], bytes] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class OutputFile:
+class OutputFile(NamedTuple):
     """A file to be written.
 
     Attributes:
@@ -191,8 +189,7 @@ _DATE = (0, 0x21)  # 1980-01-01, the first that zip can say: no time stamps in t
 _LIMIT = 0xFFFFFFFF
 
 
-@dataclass(frozen=True, slots=True)
-class _Record:
+class _Record(NamedTuple):
     name: bytes
     offset: int
     size: int

@@ -11,7 +11,7 @@ from vaeconv.checkpoint.base import Checkpoint, ConfigText
 from vaeconv.checkpoint.folder import CONFIG, MAX_CONFIG, STEM, decode_config, open_folder
 from vaeconv.checkpoint.safetensors_file import open_safetensors
 from vaeconv.checkpoint.source import ByteSource, FileSource, SliceSource, read_bytes
-from vaeconv.checkpoint.tree import LocalTree
+from vaeconv.checkpoint.tree import FileTree, LocalTree
 from vaeconv.checkpoint.zip_directory import ZipEntry, read_zip_directory
 from vaeconv.errors import AmbiguousInputError, MalformedCheckpointError, NotACheckpointError
 
@@ -80,7 +80,7 @@ def open_checkpoint(
                 "not a Hub address", where=text, hint="write hf://owner/name[@revision][/path]"
             )
         place = open_hub(location, download=download)
-        if not hasattr(place, "read_into"):
+        if isinstance(place, FileTree):
             return open_folder(place, variant=variant, salvage=salvage)
         checkpoint = open_source(place, salvage=salvage)
     elif Path(text).is_dir():
@@ -170,15 +170,11 @@ def _open_bundle(
             hint="unpack it and name one",
         )
     checkpoint = _open_by_content(_member_source(source, others[0]), salvage=salvage)
-    config = configs[0] if len(configs) == 1 else None
-    return replace(
-        checkpoint,
-        container=f"zip bundle ({checkpoint.container})",
-        config=config
-        and ConfigText(
-            f"{source.name}/{config.name}", decode_config(bytes(config.read(MAX_CONFIG)), config.name)
-        ),
-    )
+    config = None
+    if len(configs) == 1:
+        name = f"{source.name}/{configs[0].name}"
+        config = ConfigText(name, decode_config(bytes(configs[0].read(MAX_CONFIG)), name))
+    return replace(checkpoint, container=f"zip bundle ({checkpoint.container})", config=config)
 
 
 def _looks_like_checkpoint(entry: ZipEntry) -> bool:
@@ -223,6 +219,6 @@ def _with_config_beside(checkpoint: Checkpoint, path: Path) -> Checkpoint:
     config = path.parent / CONFIG
     if not path.name.startswith(STEM) or not config.is_file():
         return checkpoint
-    with open(config, "rb") as file:
+    with config.open("rb") as file:
         text = decode_config(file.read(MAX_CONFIG), str(config))
     return replace(checkpoint, config=ConfigText(str(config), text))

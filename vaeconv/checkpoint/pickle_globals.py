@@ -169,7 +169,7 @@ _FORBIDDEN = {name.casefold() for name in sys.stdlib_module_names} | set(
     "rexec rfc822 robotparser sets sgmllib sha simplehttpserver simplexmlrpclib smtpd sndhdr "
     "socketserver spwd statvfs stringio sunau sunaudio symbol telnetlib thread tkinter toaiff "
     "urllib2 urlparse userdict userlist userstring uu whichdb winreg _winreg xdrlib xmllib "
-    "xmlrpclib "
+    "xmlrpclib tomllib annotationlib compression _pyrepl _aix_support "
     "_posixsubprocess _winapi _socket _ctypes _io _pickle _operator _functools _thread _imp "
     # Frameworks: everything plain of theirs is in the table.
     "torch numpy functorch torchgen caffe2 "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vaeconv.checkpoint.base import Sibling
 from vaeconv.checkpoint.unpickle import Placeholder, TensorRef
@@ -15,8 +15,7 @@ _MAX_NESTING = 8
 _MAX_WALK = 2_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class StateTree:
+class StateTree(NamedTuple):
     """The state dict inside an unpickled object.
 
     Attributes:

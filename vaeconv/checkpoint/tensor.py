@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from vaeconv.checkpoint.dtypes import DType
 from vaeconv.checkpoint.source import ByteSource
@@ -65,8 +64,7 @@ class StorageReader(Protocol):
         """Fill ``buffer`` with the next bytes."""
 
 
-@dataclass(frozen=True, slots=True)
-class PlainStorage:
+class PlainStorage(NamedTuple):
     """Bytes that lie in the file as they are, without a checksum."""
 
     source: ByteSource
@@ -105,8 +103,7 @@ class PlainReader:
         self._position += len(buffer)
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
+class Tensor(NamedTuple):
     """One tensor of a checkpoint, not loaded.
 
     Attributes:
@@ -271,11 +268,9 @@ def _skip(reader: StorageReader, count: int) -> None:
 class _SwapReader:
     """Turns big-endian elements around; buffers hold whole elements."""
 
-    _TYPECODE = {2: "H", 4: "I", 8: "Q"}
-
     def __init__(self, reader: StorageReader, itemsize: int) -> None:
         self._reader = reader
-        self._typecode = self._TYPECODE[itemsize]
+        self._typecode = {2: "H", 4: "I", 8: "Q"}[itemsize]
 
     def read_into(self, buffer: memoryview) -> None:
         from array import array

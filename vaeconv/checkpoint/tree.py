@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from vaeconv.checkpoint.source import ByteSource, FileSource
 from vaeconv.errors import CheckpointNotFoundError
@@ -14,6 +14,7 @@ _FORBIDDEN = re.compile(r"[\\\x00-\x1f\x7f]")
 _LEVELS = 2
 
 
+@runtime_checkable
 class FileTree(Protocol):
     """Files under a folder, wherever it is."""
 

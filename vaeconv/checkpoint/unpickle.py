@@ -306,10 +306,10 @@ class _Machine:
             if type(key) is not str:
                 self.builder.check_key(key)
         pairs = zip(items[::2], items[1::2], strict=True)
-        if type(target) is Placeholder:
-            self.keep(target, list(pairs))
-        else:
+        if type(target) is dict:
             target.update(pairs)
+        elif type(target) is Placeholder:
+            self.keep(target, list(pairs))
 
     def add_items(self, kind: type, items: list[Any]) -> None:
         """Add values to the list or set on top."""

@@ -94,7 +94,7 @@ class ZipEntry:
         offset = start + name_length + extra_length
         if offset + self.compressed_size > self.end:
             raise self._malformed("runs into what follows it")
-        return offset
+        return int(offset)
 
     def _malformed(self, what: str) -> MalformedCheckpointError:
         return MalformedCheckpointError(f"zip entry {self.name} {what}", where=self.source.name)

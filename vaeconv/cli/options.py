@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -51,7 +51,7 @@ Download = Annotated[
     ),
 ]
 SourcePrefix = Annotated[
-    Optional[str],
+    str | None,
     typer.Option(
         "--source-prefix",
         metavar="PREFIX",
@@ -61,7 +61,7 @@ SourcePrefix = Annotated[
     ),
 ]
 Config = Annotated[
-    Optional[Path],
+    Path | None,
     typer.Option(
         "--config",
         metavar="FILE",
@@ -71,7 +71,7 @@ Config = Annotated[
     ),
 ]
 Family = Annotated[
-    Optional[str],
+    str | None,
     typer.Option(
         "--family",
         metavar="NAME",
