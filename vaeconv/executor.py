@@ -153,9 +153,7 @@ class _Copy:
         """Carry all pieces through; raises the first error of any worker."""
         for _ in range(min(_BUFFERS, -(-self._file.size // _PIECE))):
             self._buffers.put(bytearray(_PIECE))
-        threads = [
-            threading.Thread(target=self._work, daemon=True) for _ in range(workers - 1)
-        ]
+        threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers - 1)]
         for thread in threads:
             thread.start()
         try:
@@ -306,6 +304,4 @@ class _Copy:
             if self._options.check and not (offset + _PIECE) % _WRITEBACK:
                 start_writeback(self._fd, offset + _PIECE - _WRITEBACK, _WRITEBACK)
         except OSError as error:
-            raise OutputError(
-                f"cannot be written: {error.strerror}", where=self._where
-            ) from error
+            raise OutputError(f"cannot be written: {error.strerror}", where=self._where) from error

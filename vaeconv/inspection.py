@@ -126,9 +126,7 @@ class Inspection:
     problem: InputError | None
 
 
-def inspect(
-    source: str | os.PathLike[str], options: InspectOptions | None = None
-) -> Inspection:
+def inspect(source: str | os.PathLike[str], options: InspectOptions | None = None) -> Inspection:
     """Look at a checkpoint.
 
     Args:
@@ -266,9 +264,7 @@ def _parts(checkpoint: Checkpoint, autoencoder: Autoencoder | None) -> tuple[Par
 def _key_lines(checkpoint: Checkpoint, autoencoder: Autoencoder | None) -> Iterator[KeyLine]:
     roles: dict[str, str] = {}
     if autoencoder:
-        other = (
-            Layout.DIFFUSERS if autoencoder.layout is Layout.COMPVIS else Layout.COMPVIS
-        )
+        other = Layout.DIFFUSERS if autoencoder.layout is Layout.COMPVIS else Layout.COMPVIS
         roles = {key: pair.name(other) for pair, key in autoencoder.keys.items()}
         roles.update({name: f"({r.value})" for name, r in autoencoder.dropped.items()})
     for name, tensor in checkpoint.tensors.items():

@@ -175,9 +175,10 @@ def _write_file(
     if manifest:
         beside = target.with_name(target.name + "." + MANIFEST)
         data = _manifest(facts, {target.name: _entry(file.size, digest, facts)})
-        with staged_file(beside, overwrite=True, durable=copy.check) as fd, open(
-            fd, "wb", closefd=False
-        ) as stream:
+        with (
+            staged_file(beside, overwrite=True, durable=copy.check) as fd,
+            open(fd, "wb", closefd=False) as stream,
+        ):
             stream.write(data)
         written.append(Written(beside, len(data), None))
     return tuple(written)

@@ -71,9 +71,7 @@ class _Inference:
         self.shapes = shapes
         self.layout = layout
         self.where = where
-        self.modules = {
-            name[:at] for name in shapes for at, char in enumerate(name) if char == "."
-        }
+        self.modules = {name[:at] for name in shapes for at, char in enumerate(name) if char == "."}
         self.levels = self._count_levels()
 
     def topology(self) -> Topology:
@@ -148,7 +146,7 @@ class _Inference:
                      for j in self._indices(self._stem(rule, i).rpartition(".")[0])), default=-1)
             for rule in (_DOWN, _UP)
         )  # fmt: skip
-        if down and up and up != down + 1 or max(down, up) > _MAX_BLOCKS:
+        if (down and up and up != down + 1) or max(down, up) > _MAX_BLOCKS:
             raise refuse(
                 f"an autoencoder with {down} resnet blocks per encoder level and {up} per decoder "
                 "level",

@@ -128,9 +128,7 @@ class NamePair(NamedTuple):
     def shape(self, layout: Layout) -> Shape:
         """The shape in a layout."""
         return (
-            self.compvis_shape
-            if layout is Layout.COMPVIS
-            else self.op.forward(self.compvis_shape)
+            self.compvis_shape if layout is Layout.COMPVIS else self.op.forward(self.compvis_shape)
         )
 
     def accepts(self, shape: Shape) -> bool:

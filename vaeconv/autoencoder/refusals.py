@@ -79,7 +79,9 @@ REFUSALS: tuple[Refusal, ...] = (
         ),
     ),
     Refusal(
-        "the Stable Cascade (Paella) VQ model", "it has a codebook", ("*vquantizer.codebook.weight",)
+        "the Stable Cascade (Paella) VQ model",
+        "it has a codebook",
+        ("*vquantizer.codebook.weight",),
     ),
     Refusal(
         "an audio autoencoder (Oobleck)",

@@ -91,9 +91,7 @@ def _weight_files(tree: FileTree, name: str, names: list[str]) -> list[str]:
         weight_map = json.loads(_read_text(tree.open(name)))["weight_map"]
         shards = sorted(set(weight_map.values()))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise MalformedCheckpointError(
-            "not a shard index", where=f"{tree.name}/{name}"
-        ) from error
+        raise MalformedCheckpointError("not a shard index", where=f"{tree.name}/{name}") from error
     for shard in shards:
         if shard not in names or "/" in shard:
             raise MalformedCheckpointError(
@@ -135,7 +133,9 @@ def _join(
 
 def _read_text(source: ByteSource) -> str:
     try:
-        return decode_config(bytes(read_bytes(source, 0, min(source.size, MAX_CONFIG))), source.name)
+        return decode_config(
+            bytes(read_bytes(source, 0, min(source.size, MAX_CONFIG))), source.name
+        )
     finally:
         source.close()
 

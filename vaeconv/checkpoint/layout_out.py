@@ -222,7 +222,9 @@ def _add_record(
     start = builder.offset + 30 + len(raw) + 4
     padding = -start % _ALIGNMENT
     builder.add_literal(
-        struct.pack("<4s5H3I2H", b"PK\x03\x04", 45, _FLAGS, 0, *_DATE, 0, 0, 0, len(raw), 4 + padding)
+        struct.pack(
+            "<4s5H3I2H", b"PK\x03\x04", 45, _FLAGS, 0, *_DATE, 0, 0, 0, len(raw), 4 + padding
+        )
         + raw
         + struct.pack("<2sH", b"FB", padding)
         + b"Z" * padding
@@ -257,9 +259,7 @@ def _add_directory(builder: _Builder, records: Sequence[_Record]) -> None:
     short = min(count, 0xFFFF)
     builder.add_literal(
         end
-        + struct.pack(
-            "<4s4H2IH", b"PK\x05\x06", 0, 0, short, short, size, min(start, _LIMIT), 0
-        )
+        + struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, short, short, size, min(start, _LIMIT), 0)
     )
 
 

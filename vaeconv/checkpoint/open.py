@@ -153,9 +153,7 @@ def _open_zip(source: ByteSource, *, salvage: bool) -> Checkpoint:
     return _open_bundle(source, entries, salvage=salvage)
 
 
-def _open_bundle(
-    source: ByteSource, entries: dict[str, ZipEntry], *, salvage: bool
-) -> Checkpoint:
+def _open_bundle(source: ByteSource, entries: dict[str, ZipEntry], *, salvage: bool) -> Checkpoint:
     """Open a zip that holds one checkpoint, and perhaps its config, as kl-f8 was published."""
     configs = [e for e in entries.values() if e.name.lower().endswith(_CONFIG_SUFFIXES)]
     others = [e for e in entries.values() if e not in configs and _looks_like_checkpoint(e)]

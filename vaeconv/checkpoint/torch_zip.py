@@ -24,7 +24,9 @@ _PICKLE = "data.pkl"
 
 def find_pickle(entries: Iterable[str]) -> str | None:
     """Return the prefix of the records where the members are those of a torch file."""
-    found = [n for n in entries if n == _PICKLE or (n.endswith("/" + _PICKLE) and n.count("/") == 1)]
+    found = [
+        n for n in entries if n == _PICKLE or (n.endswith("/" + _PICKLE) and n.count("/") == 1)
+    ]
     return found[0][: -len(_PICKLE)] if len(found) == 1 else None
 
 

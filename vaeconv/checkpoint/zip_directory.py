@@ -221,9 +221,7 @@ def _read_end64(source: ByteSource, end: int) -> tuple[int, tuple[int, ...]]:
     return offset, record[4:]
 
 
-def _parse_entry(
-    source: ByteSource, directory: bytearray, position: int
-) -> tuple[ZipEntry, int]:
+def _parse_entry(source: ByteSource, directory: bytearray, position: int) -> tuple[ZipEntry, int]:
     if position + _CENTRAL.size > len(directory):
         raise MalformedCheckpointError("the zip directory is cut short", where=source.name)
     (

@@ -103,7 +103,9 @@ def _print_version(wanted: bool) -> None:
 def vaeconv(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     """Take a Stable Diffusion autoencoder from a training checkpoint to a published repository.

@@ -45,13 +45,19 @@ def convert(
     ] = False,
     variant: Annotated[
         str | None,
-        typer.Option(metavar="NAME", show_default=False,
-                     help="Variant of the diffusers folder, such as fp16: OUT's, else IN's."),
+        typer.Option(
+            metavar="NAME",
+            show_default=False,
+            help="Variant of the diffusers folder, such as fp16: OUT's, else IN's.",
+        ),
     ] = None,
     prefix: Annotated[
         str,
-        typer.Option(metavar="PREFIX", show_default=False,
-                     help="What keys of a CompVis OUT begin with, such as first_stage_model."),
+        typer.Option(
+            metavar="PREFIX",
+            show_default=False,
+            help="What keys of a CompVis OUT begin with, such as first_stage_model.",
+        ),
     ] = "",
     legacy_names: Annotated[
         bool, typer.Option("--legacy-names", help="Write attention names of diffusers < 0.17.")
@@ -68,32 +74,48 @@ def convert(
     family: Family = None,
     scaling_factor: Annotated[
         float | None,
-        typer.Option(metavar="X", show_default=False, rich_help_panel=SCALING,
-                     help="What latents are multiplied by for the diffusion model."),
+        typer.Option(
+            metavar="X",
+            show_default=False,
+            rich_help_panel=SCALING,
+            help="What latents are multiplied by for the diffusion model.",
+        ),
     ] = None,
     shift_factor: Annotated[
         float | None,
-        typer.Option(metavar="X", show_default=False, rich_help_panel=SCALING,
-                     help="What is subtracted from latents before that."),
+        typer.Option(
+            metavar="X",
+            show_default=False,
+            rich_help_panel=SCALING,
+            help="What is subtracted from latents before that.",
+        ),
     ] = None,
     config: Config = None,
     check: Annotated[
         bool,
-        typer.Option("--check/--no-check", rich_help_panel=CHECKS,
-                     help="Check CRCs, look for NaN and infinity, hash OUT, wait for the disk. "
-                     "--no-check only copies; OUT still appears whole or not at all."),
+        typer.Option(
+            "--check/--no-check",
+            rich_help_panel=CHECKS,
+            help="Check CRCs, look for NaN and infinity, hash OUT, wait for the disk. "
+            "--no-check only copies; OUT still appears whole or not at all.",
+        ),
     ] = True,
     allow_nonfinite: Annotated[
         bool,
-        typer.Option("--allow-nonfinite", rich_help_panel=CHECKS,
-                     help="Let NaN and infinity pass."),
+        typer.Option(
+            "--allow-nonfinite", rich_help_panel=CHECKS, help="Let NaN and infinity pass."
+        ),
     ] = False,
     hash_source: HashSource = False,
     source_prefix: SourcePrefix = None,
     drop: Annotated[
         list[str] | None,
-        typer.Option(metavar="GLOB", show_default=False, rich_help_panel=EXPERT,
-                     help="Leave out keys of IN that match; repeatable."),
+        typer.Option(
+            metavar="GLOB",
+            show_default=False,
+            rich_help_panel=EXPERT,
+            help="Leave out keys of IN that match; repeatable.",
+        ),
     ] = None,
     salvage: Salvage = False,
     download: Download = False,

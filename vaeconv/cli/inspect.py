@@ -26,13 +26,17 @@ def inspect(
     keys: Annotated[bool, typer.Option("--keys", help="List every tensor.")] = False,
     variant: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Variant of a diffusers folder, such as fp16.",
-                     show_default=False),
+        typer.Option(
+            metavar="NAME", help="Variant of a diffusers folder, such as fp16.", show_default=False
+        ),
     ] = None,
     check: Annotated[
         bool,
-        typer.Option("--check/--no-check", rich_help_panel=CHECKS,
-                     help="Read the autoencoder's weights: CRC, NaN, infinity. Local files only."),
+        typer.Option(
+            "--check/--no-check",
+            rich_help_panel=CHECKS,
+            help="Read the autoencoder's weights: CRC, NaN, infinity. Local files only.",
+        ),
     ] = True,
     hash_source: HashSource = False,
     family: Family = None,

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 
 
-def print_json(command: str, document: Mapping[str, Any], error: VaeconvError | None = None) -> None:
+def print_json(
+    command: str, document: Mapping[str, Any], error: VaeconvError | None = None
+) -> None:
     """Write one JSON document straight to stdout, untouched by any console."""
     envelope: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -116,7 +118,8 @@ def print_conversion(result: Conversion, *, dry_run: bool, seconds: float, verbo
         scaling = result.decision.scaling
         shift = "" if scaling.shift_factor is None else f", shift factor {scaling.shift_factor:g}"
         out.write(
-            one_line(f"  scaling factor {scaling.scaling_factor:g}{shift} ({scaling.source})") + "\n"
+            one_line(f"  scaling factor {scaling.scaling_factor:g}{shift} ({scaling.source})")
+            + "\n"
         )
     if result.plan.dropped:
         counts = ", ".join(f"{count} {why}" for why, count in result.plan.drop_counts().items())
@@ -191,7 +194,9 @@ def render_inspection(report: Inspection, console: Console, *, keys: bool = Fals
     for sibling in report.siblings:
         size = human_size(sibling.nbytes) if sibling.tensors else ""
         count = str(sibling.tensors) if sibling.tensors else ""
-        parts.add_row(Text(one_line(f"{sibling.name} ({sibling.kind})"), style="dim"), count, "", size)
+        parts.add_row(
+            Text(one_line(f"{sibling.name} ({sibling.kind})"), style="dim"), count, "", size
+        )
     console.print(parts)
     if report.globals:
         names = Table("name in the pickle", "verdict", header_style="bold")
