@@ -26,6 +26,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "installing vaeconv and its tools into $(VENV) (torch makes the first time long)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade -c constraints.txt pip
 	@$(BIN)/python -m pip install --quiet -c constraints.txt --group dev --editable .
+	@$(BIN)/python -m compileall -q vaeconv  # start-up counts, and the environment may forbid it later
 	@touch $@
 
 demo: $(READY)  ## convert a small training checkpoint to diffusers and back, and compare

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,7 +39,8 @@ class ConvertOptions:
     Attributes:
         dtype: ``keep``, ``fp32``, ``fp16`` or ``bf16``.
         variant: Variant to write in a diffusers folder, or to read from one; such as ``fp16``.
-        prefix: What keys of a CompVis output begin with.
+        prefix: What keys of a CompVis output begin with. For a diffusers folder, whose keys have
+            none, the same as ``source_prefix``.
         source_prefix: Which autoencoder to read, where the source holds several.
         scaling: What is known about scaling and shift.
         config: A config file to take what shapes do not tell from.
@@ -51,6 +53,7 @@ class ConvertOptions:
         hash_source: Whether to record the sha256 of the source file.
         manifest: Whether a single output file gets a manifest beside it; folders always have one.
         copy: What to check on the way.
+        on_fetch: Called with the bytes that arrived from the Hub, from any thread.
     """
 
     dtype: str = KEEP
@@ -68,6 +71,7 @@ class ConvertOptions:
     hash_source: bool = False
     manifest: bool = False
     copy: CopyOptions = CopyOptions()
+    on_fetch: Callable[[int], None] | None = None
 
 
 class Conversion(NamedTuple):
@@ -126,21 +130,22 @@ def convert(
     """
     options = options or ConvertOptions()
     kind, target = output_kind(output)
-    reads_variant = kind is not OutputKind.FOLDER
+    is_folder = kind is OutputKind.FOLDER
     check_target(target, source, overwrite=options.overwrite)
     with open_checkpoint(
         source,
-        variant=options.variant if reads_variant else None,
+        variant=None if is_folder else options.variant,
         salvage=options.salvage,
         download=options.download,
+        on_fetch=options.on_fetch,
     ) as checkpoint:
         survey = survey_checkpoint(
             checkpoint,
-            prefix=options.source_prefix,
+            prefix=options.source_prefix or (options.prefix if is_folder else "") or None,
             config=options.config,
             drop=options.drop,
         )
-        layout = Layout.DIFFUSERS if kind is OutputKind.FOLDER else Layout.COMPVIS
+        layout = Layout.DIFFUSERS if is_folder else Layout.COMPVIS
         plan = build_plan(checkpoint, survey, layout, options)
         decision = config = None
         if layout is Layout.DIFFUSERS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +35,7 @@ class InspectOptions:
         hash_source: Whether to hash the files.
         salvage: Whether to read past unsafe names in a pickle.
         download: Whether to fetch a file on the Hub whole.
+        on_fetch: Called with the bytes that arrived from the Hub, from any thread.
     """
 
     source_prefix: str | None = None
@@ -45,6 +46,7 @@ class InspectOptions:
     hash_source: bool = False
     salvage: bool = False
     download: bool = False
+    on_fetch: Callable[[int], None] | None = None
 
 
 class Part(NamedTuple):
@@ -142,7 +144,11 @@ def inspect(source: str | os.PathLike[str], options: InspectOptions | None = Non
     """
     options = options or InspectOptions()
     with open_checkpoint(
-        source, variant=options.variant, salvage=options.salvage, download=options.download
+        source,
+        variant=options.variant,
+        salvage=options.salvage,
+        download=options.download,
+        on_fetch=options.on_fetch,
     ) as checkpoint:
         survey, problem = None, None
         try:

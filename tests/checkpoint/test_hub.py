@@ -121,8 +121,17 @@ def test_addresses(
 
 @pytest.mark.parametrize(
     "text",
-    ["model.ckpt", "/a/b", "C:\\x", "owner/name", "https://example.com/owner/name", "http://["]
-    + ["http://mirror.test:8080/other/owner/name", "https://huggingface.co.evil.test/o/n", ""],
+    [
+        "",
+        "model.ckpt",
+        "/a/b",
+        "C:\\x",
+        "owner/name",
+        "https://example.com/owner/name",
+        "http://[",
+        "http://mirror.test:8080/other/owner/name",
+        "https://huggingface.co.evil.test/o/n",
+    ],
 )
 def test_other_texts_are_no_addresses(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://mirror.test:8080/hf")

@@ -174,19 +174,23 @@ class HubFiles:
 
     @property
     def name(self) -> str:
+        """Return the address."""
         return f"{self._repository.root}/{self._prefix}".rstrip("/")
 
     def names(self) -> list[str]:
+        """List the files, at most two levels deep."""
         below = (f[len(self._prefix) :] for f in self._files if f.startswith(self._prefix))
         return sorted(name for name in below if name.count("/") < _LEVELS)
 
     def open(self, name: str) -> ByteSource:
+        """Open one of the files."""
         path = self._prefix + checked(name, self.name)
         if path not in self._files:
             raise CheckpointNotFoundError(f"no file {name} in this folder", where=self.name)
         return self._repository.file(path, self._commit)
 
     def subtree(self, name: str) -> HubFiles:
+        """Return the view of a folder inside this one."""
         prefix = f"{self._prefix}{checked(name, self.name)}/"
         if not any(file.startswith(prefix) for file in self._files):
             raise CheckpointNotFoundError(f"no folder {name} in this folder", where=self.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,6 +50,7 @@ def open_checkpoint(
     variant: str | None = None,
     salvage: bool = False,
     download: bool = False,
+    on_fetch: Callable[[int], None] | None = None,
 ) -> Checkpoint:
     """Open a checkpoint without loading weights or executing anything in it.
 
@@ -58,6 +60,7 @@ def open_checkpoint(
         variant: Which weights of a diffusers folder to read, such as ``fp16``.
         salvage: Read past unsafe names in a pickle, with inert placeholders.
         download: Fetch a file on the Hub whole into the cache instead of only what is needed.
+        on_fetch: Called with the bytes that arrived from the Hub, from any thread.
 
     Returns:
         The open checkpoint; close it, or use it as a context manager.
@@ -79,7 +82,7 @@ def open_checkpoint(
             raise NotACheckpointError(
                 "not a Hub address", where=text, hint="write hf://owner/name[@revision][/path]"
             )
-        place = open_hub(location, download=download)
+        place = open_hub(location, download=download, on_progress=on_fetch)
         if isinstance(place, FileTree):
             return open_folder(place, variant=variant, salvage=salvage)
         checkpoint = open_source(place, salvage=salvage)

@@ -230,13 +230,16 @@ class RangeSource:
 
     @property
     def name(self) -> str:
+        """Return the address, as ``ByteSource`` says."""
         return self._name
 
     @property
     def size(self) -> int:
+        """Return the length of the whole file."""
         return self._size
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill the buffer, fetching first what is not here yet."""
         end = offset + len(buffer)
         if offset < 0 or end > self._size:
             raise MalformedCheckpointError(
@@ -251,14 +254,18 @@ class RangeSource:
             done += os.preadv(self._file.fileno(), [buffer[done:]], offset + done)
 
     def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Fetch the ranges, several requests at a time, and return when they are here."""
         self._fetch(ranges)
 
     def check_unchanged(self) -> None:
-        # Nothing to ask: the address is of one commit, and each answer had to carry the ETag and
-        # the length of the first. A change raises where it is seen.
-        pass
+        """Do nothing: a change raises where it is seen.
+
+        The address is of one commit, and each answer must carry the ETag and the length of the
+        first.
+        """
 
     def close(self) -> None:
+        """Drop what was fetched."""
         with self._fetching:
             self._file.close()
 
@@ -295,6 +302,9 @@ class RangeSource:
                 for piece in pieces:
                     self._fetch_piece(*piece, stop)
                 return
+            from huggingface_hub import get_session
+
+            get_session()  # now: asked by several threads at once, 1.0 makes and leaks several
             with ThreadPoolExecutor(min(_IN_FLIGHT, len(pieces))) as pool:
                 futures = [pool.submit(self._fetch_piece, *piece, stop) for piece in pieces]
                 try:

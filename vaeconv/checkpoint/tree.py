@@ -76,9 +76,11 @@ class LocalTree:
 
     @property
     def name(self) -> str:
+        """Return the path."""
         return str(self._root)
 
     def names(self) -> list[str]:
+        """List the files, at most two levels deep."""
         return sorted(self._list(self._root, "", _LEVELS))
 
     def _list(self, folder: Path, prefix: str, levels: int) -> list[str]:
@@ -97,7 +99,9 @@ class LocalTree:
         return found
 
     def open(self, name: str) -> ByteSource:
+        """Open one of the files."""
         return FileSource(self._root / checked(name, self.name))
 
     def subtree(self, name: str) -> LocalTree:
+        """Return the view of a folder inside this one."""
         return LocalTree(self._root / checked(name, self.name))

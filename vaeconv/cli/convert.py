@@ -23,6 +23,7 @@ from vaeconv.cli.options import (
     Source,
     SourcePrefix,
     Verbose,
+    with_dot,
 )
 
 Output = Annotated[
@@ -56,7 +57,8 @@ def convert(
         typer.Option(
             metavar="PREFIX",
             show_default=False,
-            help="What keys of a CompVis OUT begin with, such as first_stage_model.",
+            help="What keys of a CompVis OUT begin with, such as first_stage_model.; "
+            "with a folder, as --source-prefix.",
         ),
     ] = "",
     legacy_names: Annotated[
@@ -152,15 +154,19 @@ def convert(
     from vaeconv.executor import CopyOptions
 
     started = time.monotonic()
-    with ByteProgress(f"converting {Path(source).name}", enabled=not (quiet or json)) as progress:
+    shown, name = not (quiet or json), Path(source).name
+    with (
+        ByteProgress(f"fetching {name}", enabled=shown) as fetching,
+        ByteProgress(f"converting {name}", enabled=shown) as copying,
+    ):
         result = run(
             source,
             output,
             ConvertOptions(
                 dtype=dtype.value,
                 variant=variant,
-                prefix=prefix,
-                source_prefix=source_prefix,
+                prefix=with_dot(prefix) or "",
+                source_prefix=with_dot(source_prefix),
                 scaling=ScalingOptions(scaling_factor, shift_factor, family),
                 config=config,
                 ema=ema,
@@ -171,7 +177,8 @@ def convert(
                 overwrite=overwrite,
                 hash_source=hash_source,
                 manifest=manifest,
-                copy=CopyOptions(check, allow_nonfinite, progress.advance),
+                copy=CopyOptions(check, allow_nonfinite, copying.advance),
+                on_fetch=fetching.advance,
             ),
             dry_run=dry_run,
         )

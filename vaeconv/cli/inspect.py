@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,6 +19,7 @@ from vaeconv.cli.options import (
     Source,
     SourcePrefix,
     Verbose,
+    with_dot,
 )
 
 
@@ -61,6 +63,7 @@ def inspect(
 
         vaeconv inspect --json hf://stabilityai/sd-vae-ft-mse
     """  # fmt: skip
+    from vaeconv.cli.progress import ByteProgress
     from vaeconv.cli.render import (
         inspection_document,
         print_json,
@@ -70,19 +73,21 @@ def inspect(
     from vaeconv.inspection import InspectOptions
     from vaeconv.inspection import inspect as run
 
-    report = run(
-        source,
-        InspectOptions(
-            source_prefix=source_prefix,
-            variant=variant,
-            config=config,
-            family=family,
-            check=check,
-            hash_source=hash_source,
-            salvage=salvage,
-            download=download,
-        ),
-    )
+    with ByteProgress(f"fetching {Path(source).name}", enabled=not (quiet or json)) as fetching:
+        report = run(
+            source,
+            InspectOptions(
+                source_prefix=with_dot(source_prefix),
+                variant=variant,
+                config=config,
+                family=family,
+                check=check,
+                hash_source=hash_source,
+                salvage=salvage,
+                download=download,
+                on_fetch=fetching.advance,
+            ),
+        )
     if json:
         print_json("inspect", inspection_document(report, keys=keys), report.problem)
     elif not quiet:

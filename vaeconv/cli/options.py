@@ -25,7 +25,7 @@ Source = Annotated[
     typer.Argument(
         metavar="IN",
         help="A .ckpt, .pt, .bin or .safetensors file, a diffusers folder, a .zip with a "
-        "checkpoint in it, or hf://owner/name[@revision][/path].",
+        "checkpoint in it, or hf://owner/name with @revision and /path as needed.",
         show_default=False,
     ),
 ]
@@ -85,3 +85,8 @@ HashSource = Annotated[
     bool,
     typer.Option("--hash-source", help="Hash IN whole (sha256).", rich_help_panel=CHECKS),
 ]
+
+
+def with_dot(prefix: str | None) -> str | None:
+    """Let ``first_stage_model`` stand for ``first_stage_model.``, as no key joins without a dot."""
+    return prefix and prefix.rstrip(".") + "."
