@@ -1,0 +1,91 @@
+"""The README, the changelog and the help say what is so."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vaeconv import __version__, errors
+from vaeconv.cli import app
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ENTRY = Path(sys.executable).with_name("vaeconv")
+
+
+def blocks(kind: str) -> list[str]:
+    return re.findall(rf"```{kind}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("readme")
+    shutil.copytree(ROOT / "fixtures", folder / "fixtures")
+    return folder
+
+
+def test_every_console_example_prints_what_it_shows(workplace):
+    examples = blocks("console")
+    assert len(examples) >= 5
+    for example in examples:
+        command, *shown = example.strip().splitlines()
+        done = subprocess.run(
+            [str(ENTRY), *shlex.split(command.removeprefix("$ vaeconv "))],
+            cwd=workplace,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, (command, done.stderr)
+        assert done.stdout.splitlines()[: len(shown)] == shown, command
+
+
+def test_the_python_example_runs(workplace):
+    (example,) = blocks("python")
+    done = subprocess.run(
+        [sys.executable, "-c", example], cwd=workplace, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "[32, 32] (66, 54)" in done.stdout
+
+
+def test_the_command_list_is_the_programs():
+    listed = re.findall(r"^\| `vaeconv (\w+)", README, re.MULTILINE)
+    assert listed == [command.name for command in app.registered_commands]
+
+
+def test_the_exit_codes_are_the_programs():
+    table = {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)}
+    classes = [c for c in vars(errors).values() if isinstance(c, type)]
+    used = {c.exit_code for c in classes if issubclass(c, errors.VaeconvError)}
+    assert table == used | {0, 130}
+
+
+def test_the_changelog_begins_with_this_version():
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    versions = re.findall(r"^## \[(\d+\.\d+\.\d+)\]", changelog, re.MULTILINE)
+    assert versions[0] == __version__
+    assert "## [Unreleased]" in changelog
+
+
+def test_files_that_the_readme_links_to_are_there():
+    for target in re.findall(r"\]\(([^)#:]+)\)|`((?:docs|benchmarks|fixtures)/[\w./-]+)`", README):
+        assert (ROOT / (target[0] or target[1])).exists(), target
+
+
+def test_the_picture_is_what_inspect_prints_now(tmp_path):
+    picture = tmp_path / "inspect.svg"
+    subprocess.run(
+        [sys.executable, "docs/make_picture.py", "fixtures/tiny-kl.ckpt", str(picture)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    assert picture.read_text() == (ROOT / "docs/inspect.svg").read_text()
