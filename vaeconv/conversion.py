@@ -141,7 +141,7 @@ def convert(
     ) as checkpoint:
         survey = survey_checkpoint(
             checkpoint,
-            prefix=options.source_prefix or (options.prefix if is_folder else "") or None,
+            prefix=_wanted_prefix(options, is_folder=is_folder),
             config=options.config,
             drop=options.drop,
         )
@@ -180,6 +180,13 @@ def convert(
             copy=options.copy,
         )
         return result._replace(written=written)
+
+
+def _wanted_prefix(options: ConvertOptions, *, is_folder: bool) -> str | None:
+    """Tell which autoencoder to read; an empty prefix is a choice, too."""
+    if options.source_prefix is None and is_folder:
+        return options.prefix or None
+    return options.source_prefix
 
 
 def build_plan(

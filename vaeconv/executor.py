@@ -25,7 +25,7 @@ from vaeconv.plan import Row
 
 _PIECE = 1 << 20
 _WORKERS = 2
-_BUFFERS = 6
+_BUFFERS = 4
 _WRITEBACK = 4 << 20  # how much is written before the disk is asked to begin with it
 
 
@@ -160,9 +160,18 @@ class _Copy:
             self._work()
         finally:
             for thread in threads:
-                thread.join()
+                self._wait_for(thread)
         if self._error:
             raise self._error
+
+    def _wait_for(self, thread: threading.Thread) -> None:
+        """Join a worker, through any interrupt: it may still write to the descriptor."""
+        while thread.is_alive():
+            try:
+                thread.join()
+            except BaseException as error:  # noqa: BLE001 - raised once the worker has ended
+                self._error = self._error or error
+                self._checked.stop()
 
     def _work(self) -> None:
         try:

@@ -196,7 +196,7 @@ def _describe(
         siblings=checkpoint.read_siblings(),
         globals=tuple(use for use in checkpoint.globals if use[1] in ("placeholder", "unsafe")),
         # Looking at values costs the download of the weights where they are remote.
-        nonfinite=tuple(check_values(own)) if options.check and is_local else None,
+        nonfinite=tuple(check_values(own)) if options.check and autoencoder and is_local else None,
         sha256=tuple(map(hash_bytes, checkpoint.sources)) if options.hash_source else (),
         keys=tuple(_key_lines(checkpoint, autoencoder)),
         notes=tuple(notes),

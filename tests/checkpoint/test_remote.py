@@ -4,6 +4,7 @@ import email.utils
 import logging
 import os
 import random
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.range_hub import Content, RangeHub, point_client_at
-from vaeconv.checkpoint.remote import Intervals, RangeSource, Retry
+from vaeconv.checkpoint.hub_http import Retry
+from vaeconv.checkpoint.intervals import Intervals
+from vaeconv.checkpoint.remote import RangeSource
 from vaeconv.checkpoint.source import read_bytes
 from vaeconv.errors import HubError, MalformedCheckpointError, OutputError
 
@@ -87,15 +90,16 @@ def test_only_the_needed_bytes_travel(
     size, middle = 1 << 30, 512 * MIB + 12345
     path = sparse(tmp_path / "big", size, {0: b"head", middle: b"middle", size - 4: b"tail"})
     hub = start(path, cdn=cdn)
-    source = opened(hub, path)
+    seen: list[int] = []
+    source = opened(hub, path, on_progress=seen.append)
     assert read_bytes(source, size - 4, 4) == b"tail"
     assert read_bytes(source, 0, 4) == b"head"
     assert read_bytes(source, middle, 6) == b"middle"
     # Read-ahead, also before the end of the file: the same places cost nothing more.
     read_bytes(source, size - 60 * KIB, 60 * KIB)
     read_bytes(source, 100, 60 * KIB)
-    assert source.bytes_fetched == hub.bytes_served == 3 * 64 * KIB
-    assert source.requests == len(hub.requests) == (4 if cdn else 3)
+    assert sum(seen) == hub.bytes_served == 3 * 64 * KIB
+    assert len(hub.requests) == (4 if cdn else 3)
     assert len(hub.asked(host="cdn")) == (3 if cdn else 0)
 
 
@@ -131,7 +135,7 @@ def test_big_ranges_come_in_parallel_pieces(start: Start, opened: Open) -> None:
     source.prefetch([(1, len(content))])
     assert len(hub.requests) == 5
     assert 3 <= hub.peak_in_flight <= 5
-    assert sum(seen) == source.bytes_fetched == len(content) - 1
+    assert sum(seen) == len(content) - 1
     assert bytes(read_bytes(source, 1, len(content) - 1)) == content[1:]
     assert len(hub.requests) == 5
 
@@ -236,10 +240,9 @@ def test_delays() -> None:
 def test_closed_port(start: Start, opened: Open) -> None:
     content = noise(KIB)
     hub = start(content)
-    source = opened(hub, content)
-    source._url = source._location = "http://127.0.0.1:9/owner/model/resolve/main/x"
+    hub.endpoint = "http://127.0.0.1:9"
     with pytest.raises(HubError, match="cannot be reached"):
-        read_bytes(source, 0, KIB)
+        read_bytes(opened(hub, content), 0, KIB)
 
 
 def test_a_silent_server_is_given_up(start: Start, opened: Open) -> None:
@@ -361,9 +364,10 @@ def test_many_requests_to_a_server_without_ranges_share_one_body(
     content = noise(4 * MIB)
     hub = start(content)
     hub.misbehave(ignore_range=True, delay=0.1)
-    source = opened(hub, content)
+    seen: list[int] = []
+    source = opened(hub, content, on_progress=seen.append)
     source.prefetch([(n * MIB, n * MIB + 10) for n in range(4)])
-    assert source.bytes_fetched == 4 * MIB
+    assert sum(seen) == 4 * MIB
     assert bytes(read_bytes(source, 0, 4 * MIB)) == content
 
 
@@ -412,6 +416,19 @@ def test_expired_links_are_renewed(start: Start, opened: Open) -> None:
     assert len(hub.asked(host="hub")) == 2
 
 
+def test_many_requests_at_once_survive_an_expired_link(start: Start, opened: Open) -> None:
+    content = noise(8 * MIB)
+    hub = start(content, cdn=True)
+    source = opened(hub, content)
+    read_bytes(source, 0, 10)
+    hub.expire_links()
+    hub.misbehave(host="cdn", delay=0.02)
+    ranges = [(n * 200 * KIB, n * 200 * KIB + 10) for n in range(1, 41)]
+    source.prefetch(ranges)
+    assert all(bytes(read_bytes(source, a, b - a)) == content[a:b] for a, b in ranges)
+    assert len(hub.asked(host="hub")) <= 1 + 8  # each of those in flight, not each of all
+
+
 def test_the_token_stays_on_the_hub(start: Start, opened: Open) -> None:
     content = noise(MIB)
     hub = start(content, cdn=True)
@@ -457,14 +474,17 @@ def test_refusals_are_one_line_with_a_remedy(
 # The temporary file
 
 
-def test_it_is_sparse_unlinked_and_closed(tmp_path: Path, start: Start, opened: Open) -> None:
+def test_it_is_sparse_unlinked_and_closed(
+    tmp_path: Path, start: Start, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = tmp_path / "temporary"
     place.mkdir()
     path = sparse(tmp_path / "big", 1 << 30, {})
     hub = start(path)
-    source = opened(hub, path, directory=place)
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    source = opened(hub, path)
     read_bytes(source, 0, 10)
-    status = os.fstat(source._file.fileno())
+    status = os.fstat(source._file._file.fileno())
     assert status.st_size == 1 << 30
     assert status.st_blocks * 512 < MIB
     assert not list(place.iterdir())
@@ -486,6 +506,14 @@ def test_a_full_disk_is_no_network_error(
     with pytest.raises(OutputError, match="No space left"):
         read_bytes(opened(hub, content), 0, KIB)
     assert len(hub.requests) == 1
+
+
+def test_a_temporary_folder_that_is_missing_is_no_bug(
+    tmp_path: Path, start: Start, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(OutputError, match="TMPDIR"):
+        opened(start(b"x"), b"x")
 
 
 def test_interval_sets_agree_with_plain_sets() -> None:

@@ -29,6 +29,8 @@ from omegaconf import OmegaConf
 
 from vaeconv.checkpoint.dtypes import DTYPES, DType
 from vaeconv.checkpoint.pickle_globals import GlobalUse, Verdict, judge
+from vaeconv.checkpoint.source import FileSource
+from vaeconv.checkpoint.torch_legacy import open_torch_legacy
 from vaeconv.checkpoint.unpickle import Placeholder, StorageRef, TensorRef, unpickle
 from vaeconv.errors import MalformedCheckpointError, UnsafeCheckpointError, VaeconvError
 
@@ -307,6 +309,58 @@ def test_legacy_file_holds_pickles_in_a_row():
         assert roots[4] == [roots[3]["w"].storage.key]
 
 
+def save_legacy(value, path):
+    torch.save(value, path, _use_new_zipfile_serialization=False)
+    return FileSource(path)
+
+
+def quantized(kind):
+    return torch.quantize_per_tensor(torch.zeros(5), 0.1, 0, kind)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.ones(5, dtype=torch.complex128),
+        lambda: torch.ones(5, dtype=torch.complex64).conj(),
+        lambda: torch.ones(5, dtype=torch.float8_e4m3fnuz),
+        lambda: quantized(torch.qint8),
+        lambda: quantized(torch.quint8),
+        lambda: quantized(torch.qint32),
+        lambda: torch.quantize_per_channel(
+            torch.zeros(5, 3), torch.ones(5), torch.zeros(5), 0, torch.quint4x2
+        ),
+    ],
+)
+@pytest.mark.parametrize("is_beside", [False, True])
+@pytest.mark.filterwarnings("ignore")
+def test_legacy_file_with_unsupported_tensors_opens(make, is_beside, tmp_path):
+    # Storages lie in a row in order of their keys, which are addresses: several make sure that
+    # one of the others comes behind.
+    extra = {f"extra.{i}": make() for i in range(4)}
+    weights = {f"w{i}": torch.full((2, 3), float(i)) for i in range(4)}
+    value = {"state_dict": weights, "extra": extra} if is_beside else weights | extra
+    with open_torch_legacy(save_legacy(value, tmp_path / "x.ckpt"), salvage=False) as checkpoint:
+        assert list(checkpoint.tensors) == list(weights)
+        for name, tensor in checkpoint.tensors.items():
+            assert bytes(tensor.read()) == weights[name].numpy().tobytes()
+        if not is_beside:
+            assert set(checkpoint.non_tensors) == set(extra)
+            assert all(
+                kind.startswith("torch.Tensor (") for kind in checkpoint.non_tensors.values()
+            )
+
+
+def test_legacy_storage_of_unknown_type_is_refused(tmp_path):
+    path = tmp_path / "x.ckpt"
+    save_legacy({"w": torch.zeros(2), "x": torch.zeros(3, dtype=torch.int32)}, path).close()
+    path.write_bytes(path.read_bytes().replace(b"ctorch\nIntStorage\n", b"cmylib\nStorage\n"))
+    source = FileSource(path)
+    with pytest.raises(MalformedCheckpointError, match="tells no known type"):
+        open_torch_legacy(source, salvage=False)
+    source.close()
+
+
 def test_large_pickle_in_a_memoryview():
     data = pickle.dumps(["x" * 6_000_000, b"y" * 3_000_000])
     padded = memoryview(b"junk" + data + bytes(50_000_000))
@@ -336,7 +390,7 @@ def test_torch_plain_values():
 @pytest.mark.parametrize(
     ("make", "why"),
     [
-        (lambda: torch.zeros(2, dtype=torch.complex128), "torch.ComplexDoubleStorage"),
+        (lambda: torch.zeros(2, dtype=torch.complex128), "torch.complex128"),
         (lambda: torch.zeros(2, dtype=torch.complex64).conj(), "conj"),
         (lambda: torch.zeros(2, dtype=torch.complex64).conj().imag, "neg"),
         (lambda: torch.quantize_per_tensor(torch.zeros(2), 0.1, 0, torch.qint8), "quantized"),
@@ -710,8 +764,9 @@ WIDE_KEY = b"})" + b"2\x86" * 60 + b"K\1s."  # 2**60 leaves in 60 shared tuples
         (b"\x95\xff\xff\xff\xff\xff\xff\xff\xffN.", "frame"),
         (b"B\xff\xff\xff\x7fx.", "announced"),
         (b"T\xff\xff\xff\xffx.", "announced"),
-        (b"\x8b\xff\xff\xff\xff.", "number of"),
-        (b"\x8b\xff\xff\xff\x7f.", "number of"),
+        (b"\x8b\xff\xff\xff\xff.", "announced"),
+        (b"\x8b\xff\xff\xff\x7f.", "announced"),
+        (b"\x8b\xd0\x07\0\0" + b"9" * 2000 + b".", "number of"),
         (b"I" + b"9" * 5000 + b"\n.", "number of"),
         (b"L" + b"9" * 5000 + b"L\n.", "number of"),
         (b"F1" + b"0" * 5000 + b"\n.", "number of"),
@@ -743,15 +798,15 @@ WIDE_KEY = b"})" + b"2\x86" * 60 + b"K\1s."  # 2**60 leaves in 60 shared tuples
         (b"]" * 2_000_000, "complex"),
         (b"N0" * 6_000_000, "complex"),
         (b"".join(b"cm%d\nX\n0" % i for i in range(11_000)) + b"N.", "complex"),
-        (b"](" + b"N" * 100_000 + b"eq\0" + b"cbuiltins\nlist\nh\0\x85R" * 200 + b".", "copies"),
+        (b"](" + b"N" * 100_000 + b"eq\0" + b"cbuiltins\nlist\nh\0\x85R" * 200 + b".", "complex"),
     ],
     ids=lambda value: value if type(value) is str else value[:12].hex(),
 )  # fmt: skip
 def test_malformed(data, words):
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(MalformedCheckpointError, match=words) as caught:
         load(data)
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 10
     message = str(caught.value)
     assert message.startswith("x.ckpt: data.pkl: broken pickle: ")
     assert "byte " in message and "\n" not in message

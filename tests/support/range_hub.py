@@ -6,7 +6,6 @@ It answers what huggingface_hub asks when it reads, and nothing else:
 HEAD, GET /{id}/resolve/{rev}/{path}   the file, with ``ETag`` and ``X-Repo-Commit``; with
                                        ``cdn=True`` a 302 to the second server, as for LFS files
 GET /api/models/{id}[/revision/{rev}]  ``id``, ``sha`` and ``siblings``
-GET /api/models/{id}/tree/{rev}/{dir}  the entries of a folder, or all below it
 GET (CDN) /{link}/{blob}               the file; 403 once ``expire_links()`` was called
 =====================================  ==========================================================
 
@@ -15,6 +14,9 @@ instead of ``127.0.0.1``, so for a client it is another host; its ETags differ f
 
 Contents are bytes, or a path: then the file is served from disk piece by piece, so that one with
 holes can be as large as a test likes.
+
+What a test reads off is noted before the client can see it: a client that has its last byte may
+go on before this side's thread runs again.
 """
 
 from __future__ import annotations
@@ -25,11 +27,12 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 Content = bytes | Path
 _PIECE = 256 << 10
@@ -161,7 +164,7 @@ class RangeHub:
     def _answer(self, handler: _Handler, host: str) -> None:
         path = unquote(urlsplit(handler.path).path)
         if path == "/api/agent-harnesses":  # the client's own business
-            handler.reply(404, {}, b"", None)
+            handler.reply(404, {}, b"", (0, 0))
             return
         with self._lock:
             rule = next(
@@ -169,27 +172,25 @@ class RangeHub:
             )
             self._in_flight += 1
             self.peak_in_flight = max(self.peak_in_flight, self._in_flight)
-        try:
-            time.sleep(rule.delay)
-            if rule.status is not None:
-                status, headers, content = rule.status, {}, b""
-            elif host == "cdn":
-                status, headers, content = self._blob(path)
-            else:
-                status, headers, content = self._route(handler, path)
-            if rule.body is not None:
-                content = rule.body
-            headers |= rule.headers
-            with self._lock:
-                names = {name.lower(): value for name, value in handler.headers.items()}
-                index = len(self.requests)
-                self.requests.append(Request(host, handler.command, path, names, status))
-            sent_status = handler.reply(status, headers, content, rule, self._count)
-            with self._lock:
-                self.requests[index] = Request(host, handler.command, path, names, sent_status)
-        finally:
-            with self._lock:
-                self._in_flight -= 1
+        time.sleep(rule.delay)
+        if rule.status is not None:
+            status, headers, content = rule.status, {}, b""
+        elif host == "cdn":
+            status, headers, content = self._blob(path)
+        else:
+            status, headers, content = self._route(handler, path)
+        if rule.body is not None:
+            content = rule.body
+        headers |= rule.headers
+        if not rule.ignore_range:
+            status, headers, part = handler.cut(status, headers, _size(content))
+        else:
+            part = (0, _size(content))
+        names = {name.lower(): value for name, value in handler.headers.items()}
+        with self._lock:
+            self.requests.append(Request(host, handler.command, path, names, status))
+            self._in_flight -= 1
+        handler.reply(status, headers, content, part, rule, self._count)
 
     def _count(self, sent: int) -> None:
         with self._lock:
@@ -203,7 +204,7 @@ class RangeHub:
         return 200, {"ETag": f'"{weak}"', "Accept-Ranges": "bytes"}, self._blobs[etag]
 
     def _route(self, handler: _Handler, path: str) -> tuple[int, dict[str, str], Content]:
-        api = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/(.+))?", path)
+        api = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path)
         file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/(.+)", path)
         match = api or file
         if not match:
@@ -215,16 +216,12 @@ class RangeHub:
             return (404 if bearer else 401), {"X-Error-Code": "RepoNotFound"}, b""
         if repo_id in self.gated:
             return 403, {"X-Error-Code": "GatedRepo"}, b""
-        rest = (api[3] if api else file[2]) or "main"  # type: ignore[index]
+        rest = (api[2] if api else file[2]) or "main"  # type: ignore[index]
         found = self._resolve(repo_id, rest)
         if found is None:
             return 404, {"X-Error-Code": "RevisionNotFound"}, b""
         sha, inner = found
         files = self._commits[repo_id][sha]
-        if api and api[2] == "tree":
-            query = parse_qs(urlsplit(handler.path).query)
-            recursive = query.get("recursive", ["false"])[0].lower() in ("true", "1")
-            return 200, {}, json.dumps(self._tree(files, inner, recursive)).encode()
         if api:
             siblings = [{"rfilename": name} for name in files]
             return 200, {}, json.dumps({"id": repo_id, "sha": sha, "siblings": siblings}).encode()
@@ -247,25 +244,6 @@ class RangeHub:
                 return refs.get(name, name), rest[len(name) + 1 :]
         return None
 
-    def _tree(self, files: dict[str, Content], folder: str, recursive: bool) -> list[Any]:
-        prefix = f"{folder}/" if folder else ""
-        entries: dict[str, Any] = {}
-        for name, content in files.items():
-            if not name.startswith(prefix):
-                continue
-            inner = name[len(prefix) :]
-            if "/" in inner and not recursive:
-                place = prefix + inner.split("/")[0]
-                entries[place] = {"type": "directory", "path": place, "size": 0, "oid": "0" * 40}
-            else:
-                entries[name] = {
-                    "type": "file",
-                    "path": name,
-                    "size": _size(content),
-                    "oid": self.etag(content)[:40],
-                }
-        return list(entries.values())
-
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
@@ -284,53 +262,56 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
 
+    def cut(
+        self, status: int, headers: dict[str, str], total: int
+    ) -> tuple[int, dict[str, str], tuple[int, int]]:
+        """Turn an answer into that for the range that was asked for."""
+        wanted = self.headers.get("Range")
+        matches = self.headers.get("If-Range") in (None, headers.get("ETag"))
+        if status != 200 or not wanted or not matches or "ETag" not in headers:
+            return status, headers, (0, total)
+        match = re.fullmatch(r"bytes=(\d+)-(\d*)", wanted)
+        assert match, wanted
+        start, end = int(match[1]), min(int(match[2] or total) + 1, total)
+        if start >= total:
+            return 416, {**headers, "Content-Range": f"bytes */{total}"}, (0, 0)
+        return 206, {"Content-Range": f"bytes {start}-{end - 1}/{total}", **headers}, (start, end)
+
     def reply(
         self,
         status: int,
         headers: dict[str, str],
         content: Content,
-        rule: Rule | None,
-        count: Any = lambda sent: None,
-    ) -> int:
-        """Send an answer, cut to the range that was asked for, and return its status."""
-        rule = rule or Rule()
-        total = _size(content)
-        start, end = 0, total
-        wanted = self.headers.get("Range")
-        matches = self.headers.get("If-Range") in (None, headers.get("ETag"))
-        if status == 200 and wanted and matches and not rule.ignore_range and "ETag" in headers:
-            match = re.fullmatch(r"bytes=(\d+)-(\d*)", wanted)
-            assert match, wanted
-            start, end = int(match[1]), min(int(match[2] or total) + 1, total)
-            if start >= total:
-                status, start, end = 416, 0, 0
-                headers = {**headers, "Content-Range": f"bytes */{total}"}
-            else:
-                status = 206
-                headers = {"Content-Range": f"bytes {start}-{end - 1}/{total}", **headers}
+        part: tuple[int, int],
+        rule: Rule | None = None,
+        count: Callable[[int], None] = lambda sent: None,
+    ) -> None:
+        """Send an answer with a part of the content."""
+        start, end = part
         try:
             self.send_response(status)
             for name, value in {"Content-Length": str(end - start), **headers}.items():
                 self.send_header(name, value)
             self.end_headers()
             if self.command != "HEAD":
-                self._send_body(content, start, end, rule, count)
+                self._send_body(content, start, end, rule or Rule(), count)
             self.wfile.flush()
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
-        return status
 
-    def _send_body(self, content: Content, start: int, end: int, rule: Rule, count: Any) -> None:
+    def _send_body(
+        self, content: Content, start: int, end: int, rule: Rule, count: Callable[[int], None]
+    ) -> None:
         stop = end if rule.cut is None else min(end, start + rule.cut)
         step = 1 if rule.pause else _PIECE
         while start < stop:
             piece = _read(content, start, min(step, stop - start))
+            count(len(piece))
             self.wfile.write(piece)
             if rule.pause:
                 self.wfile.flush()
                 time.sleep(rule.pause)
             start += len(piece)
-            count(len(piece))
         if stop < end:
             self.close_connection = True
 

@@ -165,8 +165,8 @@ def _account(
     name_map = NameMap(expand_rules(topology))
     keys: dict[NamePair, str] = {}
     misshaped: list[str] = []
-    # Without a prefix the whole state dict is the autoencoder's.
-    unexpected = [] if prefix else [n for n, r in dropped.items() if r is DropReason.UNKNOWN]
+    # Whatever lies under its prefix is the autoencoder's; without one, the whole state dict.
+    unexpected = [n for n, r in dropped.items() if r is DropReason.UNKNOWN and n.startswith(prefix)]
     for bare, shape in inside.items():
         pair = name_map.find(layout, bare)
         if pair is None or pair in keys:

@@ -141,7 +141,7 @@ def parse_config(text: str, name: str) -> GivenConfig:
         if "_class_name" in document or "block_out_channels" in document:
             return _from_diffusers(document, name)
         return _from_compvis(document, name)
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
+    except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
         raise MalformedCheckpointError(
             f"not a config of an autoencoder ({type(error).__name__}: {error})", where=name
         ) from error

@@ -27,6 +27,7 @@ class Family(NamedTuple):
         latents_std: Per channel.
         sample_size: Pixels that it was trained at; only tiling uses it.
         siblings: Beginnings of keys beside the autoencoder that only this family has.
+        built_on: The family whose keys lie beside it as well.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Family(NamedTuple):
     latents_std: tuple[float, ...] | None = None
     sample_size: int = 512
     siblings: tuple[str, ...] = ()
+    built_on: str = ""
 
     def fits(self, topology: Topology) -> bool:
         """Whether an autoencoder of these numbers can be of this family; widths are free."""
@@ -65,7 +67,7 @@ FAMILIES: tuple[Family, ...] = (
         latents_mean=(-1.6574, 1.886, -1.383, 2.5155),
         latents_std=(8.4927, 5.9022, 6.5498, 5.2299),
         sample_size=1024,
-        siblings=("edm_mean", "edm_std"),
+        siblings=("edm_mean", "edm_std"), built_on="sdxl",
     ),
     Family(
         "sdxl", "Stable Diffusion XL", 4, 4, True, 0.13025, sample_size=1024,
@@ -111,4 +113,6 @@ def family_by_siblings(topology: Topology, names: Iterable[str]) -> tuple[Family
         for family in fitting:
             if name.startswith(family.siblings):
                 found.setdefault(family.name, (family, name))
+    for family, _ in list(found.values()):
+        found.pop(family.built_on, None)
     return next(iter(found.values())) if len(found) == 1 else None

@@ -43,19 +43,23 @@ REFUSALS: tuple[Refusal, ...] = (
         ("*time_stack*", "*mix_factor*", "*time_mix_conv*", "*temporal_res_block*"),
     ),
     Refusal(
-        "the Wan or Qwen-Image video autoencoder",
-        "it is made of causal 3-D convolutions",
-        ("*middle.0.residual.0.gamma",),
+        "the LTX-Video autoencoder",
+        "it is made of 3-D convolutions with per-channel statistics",
+        (
+            "*per_channel_statistics.*",
+            "*res_blocks.*.conv.conv.weight",
+            "*mid_block.resnets.2.conv1.conv.weight",
+        ),
     ),
     Refusal(
-        "the HunyuanVideo autoencoder",
+        "a causal video autoencoder, such as HunyuanVideo's or CogVideoX's",
         "it is made of causal 3-D convolutions",
         ("*decoder.conv_in.conv.weight",),
     ),
     Refusal(
-        "the LTX-Video autoencoder",
-        "it is made of 3-D convolutions with per-channel statistics",
-        ("*per_channel_statistics.*", "*res_blocks.*.conv.conv.weight"),
+        "the Wan or Qwen-Image video autoencoder",
+        "it is made of causal 3-D convolutions",
+        ("*middle.0.residual.0.gamma", "*mid_block.resnets.0.norm1.gamma"),
     ),
     Refusal("the Cosmos tokenizer", "it works on wavelets", ("*unpatcher3d.*", "*patcher3d.*")),
     Refusal(
@@ -66,7 +70,23 @@ REFUSALS: tuple[Refusal, ...] = (
     Refusal(
         "a deep compression autoencoder (AutoencoderDC)",
         "its stages are residual pixel shuffles",
-        ("*stages.*.op_list.*", "*encoder.project_in.*", "*decoder.project_out.*"),
+        (
+            "*stages.*.op_list.*",
+            "*encoder.project_in.*",
+            "*decoder.project_out.*",
+            "*encoder.down_blocks.?.0.conv_out.conv_inverted.weight",
+            "*encoder.down_blocks.0.0.conv2.weight",
+        ),
+    ),
+    Refusal(
+        "the HunyuanImage autoencoder",
+        "its levels are pixel shuffles",
+        ("*encoder.down_blocks.0.conv1.weight",),
+    ),
+    Refusal(
+        "an asymmetric autoencoder (AsymmetricAutoencoderKL)",
+        "its decoder also takes the masked picture",
+        ("*decoder.condition_encoder.*", "*decoder.encoder.*"),
     ),
     Refusal(
         "a tiny autoencoder (TAESD, AutoencoderTiny)",
@@ -87,11 +107,6 @@ REFUSALS: tuple[Refusal, ...] = (
         "an audio autoencoder (Oobleck)",
         "it is made of 1-D convolutions with weight norm",
         ("*.weight_g", "*.snake1.alpha"),
-    ),
-    Refusal(
-        "an asymmetric autoencoder (AsymmetricAutoencoderKL)",
-        "its decoder also takes the masked picture",
-        ("*decoder.condition_encoder.*", "*decoder.encoder.*"),
     ),
     Refusal(
         "an autoencoder with linear attention (attn_type: linear)",

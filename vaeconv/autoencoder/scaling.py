@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -70,8 +71,9 @@ def decide_scaling(
         AmbiguousInputError: The shapes belong to families with different factors, none of which
             is safe to assume.
         ConfigMismatchError: ``--family`` does not fit the shapes.
-        UsageError: There is no such family.
+        UsageError: There is no such family, or a factor is no number to scale with.
     """
+    _check_numbers(options)
     family = _named_family(options.family, topology, where)
     if family:
         scaling = _of_family(family, "--family " + family.name)
@@ -94,7 +96,16 @@ def decide_scaling(
     if options.shift_factor is not None:
         source = " and ".join(filter(None, (scaling.source, "--shift-factor")))
         scaling = scaling._replace(shift_factor=options.shift_factor, source=source)
-    return base._replace(scaling=scaling, warning=None)
+    is_settled = options.scaling_factor is not None
+    return base._replace(scaling=scaling, warning=None if is_settled else base.warning)
+
+
+def _check_numbers(options: ScalingOptions) -> None:
+    factor, shift = options.scaling_factor, options.shift_factor
+    if factor is not None and not (math.isfinite(factor) and factor > 0):
+        raise UsageError(f"--scaling-factor {factor:g} is not a positive number")
+    if shift is not None and not math.isfinite(shift):
+        raise UsageError(f"--shift-factor {shift:g} is not a finite number")
 
 
 def _named_family(name: str | None, topology: Topology, where: str) -> Family | None:

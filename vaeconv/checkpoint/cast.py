@@ -11,6 +11,8 @@ from vaeconv.checkpoint.dtypes import DType
 
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 _BF16_NAN = 0x7FC0
+_INFINITY = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}
+_CHUNK = 1 << 15  # elements; what is in work stays in the cache
 
 
 def cast_chunk(source: memoryview, source_dtype: DType, out: memoryview, dtype: DType) -> float:
@@ -27,20 +29,34 @@ def cast_chunk(source: memoryview, source_dtype: DType, out: memoryview, dtype: 
     Returns:
         The largest magnitude that was finite before and is infinite after; 0.0 where none.
     """
-    values = _load(source, source_dtype)
-    narrow = values.astype("<f4") if values.dtype.itemsize == 8 and dtype.code != "F64" else values
+    wide, narrow = source_dtype.itemsize, dtype.itemsize
+    largest = 0.0
     with np.errstate(over="ignore", invalid="ignore"):
-        if dtype.code == "BF16":
-            result: npt.NDArray[Any] = _round_to_bf16(narrow.astype("<f4", copy=False))
-            overflowed = (result & 0x7FFF) == 0x7F80
-        else:
-            result = narrow.astype(_NUMPY[dtype.code], copy=False)
-            overflowed = np.isinf(result) if result.itemsize < values.itemsize else np.False_
-        out[:] = result.tobytes()
-        if not np.any(overflowed):
-            return 0.0
-        lost = np.abs(values[overflowed & np.isfinite(values)])
-    return float(lost.max()) if lost.size else 0.0
+        for start in range(0, len(source) // wide, _CHUNK):
+            end = start + _CHUNK
+            values = _load(source[start * wide : end * wide], source_dtype)
+            result = _cast(values, dtype)
+            out[start * narrow : end * narrow] = result.tobytes()
+            if result.itemsize < values.itemsize and _may_hold_infinity(result, dtype):
+                lost = np.isfinite(values) & ~np.isfinite(_load(result.data, dtype))
+                largest = max(largest, float(np.abs(values[lost]).max(initial=0.0)))
+    return largest
+
+
+def _cast(values: npt.NDArray[Any], dtype: DType) -> npt.NDArray[Any]:
+    if values.itemsize == 8 and dtype.code != "F64":
+        values = values.astype("<f4")
+    if dtype.code == "BF16":
+        return _round_to_bf16(values.astype("<f4", copy=False))
+    return values.astype(_NUMPY[dtype.code], copy=False)
+
+
+def _may_hold_infinity(result: npt.NDArray[Any], dtype: DType) -> bool:
+    """Look for infinity or NaN: of all bit patterns of a sign, these are the largest."""
+    infinity = _INFINITY[dtype.code]
+    sign = 1 << (8 * dtype.itemsize - 1)
+    signed, unsigned = (result.view(f"<{kind}{dtype.itemsize}") for kind in "iu")
+    return bool(signed.max() >= infinity or unsigned.max() >= sign | infinity)
 
 
 def _load(source: memoryview, dtype: DType) -> npt.NDArray[Any]:

@@ -9,7 +9,8 @@ class DType(NamedTuple):
     """One element type.
 
     Attributes:
-        code: Name in a safetensors header, such as ``F32``.
+        code: Name in a safetensors header, such as ``F32``; empty where there is none, so that
+            such elements can be read past but not written.
         itemsize: Bytes per element.
         torch_name: Attribute of ``torch``, such as ``float32``.
         storage: Prefix of torch's storage class, such as ``Float`` (``FloatStorage``);
@@ -56,7 +57,20 @@ DTYPES: tuple[DType, ...] = (
     DType("F8_E4M3", 1, "float8_e4m3fn"),
 )
 
+# Element types of storages that torch saves and safetensors has no code for. No tensor has them;
+# their sizes tell where the next storage of a legacy file begins.
+UNSUPPORTED: tuple[DType, ...] = (
+    DType("", 16, "complex128", "ComplexDouble"),
+    DType("", 1, "qint8", "QInt8"),
+    DType("", 1, "quint8", "QUInt8"),
+    DType("", 4, "qint32", "QInt32"),
+    DType("", 1, "quint4x2", "QUInt4x2"),
+    DType("", 1, "quint2x4", "QUInt2x4"),
+)
+
 BY_CODE = {dtype.code: dtype for dtype in DTYPES}
 BY_TORCH_NAME = {dtype.torch_name: dtype for dtype in DTYPES}
-BY_STORAGE = {f"{dtype.storage}Storage": dtype for dtype in DTYPES if dtype.storage}
+BY_STORAGE = {
+    f"{dtype.storage}Storage": dtype for dtype in (*DTYPES, *UNSUPPORTED) if dtype.storage
+}
 BY_OPTION = {dtype.option: dtype for dtype in DTYPES if dtype.option}

@@ -75,7 +75,8 @@ def open_checkpoint(
     """
     text = os.fspath(path)
     if "://" in text:
-        from vaeconv.checkpoint.hub import open_hub, parse_location
+        from vaeconv.checkpoint.hub import open_hub
+        from vaeconv.checkpoint.hub_address import parse_location
 
         location = parse_location(text)
         if location is None:

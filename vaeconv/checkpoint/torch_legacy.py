@@ -64,7 +64,7 @@ def _read_pickles(source: ByteSource, *, salvage: bool) -> list[Unpickled]:
     """Read the five pickles; how long they are shows only by reading them."""
     size = min(source.size, _FIRST_READ)
     while True:
-        data = read_bytes(source, 0, size)
+        data = bytes(read_bytes(source, 0, size))  # once, and not in each of five unpicklings
         try:
             return _parse_pickles(source, data, salvage=salvage)
         except MalformedCheckpointError:
@@ -73,7 +73,7 @@ def _read_pickles(source: ByteSource, *, salvage: bool) -> list[Unpickled]:
             size = min(source.size, MAX_PICKLE, size * 8)
 
 
-def _parse_pickles(source: ByteSource, data: bytearray, *, salvage: bool) -> list[Unpickled]:
+def _parse_pickles(source: ByteSource, data: bytes, *, salvage: bool) -> list[Unpickled]:
     pickles: list[Unpickled] = []
     position = 0
     for part in ("magic number", "protocol version", "machine facts", "object", "storage keys"):
@@ -99,11 +99,13 @@ def _locate_storages(
     storages: dict[str, PlainStorage] = {}
     for key in keys:
         ref = refs.get(key)
-        if ref is None or key in storages:
+        if ref is None:  # how long it is depends on its type, and so where the next one begins
             raise MalformedCheckpointError(
-                f"storage {key} is listed, but " + ("twice" if ref else "no tensor uses it"),
+                f"storage {key} is listed, but the pickle tells no known type for it",
                 where=source.name,
             )
+        if key in storages:
+            raise MalformedCheckpointError(f"storage {key} is listed twice", where=source.name)
         count = int.from_bytes(
             read_bytes(source, position, 8), "big" if is_swapped else "little", signed=True
         )

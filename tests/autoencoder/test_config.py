@@ -1,0 +1,312 @@
+from __future__ import annotations
+
+import inspect
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.autoencoder.topologies import (
+    PUBLISHED,
+    SD1,
+    build_diffusers,
+    diffusers_config,
+    make_topology,
+    topologies,
+)
+from vaeconv.autoencoder.config import (
+    GivenConfig,
+    Scaling,
+    build_config,
+    dump_config,
+    parse_config,
+)
+from vaeconv.autoencoder.topology import Topology
+from vaeconv.errors import (
+    ConfigMismatchError,
+    InputError,
+    MalformedCheckpointError,
+    UnsupportedModelError,
+)
+
+# The three spellings of training configs, abridged from CompVis latent-diffusion's kl-f16,
+# Stability's sd_xl_base and sgm's imagenet-kl_f8_8chn; comments and numbers kept as written.
+KL_F16 = """
+model:
+  base_learning_rate: 4.5e-6
+  target: ldm.models.autoencoder.AutoencoderKL
+  params:
+    monitor: "val/rec_loss"
+    embed_dim: 16
+    lossconfig:
+      target: ldm.modules.losses.LPIPSWithDiscriminator
+      params: {disc_start: 50001, kl_weight: 0.000001, disc_weight: 0.5}
+    ddconfig:
+      double_z: True
+      z_channels: 16
+      resolution: 256
+      in_channels: 3
+      out_ch: 3
+      ch: 128
+      ch_mult: [ 1,1,2,2,4]  # num_down = len(ch_mult)-1
+      num_res_blocks: 2
+      attn_resolutions: [16]
+      dropout: 0.0
+"""
+SDXL = """
+model:
+  target: sgm.models.diffusion.DiffusionEngine
+  params:
+    scale_factor: 0.13025
+    disable_first_stage_autocast: True
+    first_stage_config:
+      target: sgm.models.autoencoder.AutoencoderKLInferenceWrapper
+      params:
+        embed_dim: 4
+        monitor: val/rec_loss
+        ddconfig:
+          attn_type: vanilla-xformers
+          double_z: true
+          z_channels: 4
+          resolution: 256
+          in_channels: 3
+          out_ch: 3
+          ch: 128
+          ch_mult: [1, 2, 4, 4]
+          num_res_blocks: 2
+          attn_resolutions: []
+          dropout: 0.0
+        lossconfig:
+          target: torch.nn.Identity
+"""
+SGM = """
+model:
+  base_learning_rate: 4.5e-6
+  target: sgm.models.autoencoder.AutoencodingEngine
+  params:
+    input_key: jpg
+    monitor: val/rec_loss
+    regularizer_config:
+      target: sgm.modules.autoencoding.regularizers.DiagonalGaussianRegularizer
+    encoder_config:
+      target: sgm.modules.diffusionmodules.model.Encoder
+      params:
+        attn_type: {attn_type}
+        double_z: true
+        z_channels: {z}
+        resolution: 256
+        in_channels: 3
+        out_ch: 3
+        ch: 128
+        ch_mult: {mult}
+        num_res_blocks: {blocks}
+        attn_resolutions: []
+        dropout: 0.0
+    decoder_config:
+      target: sgm.modules.diffusionmodules.model.Decoder
+      params: ${{model.params.encoder_config.params}}
+"""
+SGM_8CHN = SGM.format(attn_type="vanilla-xformers", z=8, mult="[1, 2, 4, 4]", blocks=2)
+SGM_ATTNFREE = SGM.format(attn_type="none", z=4, mult="[1, 2, 4]", blocks=4)
+
+
+def scalings() -> st.SearchStrategy[Scaling]:
+    numbers = st.floats(-1e3, 1e3, allow_nan=False)
+    values = st.none() | st.lists(numbers, min_size=1, max_size=4).map(tuple)
+    return st.builds(Scaling, st.floats(1e-3, 1e3), st.none() | numbers, values, values)
+
+
+@given(topologies(), scalings())
+@settings(max_examples=100, deadline=None)
+def test_config_leads_back_to_topology_and_scaling(topology: Topology, scaling: Scaling) -> None:
+    written = dump_config(build_config(topology, scaling, sample_size=256))
+    given_config = parse_config(written.decode(), "config.json")
+    given_config.check(topology)
+    assert Topology(*(getattr(given_config, name) for name in topology._fields)) == topology
+    assert given_config.scaling == scaling._replace(source="config.json")
+    assert given_config.sample_size == 256
+    again = build_config(topology, scaling, sample_size=1, given=given_config)
+    assert dump_config(again) == written
+
+
+@given(topologies(max_levels=3), scalings())
+@settings(max_examples=10, deadline=None)
+def test_bytes_are_those_that_diffusers_writes(topology: Topology, scaling: Scaling) -> None:
+    config = build_config(topology, scaling, sample_size=256)
+    assert build_diffusers(config).to_json_string().encode() == dump_config(config)
+
+
+def test_every_field_of_the_constructor_is_written() -> None:
+    from diffusers import AutoencoderKL
+
+    fields = set(inspect.signature(AutoencoderKL.__init__).parameters) - {"self"}
+    assert diffusers_config(SD1).keys() == fields | {"_class_name", "_diffusers_version"}
+
+
+def test_version_is_that_of_the_diffusers_that_it_is_tested_with() -> None:
+    import diffusers
+
+    assert diffusers_config(SD1)["_diffusers_version"] == diffusers.__version__
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_topology_changes_contradict_the_config(name: str) -> None:
+    topology = PUBLISHED[name][0]
+    given_config = parse_config(dump_config(diffusers_config(topology)).decode(), "c.json")
+    given_config.check(topology)
+    changes: dict[str, Any] = {
+        "in_channels": 4,
+        "out_channels": 4,
+        "channels": (128,),
+        "layers_per_block": 3,
+        "latent_channels": 5,
+        "level_attention": (True,) * topology.levels,
+        "mid_attention": not topology.mid_attention,
+        "quant_conv": not topology.quant_conv,
+        "post_quant_conv": not topology.post_quant_conv,
+    }
+    assert changes.keys() == set(topology._fields)
+    for field, value in changes.items():
+        with pytest.raises(ConfigMismatchError, match=f"the config says {field}") as caught:
+            given_config.check(topology._replace(**{field: value}))
+        assert caught.value.where == "c.json"
+        assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "topology", "factor"),
+    [
+        (KL_F16, PUBLISHED["kl-f16"][0], None),
+        (SDXL, SD1, 0.13025),
+        (SGM_8CHN, PUBLISHED["sgm-8chn"][0], None),
+        (SGM_ATTNFREE, PUBLISHED["sgm-attnfree"][0], None),
+    ],
+    ids=["ddconfig", "first_stage_config", "encoder_config", "attention-free"],
+)
+def test_training_configs_agree_with_their_tensors(
+    text: str, topology: Topology, factor: float | None
+) -> None:
+    found = parse_config(text, "train.yaml")
+    found.check(topology)
+    assert found.channels == topology.channels
+    assert found.level_attention == topology.level_attention
+    assert found.mid_attention is topology.mid_attention
+    assert found.layers_per_block == topology.layers_per_block
+    assert found.latent_channels == topology.latent_channels
+    assert found.sample_size == 256
+    assert (found.scaling and found.scaling.scaling_factor) == factor
+    for wrong in (
+        topology._replace(layers_per_block=9),
+        topology._replace(level_attention=(True, *topology.level_attention[1:])),
+        topology._replace(mid_attention=not topology.mid_attention),
+    ):
+        with pytest.raises(ConfigMismatchError):
+            found.check(wrong)
+
+
+def test_quant_convs_are_expected_where_the_training_config_has_an_embed_dim() -> None:
+    assert parse_config(KL_F16, "x").quant_conv is True
+    assert parse_config(SGM_8CHN, "x").quant_conv is None
+
+
+def test_early_diffusers_configs_are_silent_where_fields_are_missing() -> None:
+    early = {
+        "_class_name": "AutoencoderKL",
+        "_diffusers_version": "0.4.0.dev0",
+        "act_fn": "silu",
+        "block_out_channels": [128, 256, 512, 512],
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "in_channels": 3,
+        "latent_channels": 4,
+        "layers_per_block": 2,
+        "out_channels": 3,
+        "sample_size": 256,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+    }
+    found = parse_config(json.dumps(early), "config.json")
+    found.check(SD1)
+    assert found.scaling is not None
+    assert found.scaling.scaling_factor == 0.18215  # the class default of that release
+    assert "class default" in found.scaling.source
+    assert found.quant_conv is found.mid_attention is found.force_upcast is None
+    written = build_config(SD1, found.scaling, sample_size=1, given=found)
+    assert written["force_upcast"] is True
+    assert written["use_quant_conv"] is True
+    assert written["sample_size"] == 256
+
+
+def test_what_shapes_do_not_tell_is_taken_over() -> None:
+    topology = make_topology((1, 2), 4, ch=24)
+    with pytest.raises(UnsupportedModelError, match="32 groups"):
+        build_config(topology, Scaling(1.0), sample_size=64)
+    told = GivenConfig("c", norm_num_groups=8, act_fn="relu", force_upcast=False, sample_size=96)
+    config = build_config(topology, Scaling(1.0), sample_size=64, given=told)
+    assert config["norm_num_groups"] == 8
+    assert config["act_fn"] == "relu"
+    assert config["force_upcast"] is False
+    assert config["sample_size"] == 96
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "words"),
+    [
+        ("[1]", MalformedCheckpointError, "no fields"),
+        ("", MalformedCheckpointError, "no fields"),
+        ("{a: [}", MalformedCheckpointError, "neither JSON nor YAML"),
+        ("model: {params: {x: 1}}", MalformedCheckpointError, "ddconfig"),
+        ("model: 3", MalformedCheckpointError, "not a config"),
+        ("other: 3", MalformedCheckpointError, "not a config"),
+        ('{"_class_name": "VQModel"}', UnsupportedModelError, "VQModel"),
+        (
+            '{"block_out_channels": [64], "down_block_types": ["MidBlock"]}',
+            UnsupportedModelError,
+            "MidBlock",
+        ),
+        ('{"block_out_channels": [64], "norm_num_groups": 0}', MalformedCheckpointError, "0"),
+        ('{"block_out_channels": [64], "scaling_factor": NaN}', MalformedCheckpointError, "finite"),
+        ('{"block_out_channels": "wide"}', MalformedCheckpointError, "not a config"),
+        ('{"block_out_channels": 64}', MalformedCheckpointError, "not a config"),
+        ('{"block_out_channels": [Infinity]}', MalformedCheckpointError, "not a config"),
+        ('{"block_out_channels": [1e999]}', MalformedCheckpointError, "not a config"),
+        (KL_F16.replace("ch: 128", "ch: .inf"), MalformedCheckpointError, "not a config"),
+        (
+            '{"block_out_channels": [64], "down_block_types": ["AttnDownEncoderBlock2D"], '
+            '"up_block_types": ["UpDecoderBlock2D"]}',
+            ConfigMismatchError,
+            "attention",
+        ),
+        (KL_F16.replace("double_z: True", "double_z: False"), UnsupportedModelError, "double_z"),
+        (KL_F16 + "      attn_type: linear\n", UnsupportedModelError, "linear attention"),
+        (KL_F16 + "      tanh_out: True\n", UnsupportedModelError, "tanh_out"),
+        ("!!python/object/apply:os.system [id]", MalformedCheckpointError, "neither"),
+    ],
+)
+def test_bad_configs_are_refused(text: str, error: type[InputError], words: str) -> None:
+    with pytest.raises(error, match=words) as caught:
+        parse_config(text, "c.yaml")
+    assert "c.yaml" in str(caught.value)
+    assert caught.value.exit_code == 3
+
+
+@given(st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 99) | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(
+        st.sampled_from(
+            "model params ddconfig first_stage_config encoder_config ch ch_mult z_channels "
+            "resolution attn_resolutions scale_factor embed_dim _class_name block_out_channels "
+            "down_block_types scaling_factor norm_num_groups sample_size latents_mean".split()
+        ),
+        inner,
+        max_size=6,
+    ),
+    max_leaves=20,
+))  # fmt: skip
+@settings(max_examples=300, deadline=None)
+def test_any_document_is_read_or_refused(document: Any) -> None:
+    try:
+        parse_config(json.dumps(document), "c.json")
+    except InputError:
+        pass

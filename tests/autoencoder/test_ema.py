@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from hypothesis import given, settings
+
+from tests.autoencoder.topologies import SD1, topologies
+from tests.support.litema import ema_name
+from vaeconv.autoencoder.ema import shadow_name, survey_ema
+from vaeconv.autoencoder.keys import expand_rules
+from vaeconv.autoencoder.topology import Topology
+
+NAMES = [pair.compvis for pair in expand_rules(SD1)]
+COUNTERS = dict.fromkeys(("model_ema.decay", "model_ema.num_updates"))
+
+
+@given(topologies())
+@settings(max_examples=30, deadline=None)
+def test_shadow_names_are_litemas(topology: Topology) -> None:
+    for pair in expand_rules(topology):
+        assert shadow_name(pair.compvis) == ema_name(pair.compvis)
+
+
+def test_average_of_everything_is_found() -> None:
+    keys = dict.fromkeys([*NAMES, *map(ema_name, NAMES)]) | COUNTERS
+    found = survey_ema(NAMES, keys, "")
+    assert found.shadows == {name: ema_name(name) for name in NAMES}
+    assert found.keys == 250
+    assert not found.covers_unet
+
+
+def test_average_of_the_decoder_is_found() -> None:
+    decoder = [n for n in NAMES if n.startswith("decoder.")]
+    found = survey_ema(NAMES, dict.fromkeys([*NAMES, *map(ema_name, decoder)]) | COUNTERS, "")
+    assert len(found.shadows) == 138
+    assert len(NAMES) - len(found.shadows) == 110
+    assert set(found.shadows) == set(decoder)
+
+
+def test_counters_alone_are_no_average() -> None:
+    found = survey_ema(NAMES, dict.fromkeys(NAMES) | COUNTERS, "")
+    assert not found.shadows
+    assert found.keys == 2
+
+
+def test_average_of_the_loss_is_not_the_autoencoders() -> None:
+    keys = COUNTERS | dict.fromkeys(["model_ema.losslogvar"])
+    assert not survey_ema(NAMES, keys, "").shadows
+
+
+def test_average_of_a_unet_is_told_apart() -> None:
+    keys = dict.fromkeys([f"first_stage_model.{n}" for n in NAMES]) | COUNTERS
+    keys["model_ema.diffusion_modelinput_blocks00weight"] = None
+    found = survey_ema(NAMES, keys, "first_stage_model.")
+    assert found.covers_unet
+    assert not found.shadows
+
+
+def test_average_nested_under_the_prefix_is_found() -> None:
+    for key in (
+        "first_stage_model." + ema_name(NAMES[0]),
+        ema_name("first_stage_model." + NAMES[0]),
+    ):
+        found = survey_ema(NAMES, {key: None}, "first_stage_model.")
+        assert found.shadows == {NAMES[0]: key}
+        assert found.keys == 1
