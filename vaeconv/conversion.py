@@ -146,6 +146,8 @@ def convert(
             drop=options.drop,
         )
         layout = Layout.DIFFUSERS if is_folder else Layout.COMPVIS
+        if layout is Layout.COMPVIS and survey.given:
+            survey.given.check_compvis()
         plan = build_plan(checkpoint, survey, layout, options)
         decision = config = None
         if layout is Layout.DIFFUSERS:

@@ -103,7 +103,7 @@ def check_target(target: Path, source: str | os.PathLike[str], *, overwrite: boo
         OutputError: As :func:`~vaeconv.checkpoint.atomic.check_output`.
     """
     text = os.fspath(source)
-    local = [Path(text)] if "://" not in text and Path(text).exists() else []
+    local = [Path(text)] if "://" not in text and os.path.lexists(text) else []
     check_output(target, local, overwrite=overwrite)
 
 

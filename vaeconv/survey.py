@@ -6,12 +6,15 @@ are read.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from vaeconv.autoencoder.accounting import (
+    ROOTS,
     Autoencoder,
     find_autoencoder,
     find_prefixes,
@@ -22,8 +25,14 @@ from vaeconv.autoencoder.ema import DECAY, NUM_UPDATES, EmaSurvey, survey_ema
 from vaeconv.autoencoder.families import BY_NAME
 from vaeconv.autoencoder.topology import Layout
 from vaeconv.checkpoint.base import Checkpoint
-from vaeconv.checkpoint.tensor import Tensor
-from vaeconv.errors import AmbiguousInputError, CheckpointNotFoundError, UsageError
+from vaeconv.checkpoint.tensor import Tensor, check_repeats
+from vaeconv.errors import (
+    AmbiguousInputError,
+    CheckpointNotFoundError,
+    NonFiniteError,
+    UsageError,
+    listed,
+)
 
 _COMPARE_PIECE = 1 << 20
 _UNPACK = {"F64": "d", "F32": "f", "F16": "e", "I64": "q", "I32": "i", "I16": "h"}
@@ -82,6 +91,7 @@ def survey_checkpoint(
         drop=drop,
         others=tuple(other for other in found if other != prefix),
     )
+    check_repeats([checkpoint.tensors[key] for key in autoencoder.keys.values()])
     given = read_config(checkpoint, config)
     if given:
         given.check(autoencoder.topology)
@@ -89,6 +99,7 @@ def survey_checkpoint(
     ema = survey_ema(
         names if autoencoder.layout is Layout.COMPVIS else (), checkpoint.tensors, prefix
     )
+    check_repeats([checkpoint.tensors[key] for key in ema.shadows.values()])
     return Survey(autoencoder, ema, given, tuple(notes))
 
 
@@ -115,7 +126,7 @@ def _is_copy(tensors: Mapping[str, Tensor], one: str, other: str) -> bool:
     pairs = [
         (tensor, tensors.get(other + name[len(one) :]))
         for name, tensor in tensors.items()
-        if name.startswith(one) and name[len(one) :].startswith(("encoder.", "decoder."))
+        if name.startswith(one) and name[len(one) :].startswith(ROOTS)
     ]
     return all(match is not None and same_values(tensor, match) for tensor, match in pairs)
 
@@ -164,11 +175,14 @@ def read_stored_scaling(checkpoint: Checkpoint, prefix: str) -> Scaling | None:
     ``edm_std`` per latent channel, beside a fixed factor.
     """
     factor = _read_numbers(checkpoint, ("scale_factor", prefix + "scale_factor"))
-    if factor and len(factor[1]) == 1 and factor[1][0] > 0:
+    if factor and len(factor[1]) == 1:
+        _check_scaling(checkpoint, *factor, is_positive=True)
         return Scaling(factor[1][0], source=f"the tensor {factor[0]}")
     mean = _read_numbers(checkpoint, ("edm_mean", prefix + "edm_mean"))
     std = _read_numbers(checkpoint, ("edm_std", prefix + "edm_std"))
     if mean and std and len(mean[1]) == len(std[1]):
+        _check_scaling(checkpoint, *mean)
+        _check_scaling(checkpoint, *std, is_positive=True)
         return Scaling(
             BY_NAME["playground-v2.5"].scaling_factor,
             None,
@@ -179,11 +193,25 @@ def read_stored_scaling(checkpoint: Checkpoint, prefix: str) -> Scaling | None:
     return None
 
 
+def _check_scaling(
+    checkpoint: Checkpoint, name: str, values: tuple[float, ...], *, is_positive: bool = False
+) -> None:
+    if not all(math.isfinite(value) and (value > 0 or not is_positive) for value in values):
+        raise NonFiniteError(
+            f"the tensor {name} scales latents and holds {listed([f'{v:g}' for v in values])}",
+            where=checkpoint.name,
+            hint="give the right one with --scaling-factor",
+        )
+
+
 def read_ema_facts(checkpoint: Checkpoint, prefix: str) -> tuple[int | None, float | None]:
     """Read how often the moving average was updated, and its decay."""
     updates = _read_numbers(checkpoint, (prefix + NUM_UPDATES, NUM_UPDATES))
     decay = _read_numbers(checkpoint, (prefix + DECAY, DECAY))
-    return int(updates[1][0]) if updates else None, decay[1][0] if decay else None
+    return (
+        int(updates[1][0]) if updates and math.isfinite(updates[1][0]) else None,
+        decay[1][0] if decay and math.isfinite(decay[1][0]) else None,
+    )
 
 
 def _read_numbers(
@@ -192,6 +220,21 @@ def _read_numbers(
     for name in names:
         tensor = checkpoint.tensors.get(name)
         if tensor is not None and tensor.dtype.code in _UNPACK and 0 < tensor.numel <= 64:
-            values = struct.unpack(f"<{tensor.numel}{_UNPACK[tensor.dtype.code]}", tensor.read())
-            return name, tuple(float(f"{value:.8g}") for value in values)
+            code = _UNPACK[tensor.dtype.code]
+            values = struct.unpack(f"<{tensor.numel}{code}", tensor.read())
+            return name, tuple(_shortest(value, code) for value in values)
     return None
+
+
+def _shortest(value: float, code: str) -> float:
+    """Return the number of fewest digits that is this one in its own precision.
+
+    A float32 of 0.18215 is 0.182150006… in float64, and only 0.18215 was meant.
+    """
+    if code == "f" and math.isfinite(value):
+        for digits in range(1, 10):
+            short = float(f"{value:.{digits}g}")
+            with suppress(OverflowError):  # rounded up beyond the largest number
+                if struct.unpack(code, struct.pack(code, short))[0] == value:
+                    return short
+    return float(value)

@@ -52,12 +52,19 @@ _DROPPED: tuple[tuple[DropReason, tuple[str, ...]], ...] = (
     (DropReason.LATENT_SCALING, ("scale_factor", "edm_mean", "edm_std", "edm_vae")),
 )  # fmt: skip
 
-_ROOTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+# What the keys of an autoencoder begin with, behind its prefix.
+ROOTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 _ANCHORS = tuple(
     f"{side}.{end}.weight" for side in ("encoder", "decoder") for end in ("conv_in", "conv_out")
 )
-# A second VAE encoder lies here in video checkpoints; it conditions, it is not the autoencoder.
-_NOT_THE_AUTOENCODER = ("conditioner.", "cond_stage_model.", EMA_PREFIX)
+# What lies here is part of another model, whatever it looks like; under ``conditioner.`` video
+# checkpoints hold a second VAE encoder, which conditions and is not the autoencoder.
+_NOT_THE_AUTOENCODER = tuple(
+    beginning
+    for reason, beginnings in _DROPPED
+    if reason in (DropReason.EMA, DropReason.LOSS, DropReason.UNET, DropReason.TEXT_ENCODER)
+    for beginning in beginnings
+)
 
 
 class Autoencoder(NamedTuple):
@@ -150,13 +157,14 @@ def _account(
 ) -> Autoencoder:
     inside: dict[str, Shape] = {}
     dropped: dict[str, DropReason] = {}
+    other_beginnings = tuple(other + root for other in others for root in ROOTS)
     for name, shape in shapes.items():
         bare = name[len(prefix) :]
         if any(fnmatchcase(name, pattern) for pattern in drop):
             dropped[name] = DropReason.REQUESTED
-        elif name.startswith(prefix) and bare.startswith(_ROOTS):
+        elif name.startswith(prefix) and bare.startswith(ROOTS):
             inside[bare] = shape
-        elif others and name.startswith(tuple(o for o in others if o)):
+        elif others and name.startswith(other_beginnings):
             dropped[name] = DropReason.OTHER_AUTOENCODER
         else:
             dropped[name] = drop_reason(name, prefix) or DropReason.UNKNOWN

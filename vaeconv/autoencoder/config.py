@@ -77,6 +77,31 @@ class GivenConfig(NamedTuple):
                     where=self.name,
                     hint="give the right one with --config, or take this one away",
                 )
+        groups = self.norm_num_groups or NORM_NUM_GROUPS
+        if any(width % groups for width in topology.channels):
+            raise UnsupportedModelError(
+                f"widths {list(topology.channels)} are not all divisible by the {groups} groups "
+                "of the normalisation that the config says",
+                where=self.name,
+            )
+
+    def check_compvis(self) -> None:
+        """Check that CompVis code, which leaves no choice in these, computes the same.
+
+        Raises:
+            UnsupportedModelError: It does not (``Normalize`` and ``nonlinearity`` in
+                ``ldm/modules/diffusionmodules/model.py``).
+        """
+        for name, said, fixed in (
+            ("norm_num_groups", self.norm_num_groups, (NORM_NUM_GROUPS,)),
+            ("act_fn", self.act_fn, ("silu", "swish")),
+        ):
+            if said is not None and said not in fixed:
+                raise UnsupportedModelError(
+                    f"the config says {name} {said}; the CompVis layout always means {fixed[0]}",
+                    where=self.name,
+                    hint="keep it in the diffusers layout",
+                )
 
 
 def build_config(
@@ -189,15 +214,17 @@ def _from_diffusers(document: dict[str, Any], name: str) -> GivenConfig:
         quant_conv=document.get("use_quant_conv"),
         post_quant_conv=document.get("use_post_quant_conv"),
         norm_num_groups=_positive(document.get("norm_num_groups")),
-        act_fn=document.get("act_fn"),
+        act_fn=_text(document.get("act_fn")),
         sample_size=_positive(document.get("sample_size")),
-        force_upcast=document.get("force_upcast"),
+        force_upcast=_boolean(document.get("force_upcast")),
         scaling=Scaling(
             _CLASS_DEFAULT_SCALING if scaling is None else scaling,
             _number(document.get("shift_factor")),
             _numbers(document.get("latents_mean")),
             _numbers(document.get("latents_std")),
-            f"diffusers' class default, as {name} has none" if scaling is None else name,
+            f"diffusers' class default, as {_file(name)} has none"
+            if scaling is None
+            else _file(name),
         ),
     )
 
@@ -234,7 +261,9 @@ def _from_compvis(document: dict[str, Any], name: str) -> GivenConfig:
         quant_conv=has_quant,
         post_quant_conv=has_quant,
         sample_size=resolution,
-        scaling=None if factor is None else Scaling(factor, source=f"scale_factor in {name}"),
+        scaling=None
+        if factor is None
+        else Scaling(factor, source=f"scale_factor in {_file(name)}"),
     )
 
 
@@ -243,6 +272,11 @@ def _index(types: Mapping[bool, str], block: str, name: str) -> bool:
         if spelled == block:
             return attention
     raise refuse(f"an autoencoder with {block} blocks", "only plain and attention blocks", name)
+
+
+def _file(name: str) -> str:
+    """Name a config without its folder, which is another one on the next machine."""
+    return name.rpartition("/")[2]
 
 
 def _plain(value: object) -> object:
@@ -258,7 +292,19 @@ def _ints(values: Any) -> tuple[int, ...] | None:
 
 
 def _numbers(values: Any) -> tuple[float, ...] | None:
-    return None if values is None else tuple(float(value) for value in values)
+    return None if values is None else tuple(map(_finite, values))
+
+
+def _text(value: Any) -> str | None:
+    if value is not None and type(value) is not str:
+        raise ValueError(f"{value!r} is not text")
+    return value
+
+
+def _boolean(value: Any) -> bool | None:
+    if value is not None and type(value) is not bool:
+        raise ValueError(f"{value!r} is neither true nor false")
+    return value
 
 
 def _positive(value: Any) -> int | None:
@@ -270,8 +316,10 @@ def _positive(value: Any) -> int | None:
 
 
 def _number(value: Any) -> float | None:
-    if value is None:
-        return None
+    return None if value is None else _finite(value)
+
+
+def _finite(value: Any) -> float:
     number = float(value)
     if not math.isfinite(number):
         raise ValueError(f"{value!r} is not finite")

@@ -12,6 +12,7 @@ from vaeconv.errors import UnmappedKeysError, UnsupportedModelError
 # Published autoencoders have at most 6 levels and 4 blocks; an index beyond these is not one.
 _MAX_LEVELS = 16
 _MAX_BLOCKS = 64
+_MAX_DEPTH = 16  # dots in a name; the autoencoder's own have at most 7
 
 _RULE = {rule.compvis: rule for rule in RULES}
 _DOWN, _UP = "encoder.down.{i}.block.{j}", "decoder.up.{i}.block.{j}"
@@ -71,7 +72,13 @@ class _Inference:
         self.shapes = shapes
         self.layout = layout
         self.where = where
-        self.modules = {name[:at] for name in shapes for at, char in enumerate(name) if char == "."}
+        self.modules = {
+            name[:at]
+            for name in shapes
+            if name.count(".") <= _MAX_DEPTH
+            for at, char in enumerate(name)
+            if char == "."
+        }
         self.levels = self._count_levels()
 
     def topology(self) -> Topology:

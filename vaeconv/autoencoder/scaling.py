@@ -79,7 +79,9 @@ def decide_scaling(
         scaling = _of_family(family, "--family " + family.name)
         base: Decision | None = Decision(scaling, family, family.sample_size)
     else:
-        base = _found(topology, given, read_stored, siblings)
+        # A factor of one's own also stands in for a stored one that is damaged.
+        is_settled = options.scaling_factor is not None
+        base = _found(topology, given, (lambda: None) if is_settled else read_stored, siblings)
     if options.scaling_factor is None and options.shift_factor is None:
         return base or _assume(topology, where)
     if base is None:
@@ -96,8 +98,8 @@ def decide_scaling(
     if options.shift_factor is not None:
         source = " and ".join(filter(None, (scaling.source, "--shift-factor")))
         scaling = scaling._replace(shift_factor=options.shift_factor, source=source)
-    is_settled = options.scaling_factor is not None
-    return base._replace(scaling=scaling, warning=None if is_settled else base.warning)
+    warning = base.warning if options.scaling_factor is None else None
+    return base._replace(scaling=scaling, warning=warning)
 
 
 def _check_numbers(options: ScalingOptions) -> None:

@@ -62,11 +62,16 @@ def open_folder(tree: FileTree, *, variant: str | None, salvage: bool) -> Checkp
         raise NotACheckpointError(
             f"no variant {variant} in this folder; it has {known}", where=tree.name
         )
-    parts = [
-        _open_file(tree.open(name), salvage=salvage)
-        for name in _weight_files(tree, found[variant], names)
-    ]
-    return _join(tree, parts, variant, names)
+    weight_map = _read_weight_map(tree, found[variant], names)
+    files = sorted(set(weight_map.values())) if weight_map else [found[variant]]
+    parts = {name: _open_file(tree.open(name), salvage=salvage) for name in files}
+    for tensor, shard in weight_map.items():
+        if tensor not in parts[shard].tensors:
+            raise MalformedCheckpointError(
+                f"the index says that {shard} holds {tensor}, which it does not",
+                where=f"{tree.name}/{found[variant]}",
+            )
+    return _join(tree, list(parts.values()), variant, names)
 
 
 def _candidates(names: list[str]) -> dict[str | None, str]:
@@ -84,21 +89,24 @@ def _candidates(names: list[str]) -> dict[str | None, str]:
     return found
 
 
-def _weight_files(tree: FileTree, name: str, names: list[str]) -> list[str]:
+def _read_weight_map(tree: FileTree, name: str, names: list[str]) -> dict[str, str]:
+    """Read which shard holds which tensor; empty where the weights are one file."""
     if not name.endswith(".json"):
-        return [name]
+        return {}
     try:
-        weight_map = json.loads(_read_text(tree.open(name)))["weight_map"]
+        weight_map = dict(json.loads(_read_text(tree.open(name)))["weight_map"])
         shards = sorted(set(weight_map.values()))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise MalformedCheckpointError("not a shard index", where=f"{tree.name}/{name}") from error
+    if not shards:
+        raise MalformedCheckpointError("lists no shards", where=f"{tree.name}/{name}")
     for shard in shards:
         if shard not in names or "/" in shard:
             raise MalformedCheckpointError(
                 f"the index names the shard {shard}, which is not there",
                 where=f"{tree.name}/{name}",
             )
-    return shards
+    return weight_map
 
 
 def _open_file(source: ByteSource, *, salvage: bool) -> Checkpoint:

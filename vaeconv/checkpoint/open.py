@@ -12,12 +12,13 @@ from vaeconv.checkpoint.base import Checkpoint, ConfigText
 from vaeconv.checkpoint.folder import CONFIG, MAX_CONFIG, STEM, decode_config, open_folder
 from vaeconv.checkpoint.safetensors_file import open_safetensors
 from vaeconv.checkpoint.source import ByteSource, FileSource, SliceSource, read_bytes
-from vaeconv.checkpoint.tree import FileTree, LocalTree
+from vaeconv.checkpoint.tree import FileTree, LocalTree, is_folder
 from vaeconv.checkpoint.zip_directory import ZipEntry, read_zip_directory
 from vaeconv.errors import AmbiguousInputError, MalformedCheckpointError, NotACheckpointError
 
 _HEAD = 512
 _PIECE = 1 << 20
+_NAMED = 5  # that many of too many checkpoints are named
 _CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 
 # First bytes of things that are often saved under a checkpoint's name.
@@ -87,7 +88,7 @@ def open_checkpoint(
         if isinstance(place, FileTree):
             return open_folder(place, variant=variant, salvage=salvage)
         checkpoint = open_source(place, salvage=salvage)
-    elif Path(text).is_dir():
+    elif is_folder(Path(text)):
         return open_folder(LocalTree(Path(text)), variant=variant, salvage=salvage)
     else:
         checkpoint = open_source(FileSource(Path(text)), salvage=salvage)
@@ -108,12 +109,12 @@ def open_source(source: ByteSource, *, salvage: bool) -> Checkpoint:
         raise
 
 
-def _open_by_content(source: ByteSource, *, salvage: bool) -> Checkpoint:
+def _open_by_content(source: ByteSource, *, salvage: bool, in_bundle: bool = False) -> Checkpoint:
     head = bytes(read_bytes(source, 0, min(_HEAD, source.size)))
     if not head:
         raise NotACheckpointError("an empty file", where=source.name, hint="download it again")
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        return _open_zip(source, salvage=salvage)
+        return _open_zip(source, salvage=salvage, in_bundle=in_bundle)
     if head[8:9] == b"{" and head[:1] != b"{":
         return open_safetensors(source)
     if head[:1] == b"\x80" and len(head) > 1 and head[1] <= 5:
@@ -147,35 +148,45 @@ def _not_a_checkpoint(source: ByteSource, head: bytes) -> NotACheckpointError:
     )
 
 
-def _open_zip(source: ByteSource, *, salvage: bool) -> Checkpoint:
+def _open_zip(source: ByteSource, *, salvage: bool, in_bundle: bool) -> Checkpoint:
     from vaeconv.checkpoint.torch_zip import find_pickle, open_torch_zip
 
     entries = read_zip_directory(source)
     prefix = find_pickle(entries)
     if prefix is not None:
         return open_torch_zip(source, entries, prefix, salvage=salvage)
+    if in_bundle:
+        raise NotACheckpointError(
+            "a zip file inside a zip file", where=source.name, hint="unpack the outer one"
+        )
     return _open_bundle(source, entries, salvage=salvage)
 
 
 def _open_bundle(source: ByteSource, entries: dict[str, ZipEntry], *, salvage: bool) -> Checkpoint:
     """Open a zip that holds one checkpoint, and perhaps its config, as kl-f8 was published."""
     configs = [e for e in entries.values() if e.name.lower().endswith(_CONFIG_SUFFIXES)]
-    others = [e for e in entries.values() if e not in configs and _looks_like_checkpoint(e)]
+    others: list[ZipEntry] = []
+    for entry in entries.values():
+        is_config = entry.name.lower().endswith(_CONFIG_SUFFIXES)
+        if not is_config and len(others) < _NAMED and _looks_like_checkpoint(entry):
+            others.append(entry)
     if not others:
         raise NotACheckpointError(
             "a zip file without a checkpoint in it", where=source.name, hint="name the checkpoint"
         )
     if len(others) > 1:
         raise AmbiguousInputError(
-            f"holds several checkpoints: {', '.join(entry.name for entry in others[:5])}",
+            f"holds several checkpoints: {', '.join(entry.name for entry in others)}",
             where=source.name,
             hint="unpack it and name one",
         )
-    checkpoint = _open_by_content(_member_source(source, others[0]), salvage=salvage)
     config = None
     if len(configs) == 1:
         name = f"{source.name}/{configs[0].name}"
         config = ConfigText(name, decode_config(bytes(configs[0].read(MAX_CONFIG)), name))
+    # Last: of a compressed member a copy is opened, and the bundle itself closed.
+    member = _member_source(source, others[0])
+    checkpoint = _open_by_content(member, salvage=salvage, in_bundle=True)
     return replace(checkpoint, container=f"zip bundle ({checkpoint.container})", config=config)
 
 

@@ -130,6 +130,8 @@ _SCALARS = dict(zip("f2 f4 f8 b1 i1 i2 i4 i8 u1 u2 u4 u8".split(), "efd?bhiqBHIQ
 
 
 def _numpy_scalar(builder: Builder, name: str, args: tuple[Any, ...]) -> object:
+    if args and type(args[0]) is Placeholder and args[0].args[:1] in (("O",), ("O8",), ("O4",)):
+        return builder.refuse(name, args)  # an object's own pickle, which numpy would load
     if len(args) == 2 and type(args[0]) is Placeholder and type(args[1]) is bytes:
         kind, state = args[0].args[:1], args[0].state
         code = _SCALARS.get(kind[0]) if kind and type(kind[0]) is str else None

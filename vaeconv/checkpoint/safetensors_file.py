@@ -56,7 +56,9 @@ def _read_header(source: ByteSource) -> tuple[dict[str, Any], int]:
     raw = read_bytes(source, 8, length)
     try:
         header = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique_keys)
-    except (ValueError, RecursionError) as error:
+        # An escape may spell half a surrogate pair, which is no text and cannot be written.
+        "".join(header).encode()
+    except (ValueError, RecursionError, TypeError) as error:
         raise _malformed(source, f"not valid JSON ({error})") from error
     if not isinstance(header, dict):
         raise _malformed(source, "not a JSON object")

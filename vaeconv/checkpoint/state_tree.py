@@ -13,6 +13,7 @@ from vaeconv.errors import MalformedCheckpointError, NotACheckpointError
 _WRAPPERS = ("state_dict", "model", "module")
 _MAX_NESTING = 8
 _MAX_WALK = 2_000_000
+_MAX_NAMES = 200_000  # a full checkpoint with EMA and optimizer has some thousands
 
 
 class StateTree(NamedTuple):
@@ -40,19 +41,20 @@ def find_state_dict(root: object, *, where: str) -> StateTree:
     """
     wrapper: list[str] = []
     beside: list[tuple[str, object]] = []
+    holders = _TensorHolders()
     current = as_mapping(root)
     while current is not None:
         if len(wrapper) > _MAX_NESTING:
             raise MalformedCheckpointError(
                 f"nested more than {_MAX_NESTING} deep under {'.'.join(wrapper[:3])}…", where=where
             )
-        key = _wrapper_key(current)
+        key = _wrapper_key(current, holders)
         if key is None:
             break
         beside += [(str(name), value) for name, value in current.items() if name != key]
         wrapper.append(key)
         current = as_mapping(current[key])
-    flat = _flatten(current) if current is not None else {}
+    flat = _flatten(current, holders, where) if current is not None else {}
     tensors = {name: value for name, value in flat.items() if isinstance(value, TensorRef)}
     if not tensors:
         raise NotACheckpointError(
@@ -91,39 +93,51 @@ def describe(value: object) -> str:
     return f"a {type(value).__name__}"
 
 
-def _wrapper_key(current: Mapping[object, object]) -> str | None:
+class _TensorHolders:
+    """Tells which dicts hold tensors; looks into each once, however often a file repeats it."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, bool] = {}
+
+    def __contains__(self, value: object) -> bool:
+        known = self._known.get(id(value))
+        if known is None:
+            mapping = as_mapping(value)
+            known = self._known[id(value)] = mapping is not None and (
+                "state_dict" in mapping or any(isinstance(v, TensorRef) for v in mapping.values())
+            )
+        return known
+
+
+def _wrapper_key(current: Mapping[object, object], holders: _TensorHolders) -> str | None:
     if as_mapping(current.get("state_dict")) is not None:
         return "state_dict"
     if any(isinstance(value, TensorRef) for value in current.values()):
         return None
-    nested = [
-        key
-        for key, value in current.items()
-        if isinstance(key, str) and _holds_tensors(as_mapping(value))
-    ]
+    nested = [key for key, value in current.items() if isinstance(key, str) and value in holders]
     for key in _WRAPPERS:
         if key in nested:
             return key
     return nested[0] if len(nested) == 1 else None
 
 
-def _holds_tensors(value: Mapping[object, object] | None) -> bool:
-    if value is None:
-        return False
-    return "state_dict" in value or any(isinstance(v, TensorRef) for v in value.values())
-
-
-def _flatten(current: Mapping[object, object]) -> dict[str, object]:
+def _flatten(
+    current: Mapping[object, object], holders: _TensorHolders, where: str
+) -> dict[str, object]:
     """Join names where parts of a model lie in dicts of their own (``{"vae": {...}, ...}``)."""
     if any(isinstance(value, TensorRef) for value in current.values()):
         return {str(name): value for name, value in current.items()}
     flat: dict[str, object] = {}
     for name, value in current.items():
-        nested = as_mapping(value)
-        if nested is not None and _holds_tensors(nested):
+        if value in holders:
+            nested = as_mapping(value) or {}
             flat.update((f"{name}.{inner}", v) for inner, v in nested.items())
         else:
             flat[str(name)] = value
+        if len(flat) > _MAX_NAMES:
+            raise MalformedCheckpointError(
+                f"more than {_MAX_NAMES} entries in its state dict", where=where
+            )
     return flat
 
 

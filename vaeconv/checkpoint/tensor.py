@@ -216,6 +216,22 @@ def make_view(
     )
 
 
+def check_repeats(tensors: Sequence[Tensor]) -> None:
+    """Check that tensors that will be read together do not blow up what is stored.
+
+    Raises:
+        MalformedCheckpointError: Views repeat stored bytes without bound.
+    """
+    storages = {id(tensor.storage): tensor.storage for tensor in tensors}
+    stored = sum(storage.size for storage in storages.values())
+    total = sum(tensor.nbytes for tensor in tensors)
+    if total > stored + MAX_REPEATED_BYTES:
+        raise MalformedCheckpointError(
+            f"its tensors repeat {stored} stored bytes to {total}",
+            where=tensors[0].storage.source.name,
+        )
+
+
 def _is_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
     expected = 1
     for size, step in zip(reversed(shape), reversed(stride), strict=True):

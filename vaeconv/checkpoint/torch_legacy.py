@@ -33,7 +33,9 @@ def open_torch_legacy(source: ByteSource, *, salvage: bool) -> Checkpoint:
     is_swapped = isinstance(facts.root, dict) and facts.root.get("little_endian") is False
     if not isinstance(key_list.root, list):
         raise MalformedCheckpointError("the list of storage keys is not one", where=source.name)
-    keys = [str(key) for key in key_list.root]
+    keys = [key for key in key_list.root if isinstance(key, str)]
+    if len(keys) != len(key_list.root):
+        raise MalformedCheckpointError("a storage key is not text", where=source.name)
     tree = find_state_dict(top.root, where=source.name)
     storages = _locate_storages(source, top.storages, keys, key_list.end, is_swapped)
     tensors = {}

@@ -19,6 +19,7 @@ from vaeconv.errors import MalformedCheckpointError, NotACheckpointError
 # 2000 tensors make a pickle of 200 kB; a larger one is a bomb or holds data as Python lists.
 MAX_PICKLE = 64 << 20
 _SMALL = 64
+_MAX_VERSION = 10  # kMaxSupportedFileFormatVersion, caffe2/serialize/versions.h
 _PICKLE = "data.pkl"
 
 
@@ -52,6 +53,7 @@ def open_torch_zip(
             where=source.name,
             hint="save model.state_dict() with torch.save",
         )
+    _check_version(source, entries, prefix)
     where = f"{source.name} ({prefix}{_PICKLE})"
     pickled = entries[prefix + _PICKLE].read(MAX_PICKLE)
     result = unpickle(pickled, where=where, salvage=salvage)
@@ -111,6 +113,18 @@ def check_storage_size(ref: StorageRef, storage: Storage, *, where: str) -> None
             f"record {storage.name} holds {storage.size} bytes, "
             f"the pickle says {ref.numel * itemsize}",
             where=where,
+        )
+
+
+def _check_version(source: ByteSource, entries: Mapping[str, ZipEntry], prefix: str) -> None:
+    entry = entries.get(f"{prefix}version") or entries.get(f"{prefix}.data/version")
+    version = bytes(entry.read(_SMALL)).strip() if entry else b""
+    if not version.isdigit() or not 1 <= int(version) <= _MAX_VERSION:
+        said = f"says {version.decode('latin-1')!r}" if entry else "is not there"
+        raise MalformedCheckpointError(
+            f"its version record {said}, not 1 to {_MAX_VERSION}",
+            where=source.name,
+            hint="save it again with torch.save",
         )
 
 

@@ -56,6 +56,14 @@ def checked(name: str, where: str) -> str:
     return name
 
 
+def is_folder(path: Path) -> bool:
+    """Tell whether a folder is there; a name that is too long for one is not."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 class LocalTree:
     """A local directory.
 
@@ -70,7 +78,7 @@ class LocalTree:
     """
 
     def __init__(self, root: Path) -> None:
-        if not root.is_dir():
+        if not is_folder(root):
             raise CheckpointNotFoundError("not a folder", where=str(root))
         self._root = root
 
@@ -88,9 +96,13 @@ class LocalTree:
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if entry.is_file():
+                    try:
+                        is_file, is_folder = entry.is_file(), entry.is_dir()
+                    except OSError:  # a link in circles: not a file, and nobody asked for it
+                        continue
+                    if is_file:
                         found.append(prefix + entry.name)
-                    elif levels > 1 and entry.is_dir():
+                    elif levels > 1 and is_folder:
                         found += self._list(Path(entry.path), f"{prefix}{entry.name}/", levels - 1)
         except OSError as error:
             raise CheckpointNotFoundError(

@@ -199,11 +199,21 @@ def _find_directory(source: ByteSource) -> tuple[int, int, int]:
         )
     _, disk, first_disk, here, count, size, offset, _ = fields
     end = tail_offset + at
-    if 0xFFFF in (here, count) or 0xFFFFFFFF in (size, offset):
-        end, (disk, first_disk, here, count, size, offset) = _read_end64(source, end)
+    short = (disk, first_disk, here, count, size, offset)
+    is_wide = 0xFFFF in (here, count) or 0xFFFFFFFF in (size, offset)
+    # Torch writes the zip64 record always, and most readers take it where it is there.
+    if is_wide or tail[max(at - _END64_LOCATOR.size, 0) : at].startswith(b"PK\x06\x07"):
+        end, wide = _read_end64(source, end)
+        if not is_wide and wide != short:
+            raise MalformedCheckpointError(
+                "the zip file's two end records disagree", where=source.name
+            )
+        disk, first_disk, here, count, size, offset = wide
     if disk or first_disk or here != count:
         raise MalformedCheckpointError("a zip file in several volumes", where=source.name)
-    if size > _MAX_DIRECTORY or count * _CENTRAL.size > size or offset + size > end:
+    # Nothing may stand between the directory and its end record: readers disagree on what to
+    # make of such a gap, so it could show them different members.
+    if size > _MAX_DIRECTORY or count * _CENTRAL.size > size or offset + size != end:
         raise MalformedCheckpointError("the zip directory's numbers are wrong", where=source.name)
     return offset, size, count
 
@@ -216,7 +226,7 @@ def _read_end64(source: ByteSource, end: int) -> tuple[int, tuple[int, ...]]:
     if magic != b"PK\x06\x07":
         raise MalformedCheckpointError("the zip64 locator is missing", where=source.name)
     record = _END64.unpack(read_bytes(source, offset, _END64.size))
-    if record[0] != b"PK\x06\x06":
+    if record[0] != b"PK\x06\x06" or offset + 12 + record[1] != end - _END64_LOCATOR.size:
         raise MalformedCheckpointError("the zip64 end record is missing", where=source.name)
     return offset, record[4:]
 
@@ -242,7 +252,9 @@ def _parse_entry(source: ByteSource, directory: bytearray, position: int) -> tup
         extra = directory[extra_at : extra_at + extra_length]
         size, compressed, offset = _read_zip64_extra(source, name, extra, size, compressed, offset)
     problem = None
-    if flags & _ENCRYPTED:
+    if b"\0" in raw_name:  # where some readers end the name, so it may pass for another one
+        problem = "has a zero byte in its name"
+    elif flags & _ENCRYPTED:
         problem = "is encrypted"
     elif method not in (_STORED, _DEFLATED):
         problem = f"uses compression method {method}; only stored and deflated are read"

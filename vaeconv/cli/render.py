@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vaeconv.inspection import Inspection
 
 SCHEMA_VERSION = 1
+_SHOWN_PARTS = 40
 
 
 def print_json(
@@ -187,11 +188,19 @@ def render_inspection(report: Inspection, console: Console, *, keys: bool = Fals
     for heading, justify in (("part", "left"), ("tensors", "right"), ("parameters", "right"),
                              ("size", "right")):  # fmt: skip
         parts.add_column(heading, justify=justify)  # type: ignore[arg-type]
-    for part in report.parts:
+    by_size = sorted(report.parts, key=lambda part: -part.nbytes)
+    for part in report.parts if len(by_size) <= _SHOWN_PARTS else by_size[:_SHOWN_PARTS]:
         parts.add_row(
             Text(part.name), str(part.tensors), f"{part.parameters:,}", human_size(part.nbytes)
         )
-    for sibling in report.siblings:
+    if len(by_size) > _SHOWN_PARTS:
+        rest = by_size[_SHOWN_PARTS:]
+        parts.add_row(
+            f"{len(rest)} more", str(sum(part.tensors for part in rest)),
+            f"{sum(part.parameters for part in rest):,}",
+            human_size(sum(part.nbytes for part in rest)),
+        )  # fmt: skip
+    for sibling in report.siblings[:_SHOWN_PARTS]:
         size = human_size(sibling.nbytes) if sibling.tensors else ""
         count = str(sibling.tensors) if sibling.tensors else ""
         parts.add_row(
