@@ -185,6 +185,17 @@ def test_names_from_a_file_cannot_reach_the_terminal_as_control_characters(tmp_p
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=["table", "json"])
+def test_a_reader_that_goes_away_is_no_bug(form, tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [str(ENTRY), "inspect", "--keys", *form, CKPT], stdout=write, stderr=subprocess.PIPE
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 def test_commands_that_move_weights_import_neither_torch_nor_diffusers(tmp_path):
     script = """
 import sys

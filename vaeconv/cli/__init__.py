@@ -22,15 +22,33 @@ from vaeconv.errors import UsageError, VaeconvError
 
 # The parser's own errors; Typer vendors its parser and exports only this leaf of the tree.
 _ParserError: type[Exception] = typer.BadParameter.__mro__[2]
-_INTERRUPTED, _TERMINATED, _BROKEN_PIPE = 130, 143, 141
 
 
-class _Terminated(BaseException):
-    """SIGTERM arrived; raised so that temporary files are removed on the way out."""
+class _Stopped(BaseException):
+    """The run was stopped from outside; raised, so that temporary files are removed."""
+
+    def __init__(self, code: int, message: str = "") -> None:
+        super().__init__(code, message)
+        self.code = code
+        self.message = message
+
+
+_INTERRUPTED = 130, "interrupted; nothing was left behind"
+_TERMINATED = 143, "terminated; nothing was left behind"
+_BROKEN_PIPE = (141,)  # who read the output has gone, and would not read a message either
 
 
 class Commands(TyperGroup):
     """Runs a command and turns whatever it raises into one line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run, and say of a stop what it is: Typer would end without a word."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _Stopped(*_INTERRUPTED) from error
+        except BrokenPipeError as error:
+            raise _Stopped(*_BROKEN_PIPE) from error
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> NoReturn:
         """Run and exit."""
@@ -53,15 +71,10 @@ def _guarded(run: Any, args: list[str]) -> int:
         failure = UsageError(
             message.rstrip(".").replace("\n", " "), hint=f"see vaeconv {command} --help"
         )
-    except (KeyboardInterrupt, typer.Abort):
-        print_error("interrupted; nothing was left behind")
-        return _INTERRUPTED
-    except _Terminated:
-        print_error("terminated; nothing was left behind")
-        return _TERMINATED
-    except BrokenPipeError:
-        sys.stderr.close()
-        return _BROKEN_PIPE
+    except _Stopped as stop:
+        if stop.message:
+            print_error(stop.message)
+        return stop.code
     except MemoryError:
         failure = VaeconvError("out of memory")
     except Exception as error:  # noqa: BLE001 - a bug: said in one line, traced on request
@@ -119,7 +132,7 @@ def vaeconv(
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    raise _Terminated
+    raise _Stopped(*_TERMINATED)
 
 
 def main() -> None:

@@ -66,6 +66,7 @@ def inspect(
     from vaeconv.cli.progress import ByteProgress
     from vaeconv.cli.render import (
         inspection_document,
+        make_console,
         print_json,
         print_notes,
         render_inspection,
@@ -91,9 +92,7 @@ def inspect(
     if json:
         print_json("inspect", inspection_document(report, keys=keys), report.problem)
     elif not quiet:
-        from rich.console import Console
-
-        render_inspection(report, Console(), keys=keys)
+        render_inspection(report, make_console(), keys=keys)
     if not quiet and not json:
         print_notes(report.notes)
     if report.problem:

@@ -64,6 +64,17 @@ def _write_stderr(text: str) -> None:
     sys.stderr.flush()
 
 
+def make_console() -> Console:
+    """Make a console that leaves a closed pipe to the caller, as plain writes do."""
+    from rich.console import Console
+
+    class PlainConsole(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return PlainConsole()
+
+
 def human_size(nbytes: int) -> str:
     """Write a number of bytes for people, in decimal units as file managers do."""
     size = float(nbytes)
