@@ -10,26 +10,23 @@ from typing import Any, NamedTuple
 
 from vaeconv.autoencoder.accounting import DropReason
 from vaeconv.autoencoder.config import build_config
-from vaeconv.autoencoder.ema import WARM_UPDATES
 from vaeconv.autoencoder.scaling import Decision, ScalingOptions, decide_scaling
 from vaeconv.autoencoder.topology import Layout
+from vaeconv.averages import check_average, no_average, shadow_of
 from vaeconv.checkpoint.base import Checkpoint
-from vaeconv.checkpoint.dtypes import BY_OPTION, DType
 from vaeconv.checkpoint.open import open_checkpoint
-from vaeconv.checkpoint.tensor import Tensor
-from vaeconv.errors import EmaError, UnmappedKeysError, UnsupportedModelError
 from vaeconv.executor import CopyOptions
-from vaeconv.output import Output, OutputKind, Written, check_target, output_kind, write_output
-from vaeconv.plan import Plan, Row
-from vaeconv.survey import (
-    Survey,
-    read_ema_facts,
-    read_stored_scaling,
-    same_values,
-    survey_checkpoint,
+from vaeconv.output import (
+    Output,
+    OutputKind,
+    Written,
+    cast_notes,
+    check_target,
+    output_kind,
+    write_output,
 )
-
-KEEP = "keep"
+from vaeconv.plan import KEEP, Plan, Row, weight_dtype
+from vaeconv.survey import Survey, read_stored_scaling, survey_checkpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,14 +171,15 @@ def convert(
             return result
         written = write_output(
             Output(target, kind, options.variant, config, _facts(checkpoint, result, options)),
-            checkpoint,
+            [checkpoint],
             plan,
             overwrite=options.overwrite,
             manifest=options.manifest,
             hash_source=options.hash_source,
             copy=options.copy,
         )
-        return result._replace(written=written)
+        notes = (*plan.notes, *cast_notes(written))
+        return result._replace(written=written, plan=plan._replace(notes=notes))
 
 
 def _wanted_prefix(options: ConvertOptions, *, is_folder: bool) -> str | None:
@@ -209,19 +207,15 @@ def build_plan(
     rows: list[Row] = []
     for pair, key in autoencoder.keys.items():
         shadow = survey.ema.shadows.get(pair.compvis) if options.ema else None
-        tensor = checkpoint.tensors[shadow or key]
-        if shadow and not pair.accepts(tensor.shape):
-            expected = list(checkpoint.tensors[key].shape)
-            raise UnmappedKeysError(
-                misshaped=[f"{shadow} {list(tensor.shape)}, not {expected}"],
-                where=checkpoint.name,
-            )
+        tensor = checkpoint.tensors[key]
+        if shadow:
+            tensor = shadow_of(tensor, checkpoint.tensors[shadow], checkpoint.name)
         rows.append(
             Row(
                 prefix + pair.name(layout, legacy=options.legacy_names),
                 tensor,
                 pair.shape(layout),
-                _target_dtype(tensor, options.dtype, checkpoint.name),
+                weight_dtype(tensor, options.dtype, checkpoint.name),
                 shadow is not None,
             )
         )
@@ -232,16 +226,6 @@ def build_plan(
             f"such as {unknown[0]}"
         )
     return Plan(tuple(rows), dropped, tuple(notes))
-
-
-def _target_dtype(tensor: Tensor, wanted: str, where: str) -> DType:
-    dtype = tensor.dtype
-    if not dtype.is_float and (wanted != KEEP or not dtype.code.startswith("F8_")):
-        raise UnsupportedModelError(
-            f"tensor {tensor.name} holds {dtype.torch_name}; weights are floating point",
-            where=where,
-        )
-    return dtype if wanted == KEEP else BY_OPTION[wanted]
 
 
 def _ema_notes(checkpoint: Checkpoint, survey: Survey, options: ConvertOptions) -> list[str]:
@@ -255,26 +239,16 @@ def _ema_notes(checkpoint: Checkpoint, survey: Survey, options: ConvertOptions) 
             "raw weights are used, --ema takes the EMA"
         ]
     if not ema.shadows:
-        reason = "there are no EMA weights in it"
-        if ema.covers_unet:
-            reason = "its EMA weights are the diffusion model's; the autoencoder has none"
-        elif ema.keys:
-            reason = f"its model_ema section is a remnant of {ema.keys} keys without weights"
-        raise EmaError(f"--ema: {reason}", where=checkpoint.name, hint="convert without --ema")
-    notes = [f"note: EMA for {len(ema.shadows)} tensors, raw for {total - len(ema.shadows)}"]
-    updates, _ = read_ema_facts(checkpoint, prefix)
-    if updates is not None and updates < WARM_UPDATES:
-        meaning = {0: "was never updated", -1: "had its warm-up off, so its random start may show"}
-        said = meaning.get(updates, f"was updated only {updates} times")
-        notes.append(f"warning: the EMA {said} (num_updates {updates})")
-    tensors = checkpoint.tensors
-    if all(
-        same_values(tensors[key], tensors[ema.shadows[pair.compvis]])
+        raise no_average(survey, checkpoint.name)
+    shadows = {
+        key: ema.shadows[pair.compvis]
         for pair, key in survey.autoencoder.keys.items()
         if pair.compvis in ema.shadows
-    ):
-        notes.append("warning: the EMA weights are equal to the raw ones")
-    return notes
+    }
+    return [
+        f"note: EMA for {len(shadows)} tensors, raw for {total - len(shadows)}",
+        *check_average(checkpoint, shadows, prefix),
+    ]
 
 
 def _decide(checkpoint: Checkpoint, survey: Survey, options: ConvertOptions) -> Decision:

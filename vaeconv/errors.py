@@ -186,7 +186,7 @@ class DTypeOverflowError(InputError):
         super().__init__(
             f"tensor {name} does not fit {dtype}: its largest magnitude is {value:g}",
             where=where,
-            hint="keep a wider --dtype",
+            hint="choose a wider --dtype, or --clamp to write the largest value that fits",
         )
 
 

@@ -17,9 +17,10 @@ from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import NamedTuple
 
+from vaeconv.checkpoint.dtypes import CastLoss
 from vaeconv.checkpoint.layout_out import OutputFile, Segment
 from vaeconv.checkpoint.scan import has_nonfinite
-from vaeconv.checkpoint.tensor import StorageReader, check_storages, crc_error
+from vaeconv.checkpoint.tensor import StorageReader, Tensor, check_storages, crc_error
 from vaeconv.errors import DTypeOverflowError, NonFiniteError, OutputError
 from vaeconv.plan import Row
 
@@ -36,18 +37,32 @@ class CopyOptions(NamedTuple):
         check: Check CRCs of the source, look for NaN and infinity, hash the output, and wait
             until the disk has it.
         allow_nonfinite: Let NaN and infinity pass.
+        clamp: Write the largest finite value where a cast overflows, instead of an error.
         on_progress: Called from any thread with the bytes just written, and those of the whole
             file.
     """
 
     check: bool = True
     allow_nonfinite: bool = False
+    clamp: bool = False
     on_progress: Callable[[int, int], None] | None = None
+
+
+class Copied(NamedTuple):
+    """What was written.
+
+    Attributes:
+        sha256: The hash of the output in hexadecimal; None where it was not asked for.
+        losses: What a cast lost beyond rounding, by name of the output tensor.
+    """
+
+    sha256: str | None
+    losses: dict[str, CastLoss]
 
 
 def copy_rows(
     fd: int, file: OutputFile, rows: Sequence[Row], options: CopyOptions, *, where: str
-) -> str | None:
+) -> Copied:
     """Write an output file from its source tensors.
 
     Args:
@@ -56,9 +71,6 @@ def copy_rows(
         rows: The tensors that the file's segments name.
         options: What to check.
         where: The output, for messages.
-
-    Returns:
-        The sha256 of the output in hexadecimal, or None where it was not asked for.
 
     Raises:
         MalformedCheckpointError: A source ends early, changed, or fails its CRC.
@@ -77,7 +89,7 @@ def copy_rows(
     copy = _Copy(fd, file, {row.name: row for row in rows}, options, where)
     # Compressed and strided sources can only be read in order.
     copy.run(_WORKERS if all(row.source.is_direct for row in rows) else 1)
-    return copy.sha256.hexdigest() if options.check else None
+    return Copied(copy.sha256.hexdigest() if options.check else None, copy.losses)
 
 
 def _prefetch(rows: Sequence[Row]) -> None:
@@ -88,6 +100,19 @@ def _prefetch(rows: Sequence[Row]) -> None:
         ranges.setdefault(id(storage.source), []).append(storage.extent)
     for key, wanted in ranges.items():
         sources[key].prefetch(wanted)
+
+
+def _find_largest(tensor: Tensor) -> float:
+    """Find the largest finite magnitude in a tensor, in constant memory where it is contiguous."""
+    from vaeconv.checkpoint.cast import largest_magnitude
+
+    reader, left, largest = tensor.open(), tensor.nbytes, 0.0
+    while left:
+        piece = memoryview(bytearray(min(left, _PIECE)))
+        reader.read_into(piece)
+        largest = max(largest, largest_magnitude(piece, tensor.dtype))
+        left -= len(piece)
+    return largest
 
 
 def start_writeback(fd: int, offset: int, size: int) -> None:
@@ -123,6 +148,26 @@ class _Turn:
             self._condition.notify_all()
 
 
+class _Scratch:
+    """One worker's memory for the elements that a piece is cast from."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._taken = 0
+
+    def clear(self) -> None:
+        self._taken = 0
+
+    def take(self, size: int) -> tuple[bytearray, int]:
+        """Give a buffer, and where in it so many bytes are free."""
+        if self._taken + size > len(self._buffer):
+            # What was given out before keeps the old buffer alive as long as it is in use.
+            self._buffer, self._taken = bytearray(max(size, 2 * len(self._buffer))), 0
+        start = self._taken
+        self._taken += size + -size % 8
+        return self._buffer, start
+
+
 class _Copy:
     """One output file on its way."""
 
@@ -148,6 +193,7 @@ class _Copy:
         self._hashed = 0
         self._error: BaseException | None = None
         self.sha256 = hashlib.sha256()
+        self.losses: dict[str, CastLoss] = {}
 
     def run(self, workers: int) -> None:
         """Carry all pieces through; raises the first error of any worker."""
@@ -174,13 +220,14 @@ class _Copy:
                 self._checked.stop()
 
     def _work(self) -> None:
+        scratch = _Scratch()
         try:
             # The buffer comes first: so the lowest piece in work never lacks one.
             while (buffer := self._buffers.get()) is not None:
                 index = self._take()
                 if index is None:
                     break
-                self._carry(index, buffer)
+                self._carry(index, buffer, scratch)
         except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
             self._error = self._error or error
             self._checked.stop()
@@ -193,12 +240,13 @@ class _Copy:
             self._taken += 1
             return self._taken - 1
 
-    def _carry(self, index: int, buffer: bytearray) -> None:
+    def _carry(self, index: int, buffer: bytearray, scratch: _Scratch) -> None:
         start = index * _PIECE
         end = min(start + _PIECE, self._file.size)
         view = memoryview(buffer)
         pieces = list(self._file.pieces(start, end))
-        raw = [self._fill(view, buffer, *piece) for piece in pieces]
+        scratch.clear()
+        raw = [self._fill(view, buffer, scratch, *piece) for piece in pieces]
         if self._needs_crc:
             with self._checked.wait_for(index):
                 if self._error:
@@ -228,7 +276,14 @@ class _Copy:
                 self._hashing.release()
 
     def _fill(
-        self, view: memoryview, buffer: bytearray, segment: Segment, start: int, at: int, size: int
+        self,
+        view: memoryview,
+        buffer: bytearray,
+        scratch: _Scratch,
+        segment: Segment,
+        start: int,
+        at: int,
+        size: int,
     ) -> memoryview | None:
         """Bring the bytes of one segment into the buffer; returns the source's own bytes."""
         part = view[at : at + size]
@@ -243,20 +298,32 @@ class _Copy:
             if self._options.check and not self._options.allow_nonfinite:
                 self._scan(row, buffer, at, size)
             return part
+        return self._cast(row, start, part, scratch)
+
+    def _cast(self, row: Row, start: int, part: memoryview, scratch: _Scratch) -> memoryview:
         from vaeconv.checkpoint.cast import cast_chunk
 
-        wide = row.source.dtype.itemsize
-        narrow = row.dtype.itemsize
-        source = bytearray(size // narrow * wide)
-        self._read(row, start // narrow * wide, memoryview(source))
+        wide, narrow = row.source.dtype.itemsize, row.dtype.itemsize
+        count = len(part) // narrow
+        buffer, at = scratch.take(count * wide)
+        source = memoryview(buffer)[at : at + count * wide]
+        self._read(row, start // narrow * wide, source)
         if not self._options.allow_nonfinite:
-            self._scan(row, source, 0, len(source))
-        overflow = cast_chunk(memoryview(source), row.source.dtype, part, row.dtype)
-        if overflow:
+            self._scan(row, buffer, at, count * wide)
+        clamp = self._options.clamp
+        loss = cast_chunk(source, row.source.dtype, part, row.dtype, clamp=clamp)
+        if loss.overflow and not clamp:
             raise DTypeOverflowError(
-                row.source.name, overflow, row.dtype.option, where=row.source.storage.source.name
+                row.source.name,
+                _find_largest(row.source),
+                row.dtype.option,
+                where=row.source.storage.source.name,
             )
-        return memoryview(source)
+        if any(loss):
+            with self._taking:
+                known = self.losses.get(row.name, CastLoss())
+                self.losses[row.name] = known.joined(loss)
+        return source
 
     def _read(self, row: Row, start: int, part: memoryview) -> None:
         if row.source.is_direct:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from vaeconv._version import __version__
@@ -19,12 +21,19 @@ from vaeconv.checkpoint.atomic import (
     write_small_file,
 )
 from vaeconv.checkpoint.base import Checkpoint
-from vaeconv.checkpoint.folder import CONFIG, weights_name
-from vaeconv.checkpoint.layout_out import OutputFile, lay_out_safetensors, lay_out_torch_zip
+from vaeconv.checkpoint.dtypes import CastLoss
+from vaeconv.checkpoint.folder import (
+    CONFIG,
+    are_weights,
+    index_name,
+    shard_names,
+    weights_name,
+)
+from vaeconv.checkpoint.layout_out import lay_out_safetensors, lay_out_torch_zip
 from vaeconv.checkpoint.source import ByteSource
 from vaeconv.errors import OutputError, UsageError
 from vaeconv.executor import CopyOptions, copy_rows
-from vaeconv.plan import Plan
+from vaeconv.plan import Plan, Row
 
 MANIFEST = "vaeconv.json"
 _MANIFEST_VERSION = 1
@@ -58,6 +67,7 @@ class Output(NamedTuple):
         variant: Variant in a folder's file name.
         config: The folder's config.
         facts: What the manifest says of the plan.
+        max_shard_size: Bytes of a shard in a folder; None for one file.
     """
 
     target: Path
@@ -65,6 +75,7 @@ class Output(NamedTuple):
     variant: str | None
     config: Mapping[str, Any] | None
     facts: Mapping[str, Any]
+    max_shard_size: int | None = None
 
 
 class Written(NamedTuple):
@@ -74,11 +85,13 @@ class Written(NamedTuple):
         path: Where.
         size: Bytes.
         sha256: Its hash in hexadecimal; None where it was not asked for.
+        losses: What a cast lost beyond rounding, by tensor.
     """
 
     path: Path
     size: int
     sha256: str | None
+    losses: Mapping[str, CastLoss] = MappingProxyType({})
 
 
 def output_kind(output: str | os.PathLike[str]) -> tuple[OutputKind, Path]:
@@ -109,7 +122,7 @@ def check_target(target: Path, source: str | os.PathLike[str], *, overwrite: boo
 
 def write_output(
     output: Output,
-    checkpoint: Checkpoint,
+    checkpoints: Sequence[Checkpoint],
     plan: Plan,
     *,
     overwrite: bool,
@@ -119,6 +132,15 @@ def write_output(
 ) -> tuple[Written, ...]:
     """Write all files of an output, atomically and, with ``copy.check``, durably.
 
+    Args:
+        output: Where, and what goes with the weights.
+        checkpoints: Where the plan's tensors come from; the first is what the manifest names.
+        plan: What to write.
+        overwrite: Whether an existing output may be replaced.
+        manifest: Whether a single file gets a manifest beside it.
+        hash_source: Whether the manifest has the hash of the first checkpoint's files.
+        copy: How carefully.
+
     Returns:
         The weights, then what goes with them.
 
@@ -126,7 +148,6 @@ def write_output(
         InputError: The source turns out to be bad while it is read.
         OutputError: The output cannot be written.
     """
-    specs = [(row.name, row.dtype, row.shape) for row in plan.rows]
     if output.kind is OutputKind.TORCH_ZIP:
         unsaved = next((row for row in plan.rows if not row.dtype.storage), None)
         if unsaved:
@@ -135,16 +156,18 @@ def write_output(
                 where=str(output.target),
                 hint="write a .safetensors file",
             )
-        file = lay_out_torch_zip(specs)
-    else:
-        file = lay_out_safetensors(specs)
     facts = {**output.facts}
     if hash_source:
-        hashes = [hash_bytes(source) for source in checkpoint.sources]
+        hashes = [hash_bytes(source) for source in checkpoints[0].sources]
         facts["source"] = {**facts["source"], "sha256": hashes[0] if len(hashes) == 1 else hashes}
-    if output.kind is OutputKind.FOLDER:
-        return _write_folder(output, file, checkpoint, plan, facts, overwrite, copy)
-    return _write_file(output, file, checkpoint, plan, facts, overwrite, manifest, copy)
+    if copy.on_progress:
+        copy = copy._replace(on_progress=_of_total(copy.on_progress, plan.nbytes))
+    job = _Job(output, checkpoints, plan, facts, overwrite, copy)
+    return job.write_folder() if output.kind is OutputKind.FOLDER else job.write_file(manifest)
+
+
+def _of_total(on_progress: Callable[[int, int], None], total: int) -> Callable[[int, int], None]:
+    return lambda count, _: on_progress(count, total)
 
 
 def hash_bytes(source: ByteSource) -> str:
@@ -157,66 +180,136 @@ def hash_bytes(source: ByteSource) -> str:
     return digest.hexdigest()
 
 
-def _write_file(
-    output: Output,
-    file: OutputFile,
-    checkpoint: Checkpoint,
-    plan: Plan,
-    facts: dict[str, Any],
-    overwrite: bool,
-    manifest: bool,
-    copy: CopyOptions,
-) -> tuple[Written, ...]:
-    target = output.target
-    with staged_file(target, overwrite=overwrite, durable=copy.check) as fd:
-        digest = copy_rows(fd, file, plan.rows, copy, where=str(target))
-        checkpoint.check_unchanged()
-    written = [Written(target, file.size, digest)]
-    if manifest:
-        beside = target.with_name(target.name + "." + MANIFEST)
-        data = _manifest(facts, {target.name: _entry(file.size, digest, facts)})
-        with (
-            staged_file(beside, overwrite=True, durable=copy.check) as fd,
-            open(fd, "wb", closefd=False) as stream,
-        ):
-            stream.write(data)
-        written.append(Written(beside, len(data), None))
-    return tuple(written)
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One output to write; see :func:`write_output`."""
+
+    output: Output
+    checkpoints: Sequence[Checkpoint]
+    plan: Plan
+    facts: dict[str, Any]
+    overwrite: bool
+    copy: CopyOptions
+
+    def write_file(self, manifest: bool) -> tuple[Written, ...]:
+        target = self.output.target
+        written = [self._write_weights(target, target, self.plan.rows, overwrite=self.overwrite)]
+        if manifest:
+            beside = target.with_name(target.name + "." + MANIFEST)
+            data = _manifest(self.facts, {target.name: _entry(written[0], self.facts)})
+            with (
+                staged_file(beside, overwrite=True, durable=self.copy.check) as fd,
+                open(fd, "wb", closefd=False) as stream,
+            ):
+                stream.write(data)
+            written.append(Written(beside, len(data), None))
+        return tuple(written)
+
+    def write_folder(self) -> tuple[Written, ...]:
+        target, variant, durable = self.output.target, self.output.variant, self.copy.check
+        assert self.output.config is not None
+        shards = split_rows(self.plan.rows, self.output.max_shard_size)
+        names = shard_names(variant, len(shards)) if len(shards) > 1 else [weights_name(variant)]
+        own = {*names, *([index_name(variant)] if len(shards) > 1 else []), CONFIG}
+        stale = frozenset(_stale_names(target, variant, own))
+        with staged_folder(
+            target, overwrite=self.overwrite, durable=durable, stale=stale
+        ) as folder:
+            written = [
+                self._write_weights(folder / name, target / name, rows, overwrite=True)
+                for name, rows in zip(names, shards, strict=True)
+            ]
+            small = {CONFIG: dump_config(self.output.config)}
+            if len(shards) > 1:
+                small[index_name(variant)] = _shard_index(names, shards)
+            for name, data in small.items():
+                write_small_file(folder / name, data, durable=durable)
+                digest = hashlib.sha256(data).hexdigest()
+                written.append(Written(target / name, len(data), digest))
+            entries = {
+                **_kept_entries(target, own | stale),
+                **{w.path.name: _entry(w, self.facts if w.path.name in names else None)
+                   for w in written},
+            }  # fmt: skip
+            data = _manifest(self.facts, entries)
+            write_small_file(folder / MANIFEST, data, durable=durable)
+        return (*written, Written(target / MANIFEST, len(data), None))
+
+    def _write_weights(
+        self, place: Path, target: Path, rows: Sequence[Row], *, overwrite: bool
+    ) -> Written:
+        specs = [(row.name, row.dtype, row.shape) for row in rows]
+        is_zip = self.output.kind is OutputKind.TORCH_ZIP
+        file = lay_out_torch_zip(specs) if is_zip else lay_out_safetensors(specs)
+        with staged_file(place, overwrite=overwrite, durable=self.copy.check) as fd:
+            copied = copy_rows(fd, file, rows, self.copy, where=str(target))
+            for checkpoint in self.checkpoints:
+                checkpoint.check_unchanged()
+        return Written(target, file.size, copied.sha256, copied.losses)
 
 
-def _write_folder(
-    output: Output,
-    file: OutputFile,
-    checkpoint: Checkpoint,
-    plan: Plan,
-    facts: dict[str, Any],
-    overwrite: bool,
-    copy: CopyOptions,
-) -> tuple[Written, ...]:
-    assert output.config is not None
-    target, name = output.target, weights_name(output.variant)
-    with staged_folder(target, overwrite=overwrite, durable=copy.check) as folder:
-        with staged_file(folder / name, overwrite=True, durable=copy.check) as fd:
-            digest = copy_rows(fd, file, plan.rows, copy, where=str(target / name))
-            checkpoint.check_unchanged()
-        config = dump_config(output.config)
-        entries = {
-            **_kept_entries(target, {name, CONFIG}),
-            name: _entry(file.size, digest, facts),
-            CONFIG: _entry(len(config), hashlib.sha256(config).hexdigest()),
-        }
-        data = _manifest(facts, entries)
-        write_small_file(folder / CONFIG, config, durable=copy.check)
-        write_small_file(folder / MANIFEST, data, durable=copy.check)
-    return (
-        Written(target / name, file.size, digest),
-        Written(target / CONFIG, len(config), entries[CONFIG]["sha256"]),
-        Written(target / MANIFEST, len(data), None),
-    )
+def cast_notes(written: Sequence[Written]) -> list[str]:
+    """Say what casts lost beyond rounding."""
+    losses = {name: loss for file in written for name, loss in file.losses.items()}
+    flushed = [loss.flushed for loss in losses.values() if loss.flushed]
+    notes = []
+    if flushed:
+        notes.append(
+            f"note: {sum(flushed)} values in {len(flushed)} tensors were too small for the dtype "
+            "and became zero"
+        )
+    clamped = {name: loss for name, loss in losses.items() if loss.clamped}
+    if clamped:
+        worst = max(clamped, key=lambda name: clamped[name].overflow)
+        notes.append(
+            f"warning: {sum(loss.clamped for loss in clamped.values())} values in {len(clamped)} "
+            f"tensors were too large for the dtype and were clamped; the largest was "
+            f"{clamped[worst].overflow:g} in {worst}"
+        )
+    return notes
 
 
-def _entry(size: int, digest: str | None, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    return {"size": size, "sha256": digest, **({"dtype": facts["dtype"]} if facts else {})}
+def split_rows(rows: Sequence[Row], max_shard_size: int | None) -> list[list[Row]]:
+    """Distribute rows over shards, in their order, as huggingface_hub does.
+
+    A tensor that is larger than a shard gets one of its own
+    (``huggingface_hub.serialization.split_state_dict_into_shards_factory``).
+    """
+    shards: list[list[Row]] = []
+    current: list[Row] = []
+    for row in rows:
+        if max_shard_size is not None and row.nbytes > max_shard_size:
+            shards.append([row])
+            continue
+        if max_shard_size is not None and current:
+            if sum(r.nbytes for r in current) + row.nbytes > max_shard_size:
+                shards.append(current)
+                current = []
+        current.append(row)
+    return [*shards, current] if current else shards
+
+
+def _shard_index(names: Sequence[str], shards: Sequence[Sequence[Row]]) -> bytes:
+    document = {
+        "metadata": {"total_size": sum(row.nbytes for rows in shards for row in rows)},
+        "weight_map": {
+            row.name: name for name, rows in zip(names, shards, strict=True) for row in rows
+        },
+    }
+    return (json.dumps(document, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _stale_names(target: Path, variant: str | None, own: set[str]) -> list[str]:
+    """List files of an earlier run that hold the same weights cut into other files."""
+    if not target.is_dir():
+        return []
+    names = (entry.name for entry in target.iterdir())
+    return [name for name in names if are_weights(name, variant) and name not in own]
+
+
+def _entry(written: Written, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    dtype = {"dtype": facts["dtype"]} if facts else {}
+    return {"size": written.size, "sha256": written.sha256, **dtype}
 
 
 def _kept_entries(target: Path, replaced: set[str]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ class DropReason(str, Enum):
     LATENT_SCALING = "latent scaling"
     NOT_A_TENSOR = "not a tensor"
     OTHER_AUTOENCODER = "other autoencoder"
+    REPLACED = "replaced"
     REQUESTED = "requested"
     UNKNOWN = "unknown"
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 PREFIX = "model_ema."
 DECAY = PREFIX + "decay"
 NUM_UPDATES = PREFIX + "num_updates"
+_MODEL = "model."
 # (1 + n) / (10 + n) warms the average up; before some 20 steps the random start shows.
 WARM_UPDATES = 20
 
@@ -23,6 +24,20 @@ def shadow_name(name: str) -> str:
     'model_ema.decoderconv_inweight'
     """
     return PREFIX + name.replace(".", "")
+
+
+def model_shadows(keys: Mapping[str, object]) -> dict[str, str]:
+    """Find the shadows of a diffusion model in a full checkpoint.
+
+    ``LatentDiffusion`` averages ``self.model``, so the shadow of ``model.diffusion_model.…`` is
+    named without the first component.
+
+    Returns:
+        The key of each averaged parameter, and that of its shadow.
+    """
+    names = (key for key in keys if key.startswith(_MODEL + "diffusion_model."))
+    shadows = {name: shadow_name(name[len(_MODEL) :]) for name in names}
+    return {name: shadow for name, shadow in shadows.items() if shadow in keys}
 
 
 class EmaSurvey(NamedTuple):

@@ -103,11 +103,19 @@ def staged_file(target: Path, *, overwrite: bool, durable: bool) -> Iterator[int
 
 
 @contextmanager
-def staged_folder(target: Path, *, overwrite: bool, durable: bool) -> Iterator[Path]:
+def staged_folder(
+    target: Path, *, overwrite: bool, durable: bool, stale: frozenset[str] = frozenset()
+) -> Iterator[Path]:
     """Give a folder that becomes ``target`` when the block ends well.
 
     What else is in an existing target (a README, another variant) is carried over; its own files
     of the same names are replaced; all in one step.
+
+    Args:
+        target: The folder.
+        overwrite: Whether it may be replaced.
+        durable: Whether to wait until the disk has it.
+        stale: Names that are not carried over although nothing replaces them.
 
     Raises:
         OutputExistsError: The target appeared in the meantime.
@@ -127,7 +135,7 @@ def staged_folder(target: Path, *, overwrite: bool, durable: bool) -> Iterator[P
             if target.exists():
                 if not overwrite and not _is_empty_folder(target):
                     raise OutputExistsError("exists", where=str(target))
-                _carry_over(target, temporary)
+                _carry_over(target, temporary, stale)
                 os.chmod(temporary, stat.S_IMODE(target.stat().st_mode))
             if durable:
                 sync_folder(temporary)
@@ -203,9 +211,9 @@ def _remove_debris(target: Path) -> None:
                     os.close(fd)
 
 
-def _carry_over(old: Path, new: Path) -> None:
+def _carry_over(old: Path, new: Path, stale: frozenset[str]) -> None:
     for entry in old.iterdir():
-        if (new / entry.name).exists():
+        if entry.name in stale or (new / entry.name).exists():
             continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.copytree(entry, new / entry.name, symlinks=True, copy_function=_link_or_copy)

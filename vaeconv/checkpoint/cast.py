@@ -7,15 +7,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vaeconv.checkpoint.dtypes import DType
+from vaeconv.checkpoint.dtypes import CastLoss, DType
 
-_NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
+_NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # bfloat16 as its bits
 _BF16_NAN = 0x7FC0
 _INFINITY = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}
-_CHUNK = 1 << 15  # elements; what is in work stays in the cache
+_EXACT = {("F32", "F16"), ("F32", "BF16")}  # target and source of casts that lose nothing
+_CHUNK = 1 << 14  # elements; what is in work stays in the cache
 
 
-def cast_chunk(source: memoryview, source_dtype: DType, out: memoryview, dtype: DType) -> float:
+def cast_chunk(
+    source: memoryview, source_dtype: DType, out: memoryview, dtype: DType, *, clamp: bool = False
+) -> CastLoss:
     """Cast elements from one buffer into another, rounding to nearest even.
 
     From float64, rounding goes through float32, as in torch.
@@ -25,63 +28,85 @@ def cast_chunk(source: memoryview, source_dtype: DType, out: memoryview, dtype: 
         source_dtype: A floating-point type.
         out: Space for as many elements of ``dtype``.
         dtype: A floating-point type.
-
-    Returns:
-        The largest magnitude that was finite before and is infinite after; 0.0 where none.
+        clamp: Write the largest finite value in place of what overflows; else infinity.
     """
-    wide, narrow = source_dtype.itemsize, dtype.itemsize
-    largest = 0.0
-    with np.errstate(over="ignore", invalid="ignore"):
-        for start in range(0, len(source) // wide, _CHUNK):
-            end = start + _CHUNK
-            values = _load(source[start * wide : end * wide], source_dtype)
-            result = _cast(values, dtype)
-            out[start * narrow : end * narrow] = result.tobytes()
-            if result.itemsize < values.itemsize and _may_hold_infinity(result, dtype):
-                lost = np.isfinite(values) & ~np.isfinite(_load(result.data, dtype))
-                largest = max(largest, float(np.abs(values[lost]).max(initial=0.0)))
-    return largest
+    elements = np.frombuffer(source, _NUMPY[source_dtype.code])
+    results = np.frombuffer(out, _NUMPY[dtype.code])
+    is_lossy = dtype.code in _INFINITY and (dtype.code, source_dtype.code) not in _EXACT
+    loss = CastLoss()
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        for start in range(0, len(elements), _CHUNK):
+            part = elements[start : start + _CHUNK]
+            result = results[start : start + _CHUNK]
+            values = _load(part, source_dtype)
+            _cast(values, result, dtype)
+            if is_lossy:
+                loss = loss.joined(_look_for_loss(values, result, dtype, clamp=clamp))
+    return loss
 
 
-def _cast(values: npt.NDArray[Any], dtype: DType) -> npt.NDArray[Any]:
+def _load(elements: npt.NDArray[Any], dtype: DType) -> npt.NDArray[Any]:
+    if dtype.code != "BF16":
+        return elements
+    bits = elements.astype("<u4")
+    bits <<= 16
+    return bits.view("<f4")
+
+
+def _cast(values: npt.NDArray[Any], result: npt.NDArray[Any], dtype: DType) -> None:
     if values.itemsize == 8 and dtype.code != "F64":
         values = values.astype("<f4")
     if dtype.code == "BF16":
-        return _round_to_bf16(values.astype("<f4", copy=False))
-    return values.astype(_NUMPY[dtype.code], copy=False)
+        _round_to_bf16(values.astype("<f4", copy=False), result)
+    else:
+        np.copyto(result, values, casting="same_kind")
 
 
-def _may_hold_infinity(result: npt.NDArray[Any], dtype: DType) -> bool:
-    """Look for infinity or NaN: of all bit patterns of a sign, these are the largest."""
-    infinity = _INFINITY[dtype.code]
-    sign = 1 << (8 * dtype.itemsize - 1)
-    signed, unsigned = (result.view(f"<{kind}{dtype.itemsize}") for kind in "iu")
-    return bool(signed.max() >= infinity or unsigned.max() >= sign | infinity)
-
-
-def _load(source: memoryview, dtype: DType) -> npt.NDArray[Any]:
-    if dtype.code == "BF16":
-        bits = np.frombuffer(source, "<u2").astype("<u4")
-        bits <<= 16
-        return bits.view("<f4")
-    return np.frombuffer(source, _NUMPY[dtype.code])
-
-
-def _round_to_bf16(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _round_to_bf16(values: npt.NDArray[Any], result: npt.NDArray[Any]) -> None:
     """Round float32 to the nearest bfloat16, ties to even; any NaN becomes the quiet one.
 
     bfloat16 is the upper half of float32, so rounding is an addition to the bits: half of the
     last place, less one where the last place is even.
     """
     bits = values.view("<u4")
-    rounded: npt.NDArray[Any] = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2")
+    rounded = bits >> 16
+    rounded &= 1
+    rounded += 0x7FFF
+    rounded += bits
+    rounded >>= 16
+    np.copyto(result, rounded, casting="same_kind")
     nan = np.isnan(values)
     if nan.any():
-        rounded[nan] = _BF16_NAN
-    return rounded
+        result[nan] = _BF16_NAN
+
+
+def _look_for_loss(
+    values: npt.NDArray[Any], result: npt.NDArray[Any], dtype: DType, *, clamp: bool
+) -> CastLoss:
+    """Count what became infinite or zero. Without signs, bits of floats are in order of size."""
+    bits = result.view(f"<u{dtype.itemsize}")
+    magnitudes = bits << 1
+    overflow, clamped, flushed = 0.0, 0, 0
+    infinity = _INFINITY[dtype.code]
+    if magnitudes.max(initial=0) >= infinity << 1:
+        lost = np.isfinite(values) & (magnitudes == infinity << 1)
+        clamped = int(np.count_nonzero(lost))
+        overflow = float(np.abs(values[lost]).max(initial=0.0))
+        if clamp:
+            bits[lost] -= 1  # the largest finite number of the same sign
+    zeros = len(bits) - int(np.count_nonzero(magnitudes))
+    if zeros:
+        flushed = zeros - (len(values) - int(np.count_nonzero(values)))
+    return CastLoss(overflow, clamped, flushed)
+
+
+def largest_magnitude(data: memoryview, dtype: DType) -> float:
+    """Find the largest finite magnitude; 0.0 where there is none."""
+    values = np.abs(_load(np.frombuffer(data, _NUMPY[dtype.code]), dtype).astype("<f8"))
+    return float(values[np.isfinite(values)].max(initial=0.0))
 
 
 def find_nonfinite(data: memoryview, dtype: DType) -> int | None:
     """Find the first element that is NaN or infinite; its index, or None."""
-    bad = np.flatnonzero(~np.isfinite(_load(data, dtype)))
+    bad = np.flatnonzero(~np.isfinite(_load(np.frombuffer(data, _NUMPY[dtype.code]), dtype)))
     return int(bad[0]) if bad.size else None

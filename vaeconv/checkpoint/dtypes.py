@@ -33,6 +33,28 @@ class DType(NamedTuple):
         return bool(self.nonfinite_high)
 
 
+class CastLoss(NamedTuple):
+    """What a cast lost beyond rounding.
+
+    Attributes:
+        overflow: The largest finite magnitude that did not fit; 0.0 where all did.
+        clamped: Number of such elements.
+        flushed: Number of elements that were not zero and became zero.
+    """
+
+    overflow: float = 0.0
+    clamped: int = 0
+    flushed: int = 0
+
+    def joined(self, other: CastLoss) -> CastLoss:
+        """Join what two parts of a tensor lost."""
+        return CastLoss(
+            max(self.overflow, other.overflow),
+            self.clamped + other.clamped,
+            self.flushed + other.flushed,
+        )
+
+
 # Most significant byte of a little-endian float whose exponent is all ones, or, where one byte
 # does not hold the whole exponent (F32, BF16, F64), within a factor of two of it.
 _WIDE = b"\x7f\xff"

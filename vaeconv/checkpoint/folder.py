@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 from vaeconv.checkpoint.base import Checkpoint, ConfigText
 from vaeconv.checkpoint.source import ByteSource, read_bytes
@@ -17,11 +18,33 @@ STEM = "diffusion_pytorch_model"
 CONFIG = "config.json"
 MAX_CONFIG = 1 << 20
 _SUFFIXES = ("safetensors", "bin")
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors")
 
 
 def weights_name(variant: str | None) -> str:
     """Name the safetensors file of a variant, as diffusers' ``_add_variant`` does."""
     return f"{STEM}.{variant}.safetensors" if variant else f"{STEM}.safetensors"
+
+
+def index_name(variant: str | None) -> str:
+    """Name the index of a variant's shards."""
+    return (
+        f"{STEM}.safetensors.index.{variant}.json" if variant else f"{STEM}.safetensors.index.json"
+    )
+
+
+def shard_names(variant: str | None, count: int) -> list[str]:
+    """Name the shards of a variant, as diffusers' ``save_pretrained`` does."""
+    stem = weights_name(variant).removesuffix(".safetensors")
+    return [f"{stem}-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
+
+
+def are_weights(name: str, variant: str | None) -> bool:
+    """Tell whether a file in a folder holds a variant's weights, or says where they are."""
+    if name in (weights_name(variant), index_name(variant)):
+        return True
+    stem = weights_name(variant).removesuffix(".safetensors")
+    return name.startswith(stem) and bool(_SHARD.fullmatch(name[len(stem) :]))
 
 
 def open_folder(tree: FileTree, *, variant: str | None, salvage: bool) -> Checkpoint:

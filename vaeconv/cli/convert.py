@@ -9,15 +9,20 @@ from typing import Annotated
 import typer
 
 from vaeconv.cli.options import (
-    CHECKS,
     EXPERT,
     SCALING,
+    AllowNonfinite,
+    Check,
+    Clamp,
     Config,
     Download,
+    DryRun,
     DTypeChoice,
     Family,
     HashSource,
     Json,
+    Manifest,
+    Overwrite,
     Quiet,
     Salvage,
     Source,
@@ -64,15 +69,9 @@ def convert(
     legacy_names: Annotated[
         bool, typer.Option("--legacy-names", help="Write attention names of diffusers < 0.17.")
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", "--force", help="Replace OUT; other files in it stay.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan, and write nothing.")
-    ] = False,
-    manifest: Annotated[
-        bool, typer.Option("--manifest", help="Write OUT.vaeconv.json beside a single file.")
-    ] = False,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    manifest: Manifest = False,
     family: Family = None,
     scaling_factor: Annotated[
         float | None,
@@ -93,21 +92,9 @@ def convert(
         ),
     ] = None,
     config: Config = None,
-    check: Annotated[
-        bool,
-        typer.Option(
-            "--check/--no-check",
-            rich_help_panel=CHECKS,
-            help="Check CRCs, look for NaN and infinity, hash OUT, wait for the disk. "
-            "--no-check only copies; OUT still appears whole or not at all.",
-        ),
-    ] = True,
-    allow_nonfinite: Annotated[
-        bool,
-        typer.Option(
-            "--allow-nonfinite", rich_help_panel=CHECKS, help="Let NaN and infinity pass."
-        ),
-    ] = False,
+    check: Check = True,
+    allow_nonfinite: AllowNonfinite = False,
+    clamp: Clamp = False,
     hash_source: HashSource = False,
     source_prefix: SourcePrefix = None,
     drop: Annotated[
@@ -177,7 +164,12 @@ def convert(
                 overwrite=overwrite,
                 hash_source=hash_source,
                 manifest=manifest,
-                copy=CopyOptions(check, allow_nonfinite, copying.advance),
+                copy=CopyOptions(
+                    check=check,
+                    allow_nonfinite=allow_nonfinite,
+                    clamp=clamp,
+                    on_progress=copying.advance,
+                ),
                 on_fetch=fetching.advance,
             ),
             dry_run=dry_run,

@@ -81,6 +81,34 @@ Family = Annotated[
         rich_help_panel=SCALING,
     ),
 ]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", "--force", help="Replace OUT; other files in it stay.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan, and write nothing.")]
+Manifest = Annotated[
+    bool, typer.Option("--manifest", help="Write OUT.vaeconv.json beside a single file.")
+]
+Check = Annotated[
+    bool,
+    typer.Option(
+        "--check/--no-check",
+        rich_help_panel=CHECKS,
+        help="Check CRCs, look for NaN and infinity, hash OUT, wait for the disk. "
+        "--no-check only copies; OUT still appears whole or not at all.",
+    ),
+]
+AllowNonfinite = Annotated[
+    bool,
+    typer.Option("--allow-nonfinite", rich_help_panel=CHECKS, help="Let NaN and infinity pass."),
+]
+Clamp = Annotated[
+    bool,
+    typer.Option(
+        "--clamp",
+        rich_help_panel=CHECKS,
+        help="Write the largest value that fits where a cast overflows, instead of an error.",
+    ),
+]
 HashSource = Annotated[
     bool,
     typer.Option("--hash-source", help="Hash IN whole (sha256).", rich_help_panel=CHECKS),
