@@ -15,26 +15,34 @@ if TYPE_CHECKING:
     from vaeconv.conversion import Conversion, ConvertOptions, convert
     from vaeconv.errors import VaeconvError
     from vaeconv.executor import CopyOptions
+    from vaeconv.prune_plan import PruneOptions
+    from vaeconv.pruning import Pruning, prune
 
 __all__ = [
     "Conversion",
     "ConvertOptions",
     "CopyOptions",
+    "PruneOptions",
+    "Pruning",
     "ScalingOptions",
     "VaeconvError",
     "__version__",
     "convert",
     "open_checkpoint",
+    "prune",
 ]
 
 _HOMES = {
     "Conversion": "vaeconv.conversion",
     "ConvertOptions": "vaeconv.conversion",
     "CopyOptions": "vaeconv.executor",
+    "PruneOptions": "vaeconv.prune_plan",
+    "Pruning": "vaeconv.pruning",
     "ScalingOptions": "vaeconv.autoencoder.scaling",
     "VaeconvError": "vaeconv.errors",
     "convert": "vaeconv.conversion",
     "open_checkpoint": "vaeconv.checkpoint.open",
+    "prune": "vaeconv.pruning",
 }
 
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import NamedTuple
 
+from vaeconv.checkpoint.checksum import crc32
 from vaeconv.checkpoint.dtypes import CastLoss
 from vaeconv.checkpoint.layout_out import OutputFile, Segment
 from vaeconv.checkpoint.scan import has_nonfinite
@@ -113,6 +113,14 @@ def _find_largest(tensor: Tensor) -> float:
         largest = max(largest, largest_magnitude(piece, tensor.dtype))
         left -= len(piece)
     return largest
+
+
+def _nonfinite_error(row: Row) -> NonFiniteError:
+    return NonFiniteError(
+        f"tensor {row.source.name} holds NaN or infinity",
+        where=row.source.storage.source.name,
+        hint="its training diverged; --allow-nonfinite writes it all the same",
+    )
 
 
 def start_writeback(fd: int, offset: int, size: int) -> None:
@@ -308,10 +316,10 @@ class _Copy:
         buffer, at = scratch.take(count * wide)
         source = memoryview(buffer)[at : at + count * wide]
         self._read(row, start // narrow * wide, source)
-        if not self._options.allow_nonfinite:
-            self._scan(row, buffer, at, count * wide)
         clamp = self._options.clamp
         loss = cast_chunk(source, row.source.dtype, part, row.dtype, clamp=clamp)
+        if loss.nonfinite and not self._options.allow_nonfinite:
+            raise _nonfinite_error(row)
         if loss.overflow and not clamp:
             raise DTypeOverflowError(
                 row.source.name,
@@ -319,7 +327,7 @@ class _Copy:
                 row.dtype.option,
                 where=row.source.storage.source.name,
             )
-        if any(loss):
+        if loss.clamped or loss.flushed:
             with self._taking:
                 known = self.losses.get(row.name, CastLoss())
                 self.losses[row.name] = known.joined(loss)
@@ -336,11 +344,7 @@ class _Copy:
 
     def _scan(self, row: Row, buffer: bytearray, at: int, size: int) -> None:
         if has_nonfinite(buffer, at, size, row.source.dtype):
-            raise NonFiniteError(
-                f"tensor {row.source.name} holds NaN or infinity",
-                where=row.source.storage.source.name,
-                hint="its training diverged; --allow-nonfinite converts it all the same",
-            )
+            raise _nonfinite_error(row)
 
     def _check(
         self,
@@ -358,11 +362,11 @@ class _Copy:
         if segment.tensor is None or source is None:
             return
         row, name = self._rows[segment.tensor], segment.tensor
-        crc = zlib.crc32(source, self._source_crcs.get(name, 0))
+        crc = crc32(source, self._source_crcs.get(name, 0))
         self._source_crcs[name] = crc
         if row.is_cast:
             if self._file.needs_crc:
-                self._crcs[name] = zlib.crc32(view[at : at + size], self._crcs.get(name, 0))
+                self._crcs[name] = crc32(view[at : at + size], self._crcs.get(name, 0))
         else:
             self._crcs[name] = crc
         storage = row.source.storage

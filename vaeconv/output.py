@@ -16,6 +16,7 @@ from vaeconv._version import __version__
 from vaeconv.autoencoder.config import dump_config
 from vaeconv.checkpoint.atomic import (
     check_output,
+    replace_small_file,
     staged_file,
     staged_folder,
     write_small_file,
@@ -197,11 +198,7 @@ class _Job:
         if manifest:
             beside = target.with_name(target.name + "." + MANIFEST)
             data = _manifest(self.facts, {target.name: _entry(written[0], self.facts)})
-            with (
-                staged_file(beside, overwrite=True, durable=self.copy.check) as fd,
-                open(fd, "wb", closefd=False) as stream,
-            ):
-                stream.write(data)
+            replace_small_file(beside, data, durable=self.copy.check)
             written.append(Written(beside, len(data), None))
         return tuple(written)
 

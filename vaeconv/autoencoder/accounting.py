@@ -21,6 +21,7 @@ class DropReason(str, Enum):
     EMA = "ema"
     LOSS = "loss"
     UNET = "unet"
+    VAE = "vae"
     TEXT_ENCODER = "text encoder"
     SCHEDULE = "schedule"
     LATENT_SCALING = "latent scaling"

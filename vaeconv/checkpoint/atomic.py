@@ -6,6 +6,7 @@ temporary is locked while its run lives, so a later run can tell the debris of a
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -18,6 +19,9 @@ from pathlib import Path
 from vaeconv.errors import OutputError, OutputExistsError
 
 _MARK = ".vaeconv-"
+_ASIDE = "-old"
+# What a file system without hard links says to one.
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def check_output(target: Path, sources: Sequence[Path], *, overwrite: bool) -> None:
@@ -30,27 +34,27 @@ def check_output(target: Path, sources: Sequence[Path], *, overwrite: bool) -> N
 
     Raises:
         OutputError: It is one of the sources (by whatever spelling), contains one or lies in one,
-            is a symbolic link, or its folder does not exist.
+            is a symbolic link or a folder without a name, or its folder does not exist.
         OutputExistsError: It is there.
     """
+    if target.name in ("", ".."):
+        raise OutputError(
+            "is not the name of a folder", where=str(target), hint="name a folder in it"
+        )
     try:
         parent_exists = target.parent.is_dir()
         is_link, exists = target.is_symlink(), target.exists()
+        overlaps = [(_overlap(source, target), source) for source in sources if source.exists()]
     except (OSError, ValueError) as error:
         raise OutputError(f"cannot be written: {error}", where=str(target)) from error
     if not parent_exists:
         raise OutputError(
             "its folder does not exist", where=str(target), hint=f"mkdir -p '{target.parent}'"
         )
-    for source in sources:
-        if exists and (
-            os.path.samefile(source, target)
-            or (target.is_dir() and os.path.samefile(source.parent, target))
-        ):
+    for overlap, source in overlaps:
+        if overlap:
             raise OutputError(
-                f"is the input itself ({source}), or its folder",
-                where=str(target),
-                hint="write to another place",
+                f"{overlap} ({source})", where=str(target), hint="write to another place"
             )
     if is_link:
         raise OutputError(
@@ -76,11 +80,11 @@ def staged_file(target: Path, *, overwrite: bool, durable: bool) -> Iterator[int
     if target.is_dir():
         raise OutputError("is a folder", where=str(target), hint="name a file")
     _remove_debris(target)
-    temporary = _temporary(target)
-    with _translated(target):
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    temporary, fd = _temporary(target), -1
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        with _translated(target):
+            fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        _lock(fd)
         yield fd
         with _translated(target):
             if target.exists():
@@ -90,8 +94,7 @@ def staged_file(target: Path, *, overwrite: bool, durable: bool) -> Iterator[int
             if overwrite:
                 os.replace(temporary, target)
             else:
-                os.link(temporary, target)
-                os.unlink(temporary)
+                _rename_new(temporary, target)
             if durable:
                 sync_folder(target.parent)
     except BaseException:
@@ -99,7 +102,9 @@ def staged_file(target: Path, *, overwrite: bool, durable: bool) -> Iterator[int
             os.unlink(temporary)
         raise
     finally:
-        os.close(fd)
+        if fd >= 0:
+            with _translated(target):
+                os.close(fd)
 
 
 @contextmanager
@@ -124,12 +129,12 @@ def staged_folder(
     if target.exists() and not target.is_dir():
         raise OutputError("is a file", where=str(target), hint="name a folder")
     _remove_debris(target)
-    temporary = _temporary(target)
-    with _translated(target):
-        os.mkdir(temporary)
-        lock = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
+    temporary, lock = _temporary(target), -1
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with _translated(target):
+            os.mkdir(temporary)
+            lock = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
+        _lock(lock)
         yield temporary
         with _translated(target):
             if target.exists():
@@ -143,8 +148,23 @@ def staged_folder(
             if durable:
                 sync_folder(target.parent)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        os.close(lock)
+        _remove_folder(temporary)
+        if lock >= 0:
+            os.close(lock)
+
+
+def replace_small_file(path: Path, data: bytes, *, durable: bool) -> None:
+    """Write a file, or replace it, whole or not at all.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    with (
+        staged_file(path, overwrite=True, durable=durable) as fd,
+        _translated(path),
+        open(fd, "wb", closefd=False) as file,
+    ):
+        file.write(data)
 
 
 def write_small_file(path: Path, data: bytes, *, durable: bool) -> None:
@@ -182,6 +202,19 @@ def _translated(target: Path) -> Iterator[None]:
         raise OutputError(f"cannot be written: {reason}", where=str(target)) from error
 
 
+def _overlap(source: Path, target: Path) -> str | None:
+    """Say how an output and an input are one place, or one within the other; None if neither."""
+    if target.exists():
+        if os.path.samefile(source, target):
+            return "is the input itself"
+        above = {*source.absolute().parents, *source.resolve().parents}
+        if target.is_dir() and any(os.path.samefile(folder, target) for folder in above):
+            return "contains the input"
+    if source.is_dir() and source.resolve() in target.resolve().parents:
+        return "lies in the input"
+    return None
+
+
 def _is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
@@ -195,9 +228,21 @@ def _temporary(target: Path) -> Path:
     return target.parent / f"{_stem(target)}{os.urandom(6).hex()}"
 
 
-def _remove_debris(target: Path) -> None:
-    """Remove what killed runs on the same target left; a living run holds a lock on its own."""
+def _lock(fd: int) -> None:
+    """Mark a temporary as in use. Where nothing can be locked, nothing is taken for debris."""
     with suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_EX)
+
+
+def _remove_debris(target: Path) -> None:
+    """Remove what killed runs on the same target left; a living run holds a lock on its own.
+
+    A folder that such a run had just put aside comes back first.
+    """
+    with suppress(OSError):
+        for aside in target.parent.glob(f"{_stem(target)}*{_ASIDE}"):
+            if not os.path.lexists(target):
+                os.rename(aside, target)
         for path in target.parent.glob(_stem(target) + "*"):
             with suppress(OSError):
                 fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
@@ -209,6 +254,15 @@ def _remove_debris(target: Path) -> None:
                         path.unlink()
                 finally:
                     os.close(fd)
+
+
+def _remove_folder(folder: Path) -> None:
+    """Remove a folder to the end, even if a signal's exception comes in between."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _carry_over(old: Path, new: Path, stale: frozenset[str]) -> None:
@@ -230,15 +284,34 @@ def _link_or_copy(source: str | Path, target: str | Path) -> None:
         shutil.copy2(source, target)
 
 
+def _rename_new(temporary: Path, target: Path) -> None:
+    """Give a file its name unless that is taken."""
+    try:
+        os.link(temporary, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from error
+        os.rename(temporary, target)
+    else:
+        os.unlink(temporary)
+
+
 def _swap_in(temporary: Path, target: Path) -> None:
-    """Put a folder in a target's place; afterwards ``temporary`` holds the old one, if any."""
+    """Put a folder in a target's place; the old one, if any, is left as ``temporary`` or gone."""
     if not target.exists():
         os.rename(temporary, target)
     elif not _exchange(temporary, target):
-        aside = _temporary(target)
-        os.rename(target, aside)
-        os.rename(temporary, target)
-        os.rename(aside, temporary)
+        aside = target.with_name(_temporary(target).name + _ASIDE)
+        try:
+            os.rename(target, aside)
+            os.rename(temporary, target)
+        finally:
+            if os.path.lexists(target):
+                _remove_folder(aside)
+            else:
+                os.rename(aside, target)
 
 
 def _exchange(one: Path, other: Path) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,8 @@ from vaeconv.checkpoint.dtypes import CastLoss, DType
 
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # bfloat16 as its bits
 _BF16_NAN = 0x7FC0
-_INFINITY = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}
-_EXACT = {("F32", "F16"), ("F32", "BF16")}  # target and source of casts that lose nothing
-_CHUNK = 1 << 14  # elements; what is in work stays in the cache
+_INFINITY = {"F64": 0x7FF0000000000000, "F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}
+_CHUNK = 1 << 16  # elements; what is in work stays in the cache, and workers seldom meet
 
 
 def cast_chunk(
@@ -32,7 +33,6 @@ def cast_chunk(
     """
     elements = np.frombuffer(source, _NUMPY[source_dtype.code])
     results = np.frombuffer(out, _NUMPY[dtype.code])
-    is_lossy = dtype.code in _INFINITY and (dtype.code, source_dtype.code) not in _EXACT
     loss = CastLoss()
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         for start in range(0, len(elements), _CHUNK):
@@ -40,8 +40,7 @@ def cast_chunk(
             result = results[start : start + _CHUNK]
             values = _load(part, source_dtype)
             _cast(values, result, dtype)
-            if is_lossy:
-                loss = loss.joined(_look_for_loss(values, result, dtype, clamp=clamp))
+            loss = loss.joined(_look_for_loss(values, result, dtype, clamp=clamp))
     return loss
 
 
@@ -58,8 +57,43 @@ def _cast(values: npt.NDArray[Any], result: npt.NDArray[Any], dtype: DType) -> N
         values = values.astype("<f4")
     if dtype.code == "BF16":
         _round_to_bf16(values.astype("<f4", copy=False), result)
+    elif (
+        dtype.code == "F16"
+        and values.dtype == "<f4"
+        and (values.flags.aligned and result.flags.aligned)  # numkong takes no others
+        and (cast := _vector_cast()) is not None
+    ):
+        cast(values, "float16", out=result)
     else:
         np.copyto(result, values, casting="same_kind")
+
+
+@cache
+def _vector_cast() -> Callable[..., Any] | None:
+    """Give numkong's cast, which uses the processor's own instruction; None where it is not there.
+
+    It takes a tenth of numpy's time. It is used only if it rounds the hard cases as numpy does.
+    """
+    try:
+        from numkong import astype
+    except ImportError:  # no wheel for this platform
+        return None
+    hard = np.array(_HARD_CASES, "<u4").view("<f4")
+    with np.errstate(over="ignore"):
+        expected = hard.astype("<f2")
+    found = np.empty_like(expected)
+    astype(hard, "float16", out=found)
+    return astype if found.tobytes() == expected.tobytes() else None
+
+
+# Bits of float32 values: ties between two neighbours and numbers just beside them, among normal
+# and subnormal results; the largest that fits, and the first that does not; zeros, infinities.
+_HARD_CASES = [
+    sign | bits
+    for sign in (0, 0x80000000)
+    for tie in (0x3F801000, 0x3F803000, 0x38801000, 0x387FD000, 0x33000000, 0x33C00000, 0x477FF000)
+    for bits in (tie - 1, tie, tie + 1)
+] + [0, 0x80000000, 1, 0x7F7FFFFF, 0x7F800000, 0xFF800000, 0x477FE000, 0x33800000, 0x38800000]
 
 
 def _round_to_bf16(values: npt.NDArray[Any], result: npt.NDArray[Any]) -> None:
@@ -86,10 +120,12 @@ def _look_for_loss(
     """Count what became infinite or zero. Without signs, bits of floats are in order of size."""
     bits = result.view(f"<u{dtype.itemsize}")
     magnitudes = bits << 1
-    overflow, clamped, flushed = 0.0, 0, 0
+    overflow, clamped, flushed, nonfinite = 0.0, 0, 0, 0
     infinity = _INFINITY[dtype.code]
     if magnitudes.max(initial=0) >= infinity << 1:
-        lost = np.isfinite(values) & (magnitudes == infinity << 1)
+        finite = np.isfinite(values)
+        nonfinite = len(values) - int(np.count_nonzero(finite))
+        lost = finite & (magnitudes == infinity << 1)
         clamped = int(np.count_nonzero(lost))
         overflow = float(np.abs(values[lost]).max(initial=0.0))
         if clamp:
@@ -97,7 +133,7 @@ def _look_for_loss(
     zeros = len(bits) - int(np.count_nonzero(magnitudes))
     if zeros:
         flushed = zeros - (len(values) - int(np.count_nonzero(values)))
-    return CastLoss(overflow, clamped, flushed)
+    return CastLoss(overflow, clamped, flushed, nonfinite)
 
 
 def largest_magnitude(data: memoryview, dtype: DType) -> float:

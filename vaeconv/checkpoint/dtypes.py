@@ -34,17 +34,19 @@ class DType(NamedTuple):
 
 
 class CastLoss(NamedTuple):
-    """What a cast lost beyond rounding.
+    """What a cast lost beyond rounding, and what was no number before it.
 
     Attributes:
         overflow: The largest finite magnitude that did not fit; 0.0 where all did.
         clamped: Number of such elements.
         flushed: Number of elements that were not zero and became zero.
+        nonfinite: Number of elements that were NaN or infinite before.
     """
 
     overflow: float = 0.0
     clamped: int = 0
     flushed: int = 0
+    nonfinite: int = 0
 
     def joined(self, other: CastLoss) -> CastLoss:
         """Join what two parts of a tensor lost."""
@@ -52,6 +54,7 @@ class CastLoss(NamedTuple):
             max(self.overflow, other.overflow),
             self.clamped + other.clamped,
             self.flushed + other.flushed,
+            self.nonfinite + other.nonfinite,
         )
 
 

@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from vaeconv.checkpoint.checksum import crc32
 from vaeconv.checkpoint.dtypes import DType
 from vaeconv.checkpoint.safetensors_file import build_header
 
@@ -212,8 +213,6 @@ def _add_record(
     literal: bytes | None = None,
     tensor: str | None = None,
 ) -> None:
-    from zlib import crc32
-
     raw = (_FOLDER + name).encode()
     crc = None if literal is None else crc32(literal)
     record = _Record(raw, builder.offset, size, crc, tensor)

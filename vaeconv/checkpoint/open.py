@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vaeconv.checkpoint.base import Checkpoint, ConfigText
+from vaeconv.checkpoint.checksum import crc32
 from vaeconv.checkpoint.folder import CONFIG, MAX_CONFIG, STEM, decode_config, open_folder
 from vaeconv.checkpoint.safetensors_file import open_safetensors
 from vaeconv.checkpoint.source import ByteSource, FileSource, SliceSource, read_bytes
@@ -207,15 +208,13 @@ def _member_source(source: ByteSource, entry: ZipEntry) -> ByteSource:
     name = f"{source.name}/{entry.name}"
     if not entry.is_compressed:
         return SliceSource(source, entry.data_offset(), entry.size, name)
-    import zlib
-
     reader, crc, left = entry.open(), 0, entry.size
     buffer = memoryview(bytearray(_PIECE))
     with tempfile.TemporaryFile() as copy:
         while left:
             piece = buffer[: min(left, _PIECE)]
             reader.read_into(piece)
-            crc = zlib.crc32(piece, crc)
+            crc = crc32(piece, crc)
             copy.write(piece)
             left -= len(piece)
         copy.flush()

@@ -55,10 +55,13 @@ def _read_header(source: ByteSource) -> tuple[dict[str, Any], int]:
         raise _malformed(source, f"{length} bytes long, more than the {MAX_HEADER} that are read")
     raw = read_bytes(source, 8, length)
     try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique_keys)
-        # An escape may spell half a surrogate pair, which is no text and cannot be written.
-        "".join(header).encode()
-    except (ValueError, RecursionError, TypeError) as error:
+        # The slower hooks are there for what the library refuses and hardly any header has.
+        header = json.loads(
+            raw.decode("utf-8"),
+            object_pairs_hook=_encodable_pairs if b"\\u" in raw else _unique_keys,
+            parse_int=_parse_unsigned if b"-0" in raw else None,
+        )
+    except (ValueError, RecursionError) as error:
         raise _malformed(source, f"not valid JSON ({error})") from error
     if not isinstance(header, dict):
         raise _malformed(source, "not a JSON object")
@@ -70,6 +73,18 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         raise ValueError("a key occurs twice")
     return result
+
+
+def _encodable_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # An escape may spell half a surrogate pair, which is no text and cannot be written.
+    "".join(part for pair in pairs for part in pair if isinstance(part, str)).encode()
+    return _unique_keys(pairs)
+
+
+def _parse_unsigned(digits: str) -> int:
+    if digits.startswith("-"):  # to the library -0 is a float
+        raise ValueError(f"{digits[:20]} is not a count")
+    return int(digits)
 
 
 def _is_count(value: object) -> bool:
@@ -87,6 +102,9 @@ def _parse_tensor(source: ByteSource, name: str, entry: object, data_start: int)
         raise _malformed(source, f"tensor {name} has no valid shape")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
         raise _malformed(source, f"tensor {name} has no valid data_offsets")
+    # Sizes that overflow are wrong even where another one is zero.
+    if 0 in shape and math.prod(filter(None, shape)) >= 1 << 63:
+        raise _malformed(source, f"tensor {name} has a shape without bounds")
     start, end = offsets
     if end - start != math.prod(shape) * dtype.itemsize:
         raise _malformed(source, f"tensor {name}: shape and data_offsets disagree")

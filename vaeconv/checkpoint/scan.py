@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
-
+from vaeconv.checkpoint.checksum import crc32
 from vaeconv.checkpoint.dtypes import DType
 from vaeconv.checkpoint.tensor import Tensor, check_storages, crc_error
 
@@ -50,7 +49,7 @@ def check_values(tensors: list[Tensor]) -> list[str]:
         while left:
             piece = memoryview(buffer)[: min(left, _PIECE)]
             reader.read_into(piece)
-            crc = zlib.crc32(piece, crc)
+            crc = crc32(piece, crc)
             is_bad = is_bad or has_nonfinite(buffer, 0, len(piece), tensor.dtype)
             left -= len(piece)
         if tensor.covers_storage and tensor.storage.crc not in (None, crc):

@@ -7,10 +7,10 @@ little endian, whatever the file holds.
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+from vaeconv.checkpoint.checksum import crc32
 from vaeconv.checkpoint.dtypes import DType
 from vaeconv.checkpoint.source import ByteSource
 from vaeconv.errors import MalformedCheckpointError
@@ -255,7 +255,7 @@ def check_storages(storages: Sequence[Storage]) -> None:
         while left:
             piece = buffer[: min(left, _PIECE)]
             reader.read_into(piece)
-            crc = zlib.crc32(piece, crc)
+            crc = crc32(piece, crc)
             left -= len(piece)
         if crc != storage.crc:
             raise crc_error(storage)

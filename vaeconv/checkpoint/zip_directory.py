@@ -11,6 +11,7 @@ import struct
 import zlib
 from dataclasses import dataclass, field
 
+from vaeconv.checkpoint.checksum import crc32
 from vaeconv.checkpoint.source import ByteSource, read_bytes
 from vaeconv.checkpoint.tensor import PlainReader, StorageReader
 from vaeconv.errors import MalformedCheckpointError
@@ -115,7 +116,7 @@ class ZipEntry:
             raise self._malformed(f"is {self.size} bytes long; at most {limit} are read")
         data = bytearray(self.size)
         self.open().read_into(memoryview(data))
-        if zlib.crc32(data) != self.crc:
+        if crc32(data) != self.crc:
             raise self._malformed("fails its CRC-32 check")
         return data
 

@@ -1,0 +1,332 @@
+"""Decide of every tensor in a checkpoint whether pruning keeps it, and what becomes of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+from vaeconv.autoencoder.accounting import DropReason, drop_reason
+from vaeconv.autoencoder.ema import model_shadows
+from vaeconv.autoencoder.topology import Layout
+from vaeconv.averages import check_average, no_average, shadow_of
+from vaeconv.checkpoint.base import Checkpoint
+from vaeconv.checkpoint.dtypes import BY_OPTION, DType
+from vaeconv.checkpoint.tensor import Tensor, check_repeats
+from vaeconv.errors import ConfigMismatchError, EmaError, UsageError
+from vaeconv.executor import CopyOptions
+from vaeconv.plan import KEEP, Plan, Row, weight_dtype
+from vaeconv.survey import Survey
+
+_BAKED_PREFIX = "first_stage_model."
+
+
+class Part(str, Enum):
+    """Parts of a checkpoint that can be kept or dropped."""
+
+    UNET = "unet"
+    VAE = "vae"
+    TEXT_ENCODER = "text-encoder"
+    SCHEDULE = "schedule"
+    LOSS = "loss"
+    OTHER = "other"
+
+
+# What a key is for, to the part that it belongs to. What is not here is never kept.
+_PART_OF = {
+    DropReason.UNET: Part.UNET,
+    DropReason.VAE: Part.VAE,
+    DropReason.TEXT_ENCODER: Part.TEXT_ENCODER,
+    DropReason.SCHEDULE: Part.SCHEDULE,
+    DropReason.LATENT_SCALING: Part.SCHEDULE,
+    DropReason.LOSS: Part.LOSS,
+    DropReason.UNKNOWN: Part.OTHER,
+}
+_INFERENCE = frozenset(Part) - {Part.LOSS}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruneOptions:
+    """How to prune.
+
+    Attributes:
+        dtype: ``fp16``, ``bf16``, ``fp32`` or ``keep``; tensors of integers keep theirs.
+        fp16_except: Patterns of keys that keep their dtype.
+        ema: Whether to fold the moving average over the raw weights where there is one.
+        vae_only: Whether to keep nothing but the autoencoder, without its prefix.
+        keep: Parts to keep although they are dropped by default.
+        drop: Parts to drop although they are kept by default.
+        vae: Another autoencoder to put in place of the one in a full checkpoint.
+        prefix: What the autoencoder's keys begin with in the output; None to leave it.
+        source_prefix: Which autoencoder is meant, where the source holds several.
+        variant: Variant to write in a diffusers folder, or to read from one; such as ``fp16``.
+        max_shard_size: Bytes of a shard in a folder; None for one file.
+        salvage: Whether to read past unsafe names in a pickle.
+        download: Whether to fetch a file on the Hub whole.
+        overwrite: Whether an existing output may be replaced.
+        hash_source: Whether to record the sha256 of the source file.
+        manifest: Whether a single output file gets a manifest beside it; folders always have one.
+        copy: What to check on the way.
+        on_fetch: Called with the bytes that arrived from the Hub, from any thread.
+    """
+
+    dtype: str = "fp16"
+    fp16_except: tuple[str, ...] = ()
+    ema: bool = False
+    vae_only: bool = False
+    keep: frozenset[Part] = frozenset()
+    drop: frozenset[Part] = frozenset()
+    vae: str | os.PathLike[str] | None = None
+    prefix: str | None = None
+    source_prefix: str | None = None
+    variant: str | None = None
+    max_shard_size: int | None = None
+    salvage: bool = False
+    download: bool = False
+    overwrite: bool = False
+    hash_source: bool = False
+    manifest: bool = False
+    copy: CopyOptions = CopyOptions()
+    on_fetch: Callable[[int], None] | None = None
+
+    @property
+    def kept(self) -> frozenset[Part]:
+        """The parts that stay."""
+        kept = frozenset({Part.VAE}) if self.vae_only else _INFERENCE
+        return (kept | self.keep) - self.drop
+
+
+class Group(NamedTuple):
+    """Tensors that share a fate.
+
+    Attributes:
+        name: A part that is kept, or the rule by which others are dropped.
+        is_kept: Which of the two.
+        tensors: How many.
+        before: Their bytes in the source.
+        after: Their bytes in the output.
+    """
+
+    name: str
+    is_kept: bool
+    tensors: int
+    before: int
+    after: int = 0
+
+
+class PrunePlanner:
+    """Plans the pruning of one checkpoint.
+
+    Args:
+        checkpoint: The open checkpoint.
+        survey: What is known of its autoencoder; None where a diffusion model comes without.
+        options: What to keep, and as what.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, survey: Survey | None, options: PruneOptions
+    ) -> None:
+        self._where = checkpoint.name
+        self._checkpoint = checkpoint
+        self._survey = survey
+        self._options = options
+        self._reasons = self._classify()
+        self._shadows = self._find_shadows()
+
+    def plan(self, vae: tuple[Checkpoint, Survey] | None = None) -> Plan:
+        """Pair every tensor that stays with the one that it is made of, and account for the rest.
+
+        Args:
+            vae: Another autoencoder to put in place of the checkpoint's own.
+
+        Raises:
+            EmaError: The moving average was asked for, and there is none.
+            UnmappedKeysError: A shadow has another shape than its parameter.
+            UnsupportedModelError: A weight of the autoencoder is not of floating point.
+            UsageError: Nothing is left, or two tensors would get one name.
+            ConfigMismatchError: The other autoencoder is of another architecture.
+        """
+        notes = list(self._survey.notes) if self._survey else []
+        kept = self._options.kept - ({Part.VAE} if vae else set())
+        notes += self._ema_notes(kept)
+        rows: list[Row] = []
+        dropped: dict[str, DropReason] = {}
+        for name, tensor in self._checkpoint.tensors.items():
+            reason = self._reasons[name]
+            if reason is DropReason.VAE and vae:
+                dropped[name] = DropReason.REPLACED
+            elif _PART_OF.get(reason) not in kept:
+                dropped[name] = reason
+            else:
+                rows.append(self._row(name, tensor))
+                if rows[-1].is_ema:
+                    dropped[name] = DropReason.REPLACED
+        if vae:
+            rows += self._baked_rows(*vae, has_others=bool(rows))
+            notes += _baked_notes(*vae)
+        for row in rows:
+            if row.is_ema:
+                dropped.pop(row.source.name, None)
+        dropped.update(dict.fromkeys(self._checkpoint.non_tensors, DropReason.NOT_A_TENSOR))
+        self._check(rows)
+        return Plan(tuple(rows), dropped, tuple(notes))
+
+    def account(self, plan: Plan) -> tuple[Group, ...]:
+        """Sum up by parts that are kept and rules by which others are dropped, largest first."""
+        kept: dict[str, Group] = {}
+        raw_of = {shadow: name for name, shadow in self._shadows.items()}
+        for row in plan.rows:
+            name = raw_of[row.source.name] if row.is_ema else row.source.name
+            reason = self._reasons.get(name, DropReason.VAE)
+            _add(kept, _PART_OF[reason].value, row.source.nbytes, row.nbytes, is_kept=True)
+        dropped: dict[str, Group] = {}
+        for name, reason in plan.dropped.items():
+            tensor = self._checkpoint.tensors.get(name)
+            _add(dropped, reason.value, tensor.nbytes if tensor else 0, 0, is_kept=False)
+        for sibling in self._checkpoint.read_siblings():
+            if sibling.tensors:
+                dropped[sibling.name] = Group(sibling.name, False, sibling.tensors, sibling.nbytes)
+        return tuple(
+            sorted((*kept.values(), *dropped.values()), key=lambda g: (not g.is_kept, -g.before))
+        )
+
+    def _classify(self) -> dict[str, DropReason]:
+        if self._survey is None:
+            names = self._checkpoint.tensors
+            return {name: drop_reason(name, "") or DropReason.UNKNOWN for name in names}
+        autoencoder = self._survey.autoencoder
+        own = dict.fromkeys(autoencoder.keys.values(), DropReason.VAE)
+        return {**autoencoder.dropped, **own}
+
+    def _find_shadows(self) -> dict[str, str]:
+        """Pair each averaged parameter with its shadow: diffusion model's and autoencoder's."""
+        shadows = model_shadows(self._checkpoint.tensors)
+        if self._survey:
+            averaged = self._survey.ema.shadows
+            for pair, key in self._survey.autoencoder.keys.items():
+                if pair.compvis in averaged:
+                    shadows[key] = averaged[pair.compvis]
+        return shadows
+
+    def _row(self, name: str, raw: Tensor) -> Row:
+        shadow = self._shadows.get(name) if self._options.ema else None
+        tensor = shadow_of(raw, self._checkpoint.tensors[shadow], self._where) if shadow else raw
+        is_weight = self._reasons[name] is DropReason.VAE
+        output = self._prefix() + name[len(self._own_prefix) :] if is_weight else name
+        dtype = self._dtype(name, tensor, is_weight=is_weight)
+        return Row(output, tensor, raw.shape, dtype, shadow is not None)
+
+    @property
+    def _own_prefix(self) -> str:
+        return self._survey.autoencoder.prefix if self._survey else _BAKED_PREFIX
+
+    def _prefix(self) -> str:
+        if self._options.prefix is not None:
+            return self._options.prefix
+        return "" if self._options.vae_only else self._own_prefix
+
+    def _dtype(self, name: str, tensor: Tensor, *, is_weight: bool) -> DType:
+        is_excepted = any(fnmatchcase(name, pattern) for pattern in self._options.fp16_except)
+        wanted = KEEP if is_excepted else self._options.dtype
+        if is_weight:
+            return weight_dtype(tensor, wanted, self._where)
+        return BY_OPTION[wanted] if wanted != KEEP and tensor.dtype.is_float else tensor.dtype
+
+    def _baked_rows(self, vae: Checkpoint, survey: Survey, *, has_others: bool) -> list[Row]:
+        if not has_others:
+            raise UsageError(
+                "--vae puts an autoencoder into a full checkpoint, and this one has nothing else",
+                where=self._where,
+                hint="to change the layout of an autoencoder: vaeconv convert",
+            )
+        if self._survey:
+            _check_fit(self._survey, survey, vae.name)
+        layout = self._survey.autoencoder.layout if self._survey else Layout.COMPVIS
+        rows = []
+        for pair, key in survey.autoencoder.keys.items():
+            name, tensor = self._prefix() + pair.name(layout), vae.tensors[key]
+            dtype = self._dtype(name, tensor, is_weight=True)
+            rows.append(Row(name, tensor, pair.shape(layout), dtype))
+        return rows
+
+    def _check(self, rows: list[Row]) -> None:
+        if not rows:
+            raise UsageError("nothing is left to keep", where=self._where, hint="see --keep")
+        seen: set[str] = set()
+        for row in rows:
+            if row.name in seen:
+                raise UsageError(
+                    f"two tensors would be called {row.name}",
+                    where=self._where,
+                    hint="choose another --prefix",
+                )
+            seen.add(row.name)
+        check_repeats([row.source for row in rows])
+
+    def _ema_notes(self, parts: frozenset[Part]) -> list[str]:
+        kept = {
+            name: shadow
+            for name, shadow in self._shadows.items()
+            if _PART_OF[self._reasons[name]] in parts
+        }
+        if not self._options.ema:
+            if not kept:
+                return []
+            return [
+                f"note: EMA weights for {len(kept)} tensors are in the file and are dropped; "
+                "--ema folds them over the raw ones"
+            ]
+        if not kept:
+            raise self._no_average()
+        prefix = self._survey.autoencoder.prefix if self._survey else ""
+        return [*self._ema_counts(kept), *check_average(self._checkpoint, kept, prefix)]
+
+    def _no_average(self) -> EmaError:
+        if self._survey:
+            return no_average(self._survey, self._where)
+        return EmaError("--ema: there are no EMA weights in it", where=self._where)
+
+    def _ema_counts(self, kept: Mapping[str, str]) -> list[str]:
+        def count(reason: DropReason) -> tuple[int, int]:
+            names = [name for name, found in self._reasons.items() if found is reason]
+            return sum(name in kept for name in names), len(names)
+
+        (vae, of_vae), (unet, of_unet) = count(DropReason.VAE), count(DropReason.UNET)
+        notes = []
+        if unet:
+            rest = "" if vae else "; everything else, the autoencoder too, is raw"
+            notes.append(
+                f"note: the EMA is the diffusion model's, for {unet} of its {of_unet} tensors{rest}"
+            )
+        if vae:
+            notes.append(f"note: autoencoder: EMA for {vae} tensors, raw for {of_vae - vae}")
+        return notes
+
+
+def _add(groups: dict[str, Group], name: str, before: int, after: int, *, is_kept: bool) -> None:
+    group = groups.get(name, Group(name, is_kept, 0, 0))
+    groups[name] = group._replace(
+        tensors=group.tensors + 1, before=group.before + before, after=group.after + after
+    )
+
+
+def _baked_notes(vae: Checkpoint, survey: Survey) -> list[str]:
+    notes = [f"note: the autoencoder is that of {vae.name}"]
+    if survey.ema.shadows:
+        notes.append(
+            f"note: {vae.name} has EMA weights and its raw ones are used; prune it with --ema first"
+        )
+    return notes
+
+
+def _check_fit(old: Survey, new: Survey, where: str) -> None:
+    for field in old.autoencoder.topology._fields:
+        own, given = (getattr(s.autoencoder.topology, field) for s in (old, new))
+        if own != given:
+            raise ConfigMismatchError(
+                f"its {field} is {given}, that of the autoencoder that it would replace {own}",
+                where=where,
+            )

@@ -1,0 +1,191 @@
+"""Prune a checkpoint to what inference needs, in its own layout and under its own names."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vaeconv.autoencoder.accounting import DropReason, drop_reason, find_prefixes
+from vaeconv.autoencoder.config import build_config
+from vaeconv.autoencoder.scaling import ScalingOptions, decide_scaling
+from vaeconv.autoencoder.topology import Layout
+from vaeconv.checkpoint.base import Checkpoint
+from vaeconv.checkpoint.open import open_checkpoint
+from vaeconv.errors import UsageError
+from vaeconv.output import (
+    Output,
+    OutputKind,
+    Written,
+    cast_notes,
+    check_target,
+    output_kind,
+    write_output,
+)
+from vaeconv.plan import Plan
+from vaeconv.prune_plan import Group, PruneOptions, PrunePlanner
+from vaeconv.survey import Survey, read_stored_scaling, survey_checkpoint
+
+
+class Pruning(NamedTuple):
+    """What was pruned, or would be.
+
+    Attributes:
+        source: The source, as it was named.
+        container: What kind of file it is.
+        size: Its bytes.
+        output: The output.
+        layout: Naming of the autoencoder's keys; None where there is none.
+        plan: Every row and every dropped key.
+        groups: The account by parts and by rules.
+        config: The config that goes with a folder; None for a file.
+        written: The files; empty for a dry run.
+    """
+
+    source: str
+    container: str
+    size: int
+    output: Path
+    layout: Layout | None
+    plan: Plan
+    groups: tuple[Group, ...]
+    config: dict[str, Any] | None
+    written: tuple[Written, ...] = ()
+
+
+def prune(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    options: PruneOptions | None = None,
+    *,
+    dry_run: bool = False,
+) -> Pruning:
+    """Write a checkpoint again without what only training needs.
+
+    Layout and names stay. Optimizer, callbacks, loss and moving average are left out; with
+    ``ema`` the average takes the place of the raw weights wherever a parameter has one. A cast
+    rounds to nearest even, as torch does.
+
+    Args:
+        source: Anything that :func:`~vaeconv.checkpoint.open.open_checkpoint` opens.
+        output: The file to write; a folder where the source is a diffusers folder.
+        options: How.
+        dry_run: Plan and check everything, and write nothing.
+
+    Returns:
+        What was done.
+
+    Raises:
+        InputError: The source is bad or unsafe; has no moving average where one was asked for;
+            a value does not fit the dtype.
+        OutputError: The output exists or cannot be written.
+        UsageError: The options do not fit together or the source.
+        HubError: A source on the Hub cannot be fetched.
+    """
+    options = options or PruneOptions()
+    kind, target = output_kind(output)
+    sources = [source, *([options.vae] if options.vae is not None else [])]
+    for path in sources:
+        check_target(target, path, overwrite=options.overwrite)
+    with ExitStack() as stack:
+        checkpoints = [
+            stack.enter_context(
+                open_checkpoint(
+                    path,
+                    variant=None if kind is OutputKind.FOLDER else options.variant,
+                    salvage=options.salvage,
+                    download=options.download,
+                    on_fetch=options.on_fetch,
+                )
+            )
+            for path in sources
+        ]
+        checkpoint, *others = checkpoints
+        survey = _survey(checkpoint, options)
+        planner = PrunePlanner(checkpoint, survey, options)
+        plan = planner.plan((others[0], survey_checkpoint(others[0])) if others else None)
+        config = _folder_config(checkpoint, survey, plan) if kind is OutputKind.FOLDER else None
+        result = Pruning(
+            source=checkpoint.name,
+            container=checkpoint.container,
+            size=checkpoint.size,
+            output=target,
+            layout=survey.autoencoder.layout if survey else None,
+            plan=plan,
+            groups=planner.account(plan),
+            config=config,
+        )
+        if dry_run:
+            return result
+        facts = _facts(result, options)
+        written = write_output(
+            Output(target, kind, options.variant, config, facts, options.max_shard_size),
+            checkpoints,
+            plan,
+            overwrite=options.overwrite,
+            manifest=options.manifest,
+            hash_source=options.hash_source,
+            copy=options.copy,
+        )
+        notes = (*plan.notes, *cast_notes(written))
+        return result._replace(written=written, plan=plan._replace(notes=notes))
+
+
+def _survey(checkpoint: Checkpoint, options: PruneOptions) -> Survey | None:
+    """Recognise the autoencoder; a diffusion model may come without, unless it alone is wanted."""
+    shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+    is_model = any(drop_reason(name, "") is DropReason.UNET for name in shapes)
+    if is_model and not find_prefixes(shapes) and not options.vae_only:
+        return None
+    return survey_checkpoint(checkpoint, prefix=options.source_prefix)
+
+
+def _folder_config(checkpoint: Checkpoint, survey: Survey | None, plan: Plan) -> dict[str, Any]:
+    """Build the config of a folder.
+
+    Raises:
+        UsageError: The source is not in the diffusers layout, or more than the autoencoder stays.
+    """
+    if survey is None or survey.autoencoder.layout is not Layout.DIFFUSERS:
+        raise UsageError(
+            "pruning keeps the layout, and a folder is for the diffusers layout",
+            where=checkpoint.name,
+            hint="name a .safetensors file, or use vaeconv convert",
+        )
+    autoencoder = survey.autoencoder
+    names = {pair.name(Layout.DIFFUSERS) for pair in autoencoder.keys}
+    aliases = {key[len(autoencoder.prefix) :] for key in autoencoder.keys.values()}
+    other = next((row.name for row in plan.rows if row.name not in names | aliases), None)
+    if other:
+        raise UsageError(
+            f"a diffusers folder holds an autoencoder without a prefix, and not {other}",
+            where=checkpoint.name,
+            hint="name a .safetensors file, or see --vae-only",
+        )
+    decision = decide_scaling(
+        autoencoder.topology,
+        ScalingOptions(),
+        survey.given,
+        lambda: read_stored_scaling(checkpoint, autoencoder.prefix),
+        autoencoder.dropped,
+        where=checkpoint.name,
+    )
+    return build_config(
+        autoencoder.topology, decision.scaling, sample_size=decision.sample_size, given=survey.given
+    )
+
+
+def _facts(result: Pruning, options: PruneOptions) -> dict[str, Any]:
+    """Gather what the manifest says of the plan."""
+    ema, raw = result.plan.ema_counts
+    return {
+        "source": {"name": Path(result.source).name, "size": result.size},
+        "layout": result.layout.value if result.layout else None,
+        "dtype": options.dtype,
+        "tensors": len(result.plan.rows),
+        "ema": {"ema": ema, "raw": raw},
+        "ema_tensors": sorted(row.name for row in result.plan.rows if row.is_ema),
+        "dropped": result.plan.drop_counts(),
+        "vae": Path(options.vae).name if options.vae is not None else None,
+    }
