@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from vaeconv._version import __version__
 from vaeconv.cli.convert import convert
 from vaeconv.cli.inspect import inspect
+from vaeconv.cli.prune import prune
 from vaeconv.cli.render import print_error, print_json
 from vaeconv.errors import UsageError, VaeconvError
 
@@ -104,6 +105,7 @@ app = typer.Typer(
 )
 app.command("inspect")(inspect)
 app.command("convert")(convert)
+app.command("prune")(prune)
 
 
 def _print_version(wanted: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +19,17 @@ class DTypeChoice(str, Enum):
     FP32 = "fp32"
     FP16 = "fp16"
     BF16 = "bf16"
+
+
+class PartChoice(str, Enum):
+    """Parts of a checkpoint; those of :class:`vaeconv.prune_plan.Part`."""
+
+    UNET = "unet"
+    VAE = "vae"
+    TEXT_ENCODER = "text-encoder"
+    SCHEDULE = "schedule"
+    LOSS = "loss"
+    OTHER = "other"
 
 
 Source = Annotated[
@@ -113,6 +125,26 @@ HashSource = Annotated[
     bool,
     typer.Option("--hash-source", help="Hash IN whole (sha256).", rich_help_panel=CHECKS),
 ]
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
+
+def parse_size(text: str) -> int:
+    """Read a size such as ``500MB``, ``2GiB`` or ``1000000``.
+
+    Raises:
+        BadParameter: It is none, or zero.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    size = 0
+    if match:
+        unit = 1024 if match[3] else 1000
+        size = int(float(match[1]) * unit ** _POWERS[match[2].lower()])
+    if size < 1:
+        raise typer.BadParameter(f"{text!r} is not a size such as 500MB or 2GiB")
+    return size
 
 
 def with_dot(prefix: str | None) -> str | None:

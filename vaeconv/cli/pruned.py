@@ -1,0 +1,188 @@
+"""What ``vaeconv prune`` prints: the account of one checkpoint, or of many."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from vaeconv.cli.render import (
+    describe_error,
+    human_size,
+    print_error,
+    print_json,
+    print_notes,
+)
+from vaeconv.errors import VaeconvError, one_line
+from vaeconv.pruning import Pruning
+
+_MEANING = {"replaced": "replaced (EMA or --vae)"}
+
+
+def print_single(
+    result: Pruning, *, json: bool, quiet: bool, verbose: bool, seconds: float
+) -> None:
+    """Print the account of one checkpoint."""
+    if json:
+        print_json("prune", pruning_document(result))
+        return
+    if quiet:
+        return
+    print_notes(result.plan.notes)
+    lines = [*_headline(result), *_account(result)]
+    if verbose or not result.written:
+        lines += [_row_line(row) for row in result.plan.rows]
+    for file in result.written:
+        digest = f"  sha256 {file.sha256}" if file.sha256 else ""
+        lines.append(f"  {file.path}  {human_size(file.size)}{digest}")
+    if result.written:
+        lines.append(f"  in {seconds:.2f} s")
+    _print(lines)
+
+
+def print_batch(
+    jobs: Sequence[tuple[str, str]],
+    run: Callable[[str, str], Pruning],
+    *,
+    json: bool,
+    quiet: bool,
+) -> int:
+    """Prune one checkpoint after the other; one that fails doesn't stop the rest.
+
+    Returns:
+        The exit code of the worst.
+    """
+    done: list[tuple[str, Pruning | VaeconvError]] = []
+    for source, target in jobs:
+        try:
+            result = run(source, target)
+        except VaeconvError as error:
+            done.append((source, error))
+            if not json:
+                print_error(str(error))
+            continue
+        done.append((source, result))
+        if not (json or quiet):
+            print_notes(f"{source}: {note}" for note in result.plan.notes)
+    codes = [result.exit_code for _, result in done if isinstance(result, VaeconvError)]
+    if json:
+        print_json("prune", {"ok": not codes, "results": [_document(*pair) for pair in done]})
+    elif not quiet:
+        _print(_batch_table(done))
+    return max(codes, default=0)
+
+
+def pruning_document(result: Pruning) -> dict[str, Any]:
+    """Describe a pruning for machines."""
+    ema, raw = result.plan.ema_counts
+    document: dict[str, Any] = {
+        "dry_run": not result.written,
+        "source": {
+            "name": result.source,
+            "container": result.container,
+            "bytes": result.size,
+        },
+        "output": {
+            "path": str(result.output),
+            "layout": result.layout.value if result.layout else None,
+            "tensors": len(result.plan.rows),
+            "bytes": result.plan.nbytes,
+        },
+        "ema": {"ema": ema, "raw": raw},
+        "groups": [
+            {
+                "name": group.name,
+                "kept": group.is_kept,
+                "tensors": group.tensors,
+                "bytes_before": group.before,
+                "bytes_after": group.after,
+            }
+            for group in result.groups
+        ],
+        "config": result.config,
+        "files": [
+            {"path": str(file.path), "size": file.size, "sha256": file.sha256}
+            for file in result.written
+        ],
+        "notes": list(result.plan.notes),
+    }
+    if not result.written:
+        document["rows"] = [
+            {
+                "name": row.name,
+                "source": row.source.name,
+                "shape": list(row.shape),
+                "dtype": row.dtype.code,
+                "cast_from": row.source.dtype.code if row.is_cast else None,
+                "is_ema": row.is_ema,
+            }
+            for row in result.plan.rows
+        ]
+    return document
+
+
+def _document(source: str, result: Pruning | VaeconvError) -> dict[str, Any]:
+    if isinstance(result, VaeconvError):
+        return {"ok": False, "source": {"name": source}, "error": describe_error(result)}
+    return {"ok": True, **pruning_document(result)}
+
+
+def _headline(result: Pruning) -> list[str]:
+    verb = "pruned" if result.written else "would prune"
+    return [
+        f"{verb} {result.source} ({result.container}, {human_size(result.size)}) "
+        f"to {result.output} ({human_size(result.plan.nbytes)})"
+    ]
+
+
+def _account(result: Pruning) -> list[str]:
+    rows = [
+        (
+            "keep" if group.is_kept else "drop",
+            one_line(_MEANING.get(group.name, group.name)),
+            f"{group.tensors}",
+            human_size(group.before),
+            human_size(group.after) if group.is_kept else "-",
+        )
+        for group in result.groups
+    ]
+    return _table(("", "part", "tensors", "before", "after"), rows, left=2)
+
+
+def _row_line(row: Any) -> str:
+    cast = f" {row.source.dtype.code} -> {row.dtype.code}" if row.is_cast else ""
+    return f"  {row.name} <- {row.source.name}{cast}"
+
+
+def _batch_table(done: Iterable[tuple[str, Pruning | VaeconvError]]) -> list[str]:
+    rows = []
+    for source, result in done:
+        if isinstance(result, VaeconvError):
+            rows.append((source, "-", "-", f"failed ({result.exit_code}): {result.what}"))
+        else:
+            sizes = human_size(result.size), human_size(result.plan.nbytes)
+            rows.append((source, *sizes, str(result.output)))
+    return _table(("checkpoint", "before", "after", "result"), rows, left=1, last_left=True)
+
+
+def _table(
+    head: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, left: int, last_left: bool = False
+) -> list[str]:
+    """Align columns: the first ``left`` to the left, numbers to the right."""
+    table = [head, *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(head))]
+    lines = []
+    for row in table:
+        cells = [
+            cell.ljust(width) if column < left or (last_left and column == len(head) - 1)
+            else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]  # fmt: skip
+        lines.append(("  " + "  ".join(cells)).rstrip())
+    return lines
+
+
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        sys.stdout.write(one_line(line) + "\n")
+    sys.stdout.flush()
