@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
 
 from vaeconv.autoencoder.accounting import DropReason, drop_reason
 from vaeconv.autoencoder.ema import model_shadows
+from vaeconv.autoencoder.keys import NamePair
 from vaeconv.autoencoder.topology import Layout
 from vaeconv.averages import check_average, no_average, shadow_of
 from vaeconv.checkpoint.base import Checkpoint
@@ -48,6 +50,23 @@ _PART_OF = {
 _INFERENCE = frozenset(Part) - {Part.LOSS}
 
 
+class Probed(Protocol):
+    """What a probe found; :class:`vaeconv.parity.probe.ProbeReport` is one."""
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether activations fit fp16."""
+
+    def describe(self) -> str:
+        """Say it in one line."""
+
+    def document(self) -> dict[str, Any]:
+        """Describe it for machines."""
+
+
+Probe = Callable[[Sequence[Row], Mapping[str, Any]], Probed]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruneOptions:
     """How to prune.
@@ -69,6 +88,9 @@ class PruneOptions:
         overwrite: Whether an existing output may be replaced.
         hash_source: Whether to record the sha256 of the source file.
         manifest: Whether a single output file gets a manifest beside it; folders always have one.
+        probe: Called before anything is written with the autoencoder's rows under their diffusers
+            names and shapes, and with its config; says whether fp16 is enough to decode.
+        require_fp16: Whether a probe that says no is an error.
         copy: What to check on the way.
         on_fetch: Called with the bytes that arrived from the Hub, from any thread.
     """
@@ -89,6 +111,8 @@ class PruneOptions:
     overwrite: bool = False
     hash_source: bool = False
     manifest: bool = False
+    probe: Probe | None = None
+    require_fp16: bool = False
     copy: CopyOptions = CopyOptions()
     on_fetch: Callable[[int], None] | None = None
 
@@ -133,6 +157,7 @@ class PrunePlanner:
         self._checkpoint = checkpoint
         self._survey = survey
         self._options = options
+        self._pairs: dict[str, NamePair] = {}  # by name of the output tensor
         self._reasons = self._classify()
         self._shadows = self._find_shadows()
 
@@ -174,6 +199,15 @@ class PrunePlanner:
         self._check(rows)
         return Plan(tuple(rows), dropped, tuple(notes))
 
+    def autoencoder_rows(self, plan: Plan) -> list[Row]:
+        """Give the autoencoder's rows as diffusers names and shapes them."""
+        rows = {row.name: row for row in plan.rows}
+        return [
+            rows[name]._replace(name=pair.diffusers, shape=pair.shape(Layout.DIFFUSERS))
+            for name, pair in self._pairs.items()
+            if name in rows
+        ]
+
     def account(self, plan: Plan) -> tuple[Group, ...]:
         """Sum up by parts that are kept and rules by which others are dropped, largest first."""
         kept: dict[str, Group] = {}
@@ -192,6 +226,11 @@ class PrunePlanner:
         return tuple(
             sorted((*kept.values(), *dropped.values()), key=lambda g: (not g.is_kept, -g.before))
         )
+
+    @cached_property
+    def _pair_of(self) -> dict[str, NamePair]:
+        keys = self._survey.autoencoder.keys if self._survey else {}
+        return {key: pair for pair, key in keys.items()}
 
     def _classify(self) -> dict[str, DropReason]:
         if self._survey is None:
@@ -217,6 +256,8 @@ class PrunePlanner:
         is_weight = self._reasons[name] is DropReason.VAE
         output = self._prefix() + name[len(self._own_prefix) :] if is_weight else name
         dtype = self._dtype(name, tensor, is_weight=is_weight)
+        if is_weight:
+            self._pairs[output] = self._pair_of[name]
         return Row(output, tensor, raw.shape, dtype, shadow is not None)
 
     @property
@@ -249,6 +290,7 @@ class PrunePlanner:
         for pair, key in survey.autoencoder.keys.items():
             name, tensor = self._prefix() + pair.name(layout), vae.tensors[key]
             dtype = self._dtype(name, tensor, is_weight=True)
+            self._pairs[name] = pair
             rows.append(Row(name, tensor, pair.shape(layout), dtype))
         return rows
 

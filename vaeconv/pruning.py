@@ -13,7 +13,7 @@ from vaeconv.autoencoder.scaling import ScalingOptions, decide_scaling
 from vaeconv.autoencoder.topology import Layout
 from vaeconv.checkpoint.base import Checkpoint
 from vaeconv.checkpoint.open import open_checkpoint
-from vaeconv.errors import UsageError
+from vaeconv.errors import CheckFailedError, UsageError
 from vaeconv.output import (
     Output,
     OutputKind,
@@ -24,7 +24,7 @@ from vaeconv.output import (
     write_output,
 )
 from vaeconv.plan import Plan
-from vaeconv.prune_plan import Group, PruneOptions, PrunePlanner
+from vaeconv.prune_plan import Group, Probed, PruneOptions, PrunePlanner
 from vaeconv.survey import Survey, read_stored_scaling, survey_checkpoint
 
 
@@ -41,6 +41,7 @@ class Pruning(NamedTuple):
         groups: The account by parts and by rules.
         config: The config that goes with a folder; None for a file.
         written: The files; empty for a dry run.
+        probe: What decoding in fp16 showed; None where nobody asked.
     """
 
     source: str
@@ -52,6 +53,7 @@ class Pruning(NamedTuple):
     groups: tuple[Group, ...]
     config: dict[str, Any] | None
     written: tuple[Written, ...] = ()
+    probe: Probed | None = None
 
 
 def prune(
@@ -81,6 +83,7 @@ def prune(
             a value does not fit the dtype.
         OutputError: The output exists or cannot be written.
         UsageError: The options do not fit together or the source.
+        CheckFailedError: A probe found that fp16 is not enough, and it was required.
         HubError: A source on the Hub cannot be fetched.
     """
     options = options or PruneOptions()
@@ -104,8 +107,22 @@ def prune(
         checkpoint, *others = checkpoints
         survey = _survey(checkpoint, options)
         planner = PrunePlanner(checkpoint, survey, options)
-        plan = planner.plan((others[0], survey_checkpoint(others[0])) if others else None)
-        config = _folder_config(checkpoint, survey, plan) if kind is OutputKind.FOLDER else None
+        baked = (others[0], survey_checkpoint(others[0])) if others else None
+        plan = planner.plan(baked)
+        if kind is OutputKind.FOLDER:
+            _check_folder(checkpoint, survey, plan)
+        config = probe = None
+        if kind is OutputKind.FOLDER or options.probe:
+            config = _build_config(*(baked or (checkpoint, survey)))
+        if options.probe and config:
+            probe = options.probe(planner.autoencoder_rows(plan), config)
+            config["force_upcast"] = not probe.is_finite
+            if options.require_fp16 and not probe.is_finite:
+                raise CheckFailedError(
+                    probe.describe(),
+                    where=checkpoint.name,
+                    hint="publish it in fp32 or bf16, or without --require-fp16-decode",
+                )
         result = Pruning(
             source=checkpoint.name,
             container=checkpoint.container,
@@ -114,13 +131,14 @@ def prune(
             layout=survey.autoencoder.layout if survey else None,
             plan=plan,
             groups=planner.account(plan),
-            config=config,
+            config=config if kind is OutputKind.FOLDER else None,
+            probe=probe,
         )
         if dry_run:
             return result
         facts = _facts(result, options)
         written = write_output(
-            Output(target, kind, options.variant, config, facts, options.max_shard_size),
+            Output(target, kind, options.variant, result.config, facts, options.max_shard_size),
             checkpoints,
             plan,
             overwrite=options.overwrite,
@@ -141,8 +159,8 @@ def _survey(checkpoint: Checkpoint, options: PruneOptions) -> Survey | None:
     return survey_checkpoint(checkpoint, prefix=options.source_prefix)
 
 
-def _folder_config(checkpoint: Checkpoint, survey: Survey | None, plan: Plan) -> dict[str, Any]:
-    """Build the config of a folder.
+def _check_folder(checkpoint: Checkpoint, survey: Survey | None, plan: Plan) -> None:
+    """Check that what is left is a diffusers autoencoder.
 
     Raises:
         UsageError: The source is not in the diffusers layout, or more than the autoencoder stays.
@@ -163,6 +181,18 @@ def _folder_config(checkpoint: Checkpoint, survey: Survey | None, plan: Plan) ->
             where=checkpoint.name,
             hint="name a .safetensors file, or see --vae-only",
         )
+
+
+def _build_config(checkpoint: Checkpoint, survey: Survey | None) -> dict[str, Any]:
+    """Build the config of the autoencoder.
+
+    Raises:
+        UsageError: There is none.
+        AmbiguousInputError: Its scaling cannot be told.
+    """
+    if survey is None:
+        raise UsageError("there is no autoencoder to probe", where=checkpoint.name)
+    autoencoder = survey.autoencoder
     decision = decide_scaling(
         autoencoder.topology,
         ScalingOptions(),
@@ -188,4 +218,5 @@ def _facts(result: Pruning, options: PruneOptions) -> dict[str, Any]:
         "ema_tensors": sorted(row.name for row in result.plan.rows if row.is_ema),
         "dropped": result.plan.drop_counts(),
         "vae": Path(options.vae).name if options.vae is not None else None,
+        "probe": result.probe.document() if result.probe else None,
     }

@@ -203,15 +203,18 @@ def _translated(target: Path) -> Iterator[None]:
 
 
 def _overlap(source: Path, target: Path) -> str | None:
-    """Say how an output and an input are one place, or one within the other; None if neither."""
+    """Say how an output and an input are one place, or one within the other; None if neither.
+
+    A new file in the input's folder is neither.
+    """
     if target.exists():
         if os.path.samefile(source, target):
             return "is the input itself"
         above = {*source.absolute().parents, *source.resolve().parents}
         if target.is_dir() and any(os.path.samefile(folder, target) for folder in above):
             return "contains the input"
-    if source.is_dir() and source.resolve() in target.resolve().parents:
-        return "lies in the input"
+        if source.is_dir() and source.resolve() in target.resolve().parents:
+            return "lies in the input"
     return None
 
 

@@ -121,6 +121,12 @@ Clamp = Annotated[
         help="Write the largest value that fits where a cast overflows, instead of an error.",
     ),
 ]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device", metavar="NAME", help="Where torch computes: auto, cpu, cuda, cuda:N or mps."
+    ),
+]
 HashSource = Annotated[
     bool,
     typer.Option("--hash-source", help="Hash IN whole (sha256).", rich_help_panel=CHECKS),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +14,7 @@ from vaeconv.cli.options import (
     AllowNonfinite,
     Check,
     Clamp,
+    Device,
     Download,
     DryRun,
     DTypeChoice,
@@ -30,10 +32,11 @@ from vaeconv.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from vaeconv.prune_plan import PruneOptions
+    from vaeconv.plan import Row
+    from vaeconv.prune_plan import Probe, Probed, PruneOptions
     from vaeconv.pruning import Pruning
 
-PARTS = "Parts"
+PARTS, PROBE = "Parts", "Probe"
 
 
 def prune(
@@ -128,6 +131,24 @@ def prune(
             help="What the autoencoder's keys begin with in OUT; by default what they do in IN.",
         ),
     ] = None,
+    probe: Annotated[
+        bool,
+        typer.Option(
+            "--probe",
+            rich_help_panel=PROBE,
+            help="Decode a latent in fp16 and fp32 first, report the largest activation, and set "
+            "force_upcast in a folder's config by it. Imports torch.",
+        ),
+    ] = False,
+    require_fp16_decode: Annotated[
+        bool,
+        typer.Option(
+            "--require-fp16-decode",
+            rich_help_panel=PROBE,
+            help="Probe, and end with exit code 4 where fp16 decoding is not finite.",
+        ),
+    ] = False,
+    device: Device = "auto",
     check: Check = True,
     allow_nonfinite: AllowNonfinite = False,
     clamp: Clamp = False,
@@ -178,6 +199,8 @@ def prune(
         overwrite=overwrite,
         hash_source=hash_source,
         manifest=manifest,
+        probe=_make_probe(device) if probe or require_fp16_decode else None,
+        require_fp16=require_fp16_decode,
         copy=CopyOptions(check=check, allow_nonfinite=allow_nonfinite, clamp=clamp),
     )
     shown = not (quiet or json)
@@ -209,6 +232,15 @@ def _run(source: str, target: str, options: PruneOptions, *, dry_run: bool, show
         copy = options.copy._replace(on_progress=copying.advance)
         options = replace(options, copy=copy, on_fetch=fetching.advance)
         return prune(source, target, options, dry_run=dry_run)
+
+
+def _make_probe(device: str) -> Probe:
+    def probe(rows: Sequence[Row], config: Mapping[str, Any]) -> Probed:
+        from vaeconv.parity.probe import probe_decoder
+
+        return probe_decoder(rows, config, device=device)
+
+    return probe
 
 
 def _pair(paths: list[str], out_dir: Path | None) -> list[tuple[str, str]]:

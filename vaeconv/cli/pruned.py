@@ -30,6 +30,8 @@ def print_single(
         return
     print_notes(result.plan.notes)
     lines = [*_headline(result), *_account(result)]
+    if result.probe:
+        lines.append(f"  probe: {result.probe.describe()}")
     if verbose or not result.written:
         lines += [_row_line(row) for row in result.plan.rows]
     for file in result.written:
@@ -100,6 +102,7 @@ def pruning_document(result: Pruning) -> dict[str, Any]:
             for group in result.groups
         ],
         "config": result.config,
+        "probe": result.probe.document() if result.probe else None,
         "files": [
             {"path": str(file.path), "size": file.size, "sha256": file.sha256}
             for file in result.written
