@@ -579,8 +579,8 @@ def test_a_folder_that_contains_the_input_is_refused(depth, by_link, overwrite, 
 
 
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]], ids=["plain", "overwrite"])
-@pytest.mark.parametrize("name", [WEIGHTS, "config.json/../" + WEIGHTS, "new.ckpt", "new"])
-def test_an_output_in_the_input_folder_is_refused(name, overwrite, tmp_path):
+@pytest.mark.parametrize("name", [WEIGHTS, "config.json/../" + WEIGHTS, "config.json"])
+def test_files_of_the_input_folder_are_refused_as_output(name, overwrite, tmp_path):
     source = tmp_path / "in"
     put(written("out"), tmp_path)
     (tmp_path / "out").rename(source)
@@ -588,6 +588,15 @@ def test_an_output_in_the_input_folder_is_refused(name, overwrite, tmp_path):
     before = snapshot(tmp_path)
     assert_one_error(run("convert", source, source / name, *overwrite))
     assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["new.ckpt", "new"])
+def test_a_new_output_beside_the_input_s_files_is_fine(name, tmp_path):
+    put(written("out"), tmp_path)
+    source = tmp_path / "out"
+    before = snapshot(source)
+    assert run("convert", source, source / name).exit_code == 0
+    assert before.items() <= snapshot(source).items()
 
 
 def test_a_dangling_link_as_input_is_an_error_of_the_input(tmp_path):

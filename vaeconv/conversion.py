@@ -128,7 +128,7 @@ def convert(
     options = options or ConvertOptions()
     kind, target = output_kind(output)
     is_folder = kind is OutputKind.FOLDER
-    check_target(target, source, overwrite=options.overwrite)
+    check_target(target, [source], overwrite=options.overwrite)
     with open_checkpoint(
         source,
         variant=None if is_folder else options.variant,

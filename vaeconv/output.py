@@ -110,14 +110,16 @@ def output_kind(output: str | os.PathLike[str]) -> tuple[OutputKind, Path]:
     return _SUFFIXES.get(path.suffix.lower(), OutputKind.FOLDER), path
 
 
-def check_target(target: Path, source: str | os.PathLike[str], *, overwrite: bool) -> None:
+def check_target(
+    target: Path, sources: Sequence[str | os.PathLike[str]], *, overwrite: bool
+) -> None:
     """Refuse an output that must not be written.
 
     Raises:
         OutputError: As :func:`~vaeconv.checkpoint.atomic.check_output`.
     """
-    text = os.fspath(source)
-    local = [Path(text)] if "://" not in text and os.path.lexists(text) else []
+    texts = [os.fspath(source) for source in sources]
+    local = [Path(text) for text in texts if "://" not in text and os.path.lexists(text)]
     check_output(target, local, overwrite=overwrite)
 
 

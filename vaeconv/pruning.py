@@ -89,8 +89,7 @@ def prune(
     options = options or PruneOptions()
     kind, target = output_kind(output)
     sources = [source, *([options.vae] if options.vae is not None else [])]
-    for path in sources:
-        check_target(target, path, overwrite=options.overwrite)
+    check_target(target, sources, overwrite=options.overwrite)
     with ExitStack() as stack:
         checkpoints = [
             stack.enter_context(
