@@ -29,9 +29,10 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m compileall -q vaeconv  # start-up counts, and the environment may forbid it later
 	@touch $@
 
-demo: $(READY)  ## convert a small training checkpoint to diffusers and back, and compare
+demo: $(READY)  ## prune a small training checkpoint, convert it there and back, and compare
 	@rm -rf $(DEMO) && mkdir -p $(DEMO)
 	$(BIN)/vaeconv inspect fixtures/tiny-kl.ckpt
+	$(BIN)/vaeconv prune --ema fixtures/tiny-kl.ckpt $(DEMO)/ema.safetensors
 	$(BIN)/vaeconv convert fixtures/tiny-kl.ckpt $(DEMO)/out --scaling-factor 0.18215
 	$(BIN)/vaeconv convert $(DEMO)/out $(DEMO)/back.ckpt
 	$(BIN)/python -m fixtures.compare fixtures/tiny-kl.ckpt $(DEMO)/back.ckpt
@@ -53,6 +54,7 @@ check: lint test  ## all that CI runs
 bench: $(READY)  ## make the inputs (8 GB under BENCH_DIR) once, then measure
 	$(BIN)/python -m benchmarks.make_inputs --dir $(BENCH_DIR)
 	$(BIN)/python -m benchmarks.convert --dir $(BENCH_DIR) --runs $(BENCH_RUNS)
+	$(BIN)/python -m benchmarks.prune --dir $(BENCH_DIR) --runs $(BENCH_RUNS)
 
 picture: $(READY)  ## redraw docs/inspect.svg
 	$(BIN)/python docs/make_picture.py fixtures/tiny-kl.ckpt docs/inspect.svg
