@@ -138,7 +138,8 @@ def _look_for_loss(
 
 def largest_magnitude(data: memoryview, dtype: DType) -> float:
     """Find the largest finite magnitude; 0.0 where there is none."""
-    values = np.abs(_load(np.frombuffer(data, _NUMPY[dtype.code]), dtype).astype("<f8"))
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        values = np.abs(_load(np.frombuffer(data, _NUMPY[dtype.code]), dtype).astype("<f8"))
     return float(values[np.isfinite(values)].max(initial=0.0))
 
 
