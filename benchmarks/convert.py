@@ -49,6 +49,7 @@ KL_F8_CONFIG = {
 QUESTIONS = [
     ("VAE out of 7.7 GB", "ckpt to diffusers"),
     ("diffusers: ckpt to diffusers", "ckpt to diffusers"),
+    ("diffusers: ckpt to diffusers", "ckpt to diffusers, --no-check"),
     ("diffusers: ckpt to diffusers, fp16", "ckpt to diffusers, fp16"),
     ("diffusers: VAE out of 7.7 GB", "VAE out of 7.7 GB"),
 ]
@@ -92,6 +93,12 @@ def copy_cases(name: str, source: Path, work: Path) -> list[Case]:
         Case(f"cp {name}", ("cp", str(source), str(target)), target),
         Case(f"cp {name}, fsync", command, flushed),
     ]
+
+
+def hash_case(source: Path) -> Case:
+    """Returns the least that knowing an output's hash takes."""
+    tool = ("shasum", "-a", "256") if sys.platform == "darwin" else ("sha256sum",)
+    return Case("sha256sum fp32", (*tool, str(source)), floors=("cp fp32", "cp fp32, fsync"))
 
 
 def vaeconv_cases(paths: Paths, program: str) -> list[Case]:
@@ -190,6 +197,7 @@ def main() -> None:
         prepare(paths, options.program)
         cases = copy_cases("fp32", paths.fp32 / WEIGHTS, paths.work)
         cases += copy_cases("fp16", paths.fp16 / WEIGHTS, paths.work)
+        cases.append(hash_case(paths.fp32 / WEIGHTS))
         cases += vaeconv_cases(paths, options.program)
         if not options.skip_diffusers:
             cases += diffusers_cases(paths)
