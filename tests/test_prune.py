@@ -49,7 +49,7 @@ from vaeconv.errors import (
     UnmappedKeysError,
     UsageError,
 )
-from vaeconv.prune_plan import Part
+from vaeconv.prune_options import Part
 
 BIG = "decoder.mid.block_1.conv2.weight"
 ENTRY = Path(sys.executable).with_name("vaeconv")
@@ -317,6 +317,21 @@ def test_a_diffusion_model_without_autoencoder(tmp_path: Path) -> None:
     assert_same(pruned(tmp_path, state, ema=True), half(pick_full_ema(state)))
     with pytest.raises(Exception, match="no autoencoder"):
         prune(tmp_path / "in.ckpt", tmp_path / "o.ckpt", PruneOptions(vae_only=True))
+
+
+def test_keys_of_unknown_purpose_are_kept_and_named(tmp_path: Path) -> None:
+    state = full_state() | {"v_pred": torch.ones(1)}
+    result = prune(save_ckpt(tmp_path / "in.ckpt", state), tmp_path / "o.safetensors")
+    assert "v_pred" in load_file(tmp_path / "o.safetensors")
+    assert any("such as v_pred" in note and "--drop other" in note for note in result.plan.notes)
+
+
+def test_weights_that_are_tied_are_kept_twice(tmp_path: Path) -> None:
+    tied = "cond_stage_model.transformer.lm_head.weight"
+    first = "cond_stage_model.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
+    state = full_state()
+    found = pruned(tmp_path, state | {tied: state[first]})
+    assert torch.equal(found[tied], found[first])
 
 
 def test_nothing_left_is_wrong_usage(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vaeconv.conversion import Conversion, ConvertOptions, convert
     from vaeconv.errors import VaeconvError
     from vaeconv.executor import CopyOptions
-    from vaeconv.prune_plan import PruneOptions
+    from vaeconv.prune_options import PruneOptions
     from vaeconv.pruning import Pruning, prune
 
 __all__ = [
@@ -36,7 +36,7 @@ _HOMES = {
     "Conversion": "vaeconv.conversion",
     "ConvertOptions": "vaeconv.conversion",
     "CopyOptions": "vaeconv.executor",
-    "PruneOptions": "vaeconv.prune_plan",
+    "PruneOptions": "vaeconv.prune_options",
     "Pruning": "vaeconv.pruning",
     "ScalingOptions": "vaeconv.autoencoder.scaling",
     "VaeconvError": "vaeconv.errors",

@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from queue import SimpleQueue
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from vaeconv.checkpoint.scan import has_nonfinite
 from vaeconv.checkpoint.tensor import StorageReader, Tensor, check_storages, crc_error
 from vaeconv.errors import DTypeOverflowError, NonFiniteError, OutputError
 from vaeconv.plan import Row
+from vaeconv.workers import Scratch, Turn
 
 _PIECE = 1 << 20
 _WORKERS = 2
@@ -132,50 +133,6 @@ def start_writeback(fd: int, offset: int, size: int) -> None:
         os.posix_fadvise(fd, offset, size, os.POSIX_FADV_DONTNEED)
 
 
-class _Turn:
-    """Lets pieces through in their order."""
-
-    def __init__(self) -> None:
-        self._condition = threading.Condition()
-        self._next = 0
-        self._stopped = False
-
-    @contextmanager
-    def wait_for(self, index: int) -> Iterator[None]:
-        with self._condition:
-            while self._next != index and not self._stopped:
-                self._condition.wait()
-        yield
-        with self._condition:
-            self._next = index + 1
-            self._condition.notify_all()
-
-    def stop(self) -> None:
-        with self._condition:
-            self._stopped = True
-            self._condition.notify_all()
-
-
-class _Scratch:
-    """One worker's memory for the elements that a piece is cast from."""
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-        self._taken = 0
-
-    def clear(self) -> None:
-        self._taken = 0
-
-    def take(self, size: int) -> tuple[bytearray, int]:
-        """Give a buffer, and where in it so many bytes are free."""
-        if self._taken + size > len(self._buffer):
-            # What was given out before keeps the old buffer alive as long as it is in use.
-            self._buffer, self._taken = bytearray(max(size, 2 * len(self._buffer))), 0
-        start = self._taken
-        self._taken += size + -size % 8
-        return self._buffer, start
-
-
 class _Copy:
     """One output file on its way."""
 
@@ -193,7 +150,7 @@ class _Copy:
         self._readers: dict[str, StorageReader] = {}
         self._taking = threading.Lock()
         self._taken = 0
-        self._checked = _Turn()
+        self._checked = Turn()
         self._buffers: SimpleQueue[bytearray | None] = SimpleQueue()
         self._finished: dict[int, tuple[bytearray, int]] = {}
         self._hashing = threading.Lock()
@@ -230,7 +187,7 @@ class _Copy:
                 self._checked.stop()
 
     def _work(self) -> None:
-        scratch = _Scratch()
+        scratch = Scratch()
         try:
             # The buffer comes first: so the lowest piece in work never lacks one.
             while (buffer := self._buffers.get()) is not None:
@@ -250,7 +207,7 @@ class _Copy:
             self._taken += 1
             return self._taken - 1
 
-    def _carry(self, index: int, buffer: bytearray, scratch: _Scratch) -> None:
+    def _carry(self, index: int, buffer: bytearray, scratch: Scratch) -> None:
         start = index * _PIECE
         end = min(start + _PIECE, self._file.size)
         view = memoryview(buffer)
@@ -289,7 +246,7 @@ class _Copy:
         self,
         view: memoryview,
         buffer: bytearray,
-        scratch: _Scratch,
+        scratch: Scratch,
         segment: Segment,
         start: int,
         at: int,
@@ -310,7 +267,7 @@ class _Copy:
             return part
         return self._cast(row, start, part, scratch)
 
-    def _cast(self, row: Row, start: int, part: memoryview, scratch: _Scratch) -> memoryview:
+    def _cast(self, row: Row, start: int, part: memoryview, scratch: Scratch) -> memoryview:
         from vaeconv.checkpoint.cast import cast_chunk
 
         wide, narrow = row.source.dtype.itemsize, row.dtype.itemsize

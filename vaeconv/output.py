@@ -25,7 +25,6 @@ from vaeconv.checkpoint.base import Checkpoint
 from vaeconv.checkpoint.dtypes import CastLoss
 from vaeconv.checkpoint.folder import (
     CONFIG,
-    are_weights,
     index_name,
     shard_names,
     weights_name,
@@ -35,6 +34,7 @@ from vaeconv.checkpoint.source import ByteSource
 from vaeconv.errors import OutputError, UsageError
 from vaeconv.executor import CopyOptions, copy_rows
 from vaeconv.plan import Plan, Row
+from vaeconv.shards import shard_index, split_rows, stale_names
 
 MANIFEST = "vaeconv.json"
 _MANIFEST_VERSION = 1
@@ -210,7 +210,7 @@ class _Job:
         shards = split_rows(self.plan.rows, self.output.max_shard_size)
         names = shard_names(variant, len(shards)) if len(shards) > 1 else [weights_name(variant)]
         own = {*names, *([index_name(variant)] if len(shards) > 1 else []), CONFIG}
-        stale = frozenset(_stale_names(target, variant, own))
+        stale = frozenset(stale_names(target, variant, own))
         with staged_folder(
             target, overwrite=self.overwrite, durable=durable, stale=stale
         ) as folder:
@@ -220,7 +220,7 @@ class _Job:
             ]
             small = {CONFIG: dump_config(self.output.config)}
             if len(shards) > 1:
-                small[index_name(variant)] = _shard_index(names, shards)
+                small[index_name(variant)] = shard_index(names, shards)
             for name, data in small.items():
                 write_small_file(folder / name, data, durable=durable)
                 digest = hashlib.sha256(data).hexdigest()
@@ -266,44 +266,6 @@ def cast_notes(written: Sequence[Written]) -> list[str]:
             f"{clamped[worst].overflow:g} in {worst}"
         )
     return notes
-
-
-def split_rows(rows: Sequence[Row], max_shard_size: int | None) -> list[list[Row]]:
-    """Distribute rows over shards, in their order, as huggingface_hub does.
-
-    A tensor that is larger than a shard gets one of its own
-    (``huggingface_hub.serialization.split_state_dict_into_shards_factory``).
-    """
-    shards: list[list[Row]] = []
-    current: list[Row] = []
-    for row in rows:
-        if max_shard_size is not None and row.nbytes > max_shard_size:
-            shards.append([row])
-            continue
-        if max_shard_size is not None and current:
-            if sum(r.nbytes for r in current) + row.nbytes > max_shard_size:
-                shards.append(current)
-                current = []
-        current.append(row)
-    return [*shards, current] if current else shards
-
-
-def _shard_index(names: Sequence[str], shards: Sequence[Sequence[Row]]) -> bytes:
-    document = {
-        "metadata": {"total_size": sum(row.nbytes for rows in shards for row in rows)},
-        "weight_map": {
-            row.name: name for name, rows in zip(names, shards, strict=True) for row in rows
-        },
-    }
-    return (json.dumps(document, indent=2, sort_keys=True) + "\n").encode()
-
-
-def _stale_names(target: Path, variant: str | None, own: set[str]) -> list[str]:
-    """List files of an earlier run that hold the same weights cut into other files."""
-    if not target.is_dir():
-        return []
-    names = (entry.name for entry in target.iterdir())
-    return [name for name in names if are_weights(name, variant) and name not in own]
 
 
 def _entry(written: Written, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -24,7 +24,8 @@ from vaeconv.output import (
     write_output,
 )
 from vaeconv.plan import Plan
-from vaeconv.prune_plan import Group, Probed, PruneOptions, PrunePlanner
+from vaeconv.prune_options import Probed, PruneOptions
+from vaeconv.prune_plan import Group, PrunePlanner
 from vaeconv.survey import Survey, read_stored_scaling, survey_checkpoint
 
 

@@ -20,9 +20,10 @@ from vaeconv.autoencoder.accounting import (
     find_prefixes,
     no_autoencoder,
 )
-from vaeconv.autoencoder.config import GivenConfig, Scaling, parse_config
+from vaeconv.autoencoder.config import GivenConfig, Scaling
 from vaeconv.autoencoder.ema import DECAY, NUM_UPDATES, EmaSurvey, survey_ema
 from vaeconv.autoencoder.families import BY_NAME
+from vaeconv.autoencoder.given_config import parse_config
 from vaeconv.autoencoder.topology import Layout
 from vaeconv.checkpoint.base import Checkpoint
 from vaeconv.checkpoint.tensor import Tensor, check_repeats

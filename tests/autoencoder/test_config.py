@@ -21,8 +21,8 @@ from vaeconv.autoencoder.config import (
     Scaling,
     build_config,
     dump_config,
-    parse_config,
 )
+from vaeconv.autoencoder.given_config import parse_config
 from vaeconv.autoencoder.topology import Topology
 from vaeconv.errors import (
     ConfigMismatchError,

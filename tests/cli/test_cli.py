@@ -53,7 +53,7 @@ def test_module_runs_like_the_entry_point():
     assert done.stdout.strip() == f"vaeconv {__version__}"
 
 
-@pytest.mark.parametrize("command", [[], ["inspect"], ["convert"]])
+@pytest.mark.parametrize("command", [[], ["inspect"], ["convert"], ["prune"]])
 def test_help_has_examples_for_each_command(command):
     result = run(*command, "--help")
     assert result.exit_code == 0
@@ -200,7 +200,10 @@ def test_commands_that_move_weights_import_neither_torch_nor_diffusers(tmp_path)
     script = """
 import sys
 from vaeconv.cli import app
-for args in (["--help"], ["inspect", sys.argv[1]], ["convert", "-q", sys.argv[1], sys.argv[2]]):
+source, folder, file = sys.argv[1:]
+for args in (
+    ["--help"], ["inspect", source], ["convert", "-q", source, folder], ["prune", source, file]
+):
     try:
         app(args)
     except SystemExit as done:
@@ -208,7 +211,7 @@ for args in (["--help"], ["inspect", sys.argv[1]], ["convert", "-q", sys.argv[1]
 sys.exit(", ".join(sorted({"torch", "diffusers", "transformers"} & sys.modules.keys())) or 0)
 """
     done = subprocess.run(
-        [sys.executable, "-c", script, CKPT, tmp_path / "out"],
+        [sys.executable, "-c", script, CKPT, tmp_path / "out", tmp_path / "out.safetensors"],
         capture_output=True,
         text=True,
         check=False,

@@ -22,7 +22,7 @@ class DTypeChoice(str, Enum):
 
 
 class PartChoice(str, Enum):
-    """Parts of a checkpoint; those of :class:`vaeconv.prune_plan.Part`."""
+    """Parts of a checkpoint; those of :class:`vaeconv.prune_options.Part`."""
 
     UNET = "unet"
     VAE = "vae"

@@ -33,7 +33,7 @@ from vaeconv.cli.options import (
 
 if TYPE_CHECKING:
     from vaeconv.plan import Row
-    from vaeconv.prune_plan import Probe, Probed, PruneOptions
+    from vaeconv.prune_options import Probe, Probed, PruneOptions
     from vaeconv.pruning import Pruning
 
 PARTS, PROBE = "Parts", "Probe"
@@ -179,7 +179,7 @@ def prune(
     """  # fmt: skip
     from vaeconv.cli.pruned import print_batch, print_single
     from vaeconv.executor import CopyOptions
-    from vaeconv.prune_plan import Part, PruneOptions
+    from vaeconv.prune_options import Part, PruneOptions
 
     jobs = _pair(paths, out_dir)
     options = PruneOptions(

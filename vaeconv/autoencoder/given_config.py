@@ -1,0 +1,189 @@
+"""Read configs that were given, or came with the weights.
+
+Four spellings are read: diffusers' own JSON, and YAML with a ``ddconfig`` at
+``model.params.ddconfig`` (CompVis first stages), under ``model.params.first_stage_config.params``
+(LDM, Stable Diffusion), or split into ``encoder_config`` and ``decoder_config`` (sgm).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from vaeconv.autoencoder.config import (
+    CLASS_NAME,
+    DOWN_BLOCKS,
+    UP_BLOCKS,
+    GivenConfig,
+    Scaling,
+)
+from vaeconv.autoencoder.refusals import refuse
+from vaeconv.errors import ConfigMismatchError, MalformedCheckpointError
+
+_CLASS_DEFAULT_SCALING = 0.18215
+
+
+def parse_config(text: str, name: str) -> GivenConfig:
+    """Read a config in any of the four spellings.
+
+    Raises:
+        MalformedCheckpointError: It is neither JSON nor YAML, or its values have wrong types.
+        UnsupportedModelError: It is the config of another class.
+    """
+    document = _load(text, name)
+    try:
+        if "_class_name" in document or "block_out_channels" in document:
+            return _from_diffusers(document, name)
+        return _from_compvis(document, name)
+    except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
+        raise MalformedCheckpointError(
+            f"not a config of an autoencoder ({type(error).__name__}: {error})", where=name
+        ) from error
+
+
+def _load(text: str, name: str) -> dict[str, Any]:
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        import yaml
+
+        try:
+            document = yaml.safe_load(text)
+        except (yaml.YAMLError, RecursionError, ValueError) as error:
+            raise MalformedCheckpointError("neither JSON nor YAML", where=name) from error
+    if not isinstance(document, dict):
+        raise MalformedCheckpointError("not a config: it holds no fields", where=name)
+    return document
+
+
+def _from_diffusers(document: dict[str, Any], name: str) -> GivenConfig:
+    kind = document.get("_class_name", CLASS_NAME)
+    if kind != CLASS_NAME:
+        raise refuse(f"a config of {kind}", "it is another class", name)
+    down, up = document.get("down_block_types"), document.get("up_block_types")
+    attention = None
+    if down is not None:
+        attention = tuple(_index(DOWN_BLOCKS, block, name) for block in down)
+        if up is not None and attention != tuple(_index(UP_BLOCKS, b, name) for b in reversed(up)):
+            raise ConfigMismatchError(
+                "attention is on other levels in down_block_types than in up_block_types",
+                where=name,
+            )
+    # Files of early diffusers leave fields out; the class defaults applied then.
+    scaling = _number(document.get("scaling_factor"))
+    return GivenConfig(
+        name=name,
+        in_channels=document.get("in_channels"),
+        out_channels=document.get("out_channels"),
+        channels=_ints(document.get("block_out_channels")),
+        layers_per_block=document.get("layers_per_block"),
+        latent_channels=document.get("latent_channels"),
+        level_attention=attention,
+        mid_attention=document.get("mid_block_add_attention"),
+        quant_conv=document.get("use_quant_conv"),
+        post_quant_conv=document.get("use_post_quant_conv"),
+        norm_num_groups=_positive(document.get("norm_num_groups")),
+        act_fn=_text(document.get("act_fn")),
+        sample_size=_positive(document.get("sample_size")),
+        force_upcast=_boolean(document.get("force_upcast")),
+        scaling=Scaling(
+            _CLASS_DEFAULT_SCALING if scaling is None else scaling,
+            _number(document.get("shift_factor")),
+            _numbers(document.get("latents_mean")),
+            _numbers(document.get("latents_std")),
+            f"diffusers' class default, as {_file(name)} has none"
+            if scaling is None
+            else _file(name),
+        ),
+    )
+
+
+def _from_compvis(document: dict[str, Any], name: str) -> GivenConfig:
+    params = document["model"]["params"]
+    factor = _number(params.get("scale_factor"))
+    stage = (params.get("first_stage_config") or {}).get("params") or params
+    dd = stage.get("ddconfig") or (stage.get("encoder_config") or {}).get("params")
+    if not isinstance(dd, dict):
+        raise KeyError("model.params has no ddconfig, first_stage_config or encoder_config")
+    if dd.get("attn_type") == "linear":
+        raise refuse("an autoencoder with linear attention", "diffusers has none", name)
+    if dd.get("tanh_out"):
+        raise refuse("an autoencoder with tanh_out", "diffusers has no tanh at the end", name)
+    if not dd.get("double_z", True):
+        raise refuse("a VQ model, or one without a posterior (double_z: false)", "no moments", name)
+    multipliers = dd["ch_mult"]
+    resolution = dd.get("resolution")
+    attention = None
+    if resolution is not None:
+        sizes = set(dd.get("attn_resolutions") or ())
+        attention = tuple(resolution // 2**level in sizes for level in range(len(multipliers)))
+    has_quant = True if "embed_dim" in stage else None
+    return GivenConfig(
+        name=name,
+        in_channels=dd.get("in_channels"),
+        out_channels=dd.get("out_ch"),
+        channels=tuple(int(dd["ch"] * m) for m in multipliers),
+        layers_per_block=dd.get("num_res_blocks"),
+        latent_channels=dd.get("z_channels"),
+        level_attention=attention,
+        mid_attention=dd.get("attn_type", "vanilla") != "none",
+        quant_conv=has_quant,
+        post_quant_conv=has_quant,
+        sample_size=resolution,
+        scaling=None
+        if factor is None
+        else Scaling(factor, source=f"scale_factor in {_file(name)}"),
+    )
+
+
+def _index(types: Mapping[bool, str], block: str, name: str) -> bool:
+    for attention, spelled in types.items():
+        if spelled == block:
+            return attention
+    raise refuse(f"an autoencoder with {block} blocks", "only plain and attention blocks", name)
+
+
+def _file(name: str) -> str:
+    """Name a config without its folder, which is another one on the next machine."""
+    return name.rpartition("/")[2]
+
+
+def _ints(values: Any) -> tuple[int, ...] | None:
+    return None if values is None else tuple(int(value) for value in values)
+
+
+def _numbers(values: Any) -> tuple[float, ...] | None:
+    return None if values is None else tuple(map(_finite, values))
+
+
+def _text(value: Any) -> str | None:
+    if value is not None and type(value) is not str:
+        raise ValueError(f"{value!r} is not text")
+    return value
+
+
+def _boolean(value: Any) -> bool | None:
+    if value is not None and type(value) is not bool:
+        raise ValueError(f"{value!r} is neither true nor false")
+    return value
+
+
+def _positive(value: Any) -> int | None:
+    if value is None:
+        return None
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{value!r} is not a positive whole number")
+    return value
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else _finite(value)
+
+
+def _finite(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{value!r} is not finite")
+    return number

@@ -1,0 +1,99 @@
+"""What pruning can be told."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Protocol
+
+from vaeconv.executor import CopyOptions
+from vaeconv.plan import Row
+
+
+class Part(str, Enum):
+    """Parts of a checkpoint that can be kept or dropped."""
+
+    UNET = "unet"
+    VAE = "vae"
+    TEXT_ENCODER = "text-encoder"
+    SCHEDULE = "schedule"
+    LOSS = "loss"
+    OTHER = "other"
+
+
+_INFERENCE = frozenset(Part) - {Part.LOSS}
+
+
+class Probed(Protocol):
+    """What a probe found; :class:`vaeconv.parity.probe.ProbeReport` is one."""
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether activations fit fp16."""
+
+    def describe(self) -> str:
+        """Say it in one line."""
+
+    def document(self) -> dict[str, Any]:
+        """Describe it for machines."""
+
+
+Probe = Callable[[Sequence[Row], Mapping[str, Any]], Probed]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruneOptions:
+    """How to prune.
+
+    Attributes:
+        dtype: ``fp16``, ``bf16``, ``fp32`` or ``keep``; tensors of integers keep theirs.
+        fp16_except: Patterns of keys that keep their dtype.
+        ema: Whether to fold the moving average over the raw weights where there is one.
+        vae_only: Whether to keep nothing but the autoencoder, without its prefix.
+        keep: Parts to keep although they are dropped by default.
+        drop: Parts to drop although they are kept by default.
+        vae: Another autoencoder to put in place of the one in a full checkpoint.
+        prefix: What the autoencoder's keys begin with in the output; None to leave it.
+        source_prefix: Which autoencoder is meant, where the source holds several.
+        variant: Variant to write in a diffusers folder, or to read from one; such as ``fp16``.
+        max_shard_size: Bytes of a shard in a folder; None for one file.
+        salvage: Whether to read past unsafe names in a pickle.
+        download: Whether to fetch a file on the Hub whole.
+        overwrite: Whether an existing output may be replaced.
+        hash_source: Whether to record the sha256 of the source file.
+        manifest: Whether a single output file gets a manifest beside it; folders always have one.
+        probe: Called before anything is written with the autoencoder's rows under their diffusers
+            names and shapes, and with its config; says whether fp16 is enough to decode.
+        require_fp16: Whether a probe that says no is an error.
+        copy: What to check on the way.
+        on_fetch: Called with the bytes that arrived from the Hub, from any thread.
+    """
+
+    dtype: str = "fp16"
+    fp16_except: tuple[str, ...] = ()
+    ema: bool = False
+    vae_only: bool = False
+    keep: frozenset[Part] = frozenset()
+    drop: frozenset[Part] = frozenset()
+    vae: str | os.PathLike[str] | None = None
+    prefix: str | None = None
+    source_prefix: str | None = None
+    variant: str | None = None
+    max_shard_size: int | None = None
+    salvage: bool = False
+    download: bool = False
+    overwrite: bool = False
+    hash_source: bool = False
+    manifest: bool = False
+    probe: Probe | None = None
+    require_fp16: bool = False
+    copy: CopyOptions = CopyOptions()
+    on_fetch: Callable[[int], None] | None = None
+
+    @property
+    def kept(self) -> frozenset[Part]:
+        """The parts that stay."""
+        kept = frozenset({Part.VAE}) if self.vae_only else _INFERENCE
+        return (kept | self.keep) - self.drop
