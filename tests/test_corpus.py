@@ -88,6 +88,8 @@ def refuse(case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         (("convert", path, out / "folder"), case.convert),
         (("convert", path, out / "file.safetensors"), case.to_file),
         (("convert", "--ema", path, out / "file.ckpt"), case.to_file | {3}),
+        (("prune", "--dtype", "keep", path, out / "file.safetensors"), case.to_file | case.prune),
+        (("prune", "--ema", path, out / "file.ckpt"), case.to_file | case.prune),
     ):
         started, memory = time.perf_counter(), peak()
         code = run(*args)
@@ -122,11 +124,14 @@ def test_good(case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     path = case.write(tmp_path / "in")
     assert case.expected is not None
     expected = case.expected()
-    folder, single, ckpt = (tmp_path / name for name in ("out", "out.safetensors", "out.ckpt"))
+    folder, single, ckpt, pruned = (
+        tmp_path / name for name in ("out", "out.safetensors", "out.ckpt", "pruned.safetensors")
+    )
     started = time.perf_counter()
     assert run("inspect", path) == 0, capsys.readouterr().err
     for target in (folder, single, ckpt):
         assert run("convert", path, target, *case.options) == 0, capsys.readouterr().err
+    assert run("prune", "--vae-only", path, pruned) == 0, capsys.readouterr().err
     assert time.perf_counter() - started < 2 * SECONDS
     assert_clean(capsys.readouterr().err, 0, "convert")
     theirs = load_file(corpus.FIXTURES / "tiny-diffusers/diffusion_pytorch_model.safetensors")
@@ -135,6 +140,8 @@ def test_good(case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
                  {name: tensor.to(dtype) for name, tensor in theirs.items()})  # fmt: skip
     assert_equal(load_file(single), expected)
     assert_equal(torch.load(ckpt, weights_only=True)["state_dict"], expected)
+    halves = {name: t.half() for name, t in (theirs if path.is_dir() else expected).items()}
+    assert_equal(load_file(pruned), halves)
     assert json.loads((folder / "config.json").read_text())["block_out_channels"] == [32, 32]
     assert not CANARY.exists()
 

@@ -73,6 +73,8 @@ def test_no_arguments_print_the_help_and_no_error():
     [
         (["convert", CKPT], 2, "Missing argument"),
         (["convert", "--bogus", CKPT, "out"], 2, "--bogus"),
+        (["convret", CKPT, "out"], 2, "did you mean convert?"),
+        (["frobnicate"], 2, "see vaeconv --help"),
         (["convert", "--dtype", "fp8", CKPT, "out"], 2, "fp8"),
         (["convert", "--family", "sd9", CKPT, "{tmp}/out"], 2, "sd9"),
         (["convert", "{tmp}/nothing.ckpt", "{tmp}/out"], 3, "No such file"),

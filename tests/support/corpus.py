@@ -54,6 +54,7 @@ class Case:
         expected: CompVis weights that a good file converts to.
         mentions: Text that the error must contain.
         convert_to_file: Exit codes of ``convert`` to a CompVis file, where they are others.
+        prune: Further exit codes of ``prune``.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Case:
     expected: Callable[[], State] | None = None
     mentions: str = ""
     convert_to_file: frozenset[int] | None = None
+    prune: frozenset[int] = BAD_INPUT
 
     @property
     def to_file(self) -> frozenset[int]:
@@ -1444,6 +1446,7 @@ _TOLERATED: dict[str, dict[str, frozenset[int]]] = {
     "model_scale_factor_nan": {"convert_to_file": frozenset({0})},
     "model_edm_std_nan": {"convert_to_file": frozenset({0})},
     "model_ema_updates_nan": {"convert": frozenset({0})},
+    "model_only_unet": {"prune": frozenset({0})},  # a diffusion model may come alone
 }
 
 

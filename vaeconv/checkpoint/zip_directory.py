@@ -29,7 +29,8 @@ _ENCRYPTED = 0x1 | 0x40 | 0x2000
 _HAS_DESCRIPTOR = 0x8
 _INFLATE_PIECE = 64 << 10
 # Trained weights hardly compress; what shrinks a hundredfold and is huge is there to fill a disk.
-_BOMB_RATIO, _BOMB_SIZE = 100, 1 << 30
+_BOMB_RATIO, _BOMB_SIZE = 100, 256 << 20
+_BOMB_ENTRY = 1 << 30
 
 
 @dataclass(slots=True)
@@ -178,6 +179,7 @@ def read_zip_directory(source: ByteSource) -> dict[str, ZipEntry]:
         raise MalformedCheckpointError(
             "the zip directory is longer than its entries", where=source.name
         )
+    _check_inflation(source, entries)
     _check_extents(source, entries, offset)
     return {name: entry for name, entry in entries.items() if not name.endswith("/")}
 
@@ -261,7 +263,7 @@ def _parse_entry(source: ByteSource, directory: bytearray, position: int) -> tup
         problem = f"uses compression method {method}; only stored and deflated are read"
     elif method == _STORED and compressed != size:
         problem = "is stored, but its two sizes differ"
-    elif size > max(_BOMB_SIZE, compressed * _BOMB_RATIO):
+    elif size > max(_BOMB_ENTRY, compressed * _BOMB_RATIO):
         problem = f"inflates {compressed} bytes to {size}: a decompression bomb"
     if problem:
         raise MalformedCheckpointError(f"zip entry {name} {problem}", where=source.name)
@@ -288,6 +290,14 @@ def _read_zip64_extra(
             return resolved[0], resolved[1], resolved[2]
         at += 4 + length
     raise MalformedCheckpointError(f"zip entry {name} has no zip64 sizes", where=source.name)
+
+
+def _check_inflation(source: ByteSource, entries: dict[str, ZipEntry]) -> None:
+    total = sum(entry.size for entry in entries.values())
+    if total > max(_BOMB_SIZE, source.size * _BOMB_RATIO):
+        raise MalformedCheckpointError(
+            f"inflates {source.size} bytes to {total}: a decompression bomb", where=source.name
+        )
 
 
 def _check_extents(source: ByteSource, entries: dict[str, ZipEntry], directory: int) -> None:

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib import import_module
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
@@ -15,9 +16,6 @@ import typer
 from typer.core import TyperGroup
 
 from vaeconv._version import __version__
-from vaeconv.cli.convert import convert
-from vaeconv.cli.inspect import inspect
-from vaeconv.cli.prune import prune
 from vaeconv.cli.render import print_error, print_json
 from vaeconv.errors import UsageError, VaeconvError
 
@@ -36,11 +34,28 @@ class _Stopped(BaseException):
 
 _INTERRUPTED = 130, "interrupted; nothing was left behind"
 _TERMINATED = 143, "terminated; nothing was left behind"
+COMMANDS = ("inspect", "convert", "prune")
 _BROKEN_PIPE = (141,)  # who read the output has gone, and would not read a message either
 
 
 class Commands(TyperGroup):
-    """Runs a command and turns whatever it raises into one line and an exit code."""
+    """Runs a command and turns whatever it raises into one line and an exit code.
+
+    A command's options are made when it is asked for: those of all commands take longer than
+    most of them take to run.
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Name the commands, in the order of the help."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Make a command from the function of its name in the module of its name."""
+        if cmd_name not in COMMANDS:
+            return None
+        single = typer.Typer(add_completion=False)
+        single.command(cmd_name)(getattr(import_module(f"vaeconv.cli.{cmd_name}"), cmd_name))
+        return typer.main.get_command(single)
 
     def invoke(self, ctx: Any) -> Any:
         """Run, and say of a stop what it is: Typer would end without a word."""
@@ -69,9 +84,7 @@ def _guarded(run: Any, args: list[str]) -> int:
         message = error.format_message() if hasattr(error, "format_message") else str(error)
         if not message:  # no arguments: the help was printed
             return UsageError.exit_code
-        failure = UsageError(
-            message.rstrip(".").replace("\n", " "), hint=f"see vaeconv {command} --help"
-        )
+        failure = UsageError(message.rstrip(".").replace("\n", " "), hint=_where_to_look(command))
     except _Stopped as stop:
         if stop.message:
             print_error(stop.message)
@@ -96,6 +109,15 @@ def _guarded(run: Any, args: list[str]) -> int:
     return failure.exit_code
 
 
+def _where_to_look(command: str) -> str:
+    if command in COMMANDS:
+        return f"see vaeconv {command} --help"
+    from difflib import get_close_matches
+
+    meant = get_close_matches(command, COMMANDS, 1)
+    return f"did you mean {meant[0]}?" if meant else "see vaeconv --help"
+
+
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
@@ -103,9 +125,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("inspect")(inspect)
-app.command("convert")(convert)
-app.command("prune")(prune)
 
 
 def _print_version(wanted: bool) -> None:
