@@ -53,7 +53,7 @@ EXTERNAL: dict[str, set[str]] = {
 # They cost more to import than most commands take to run.
 LATE = {"torch", "diffusers", "numpy", "rich", "huggingface_hub", "yaml", "click"}
 EARLY = {("vaeconv.checkpoint.cast", "numpy")}  # a module that is itself imported late
-RESOLVERS = {"vaeconv"}  # may import by name, to resolve its public names late
+RESOLVERS = {"vaeconv", "vaeconv.cli"}  # import parts of their own by name, as late as can be
 
 
 class Import(NamedTuple):
