@@ -152,14 +152,16 @@ def run_mutants(bench: Bench, kind: str, count: int) -> Counter[str]:
             continue
         seen["converted"] += 1
         if kind in CHECKED:
-            assert result == bench.reference, f"{kind}: {what}: other weights passed"
+            is_same = result == bench.reference  # apart: pytest would write megabytes of difference
+            assert is_same, f"{kind}: {what}: other weights passed"
             continue
         # Nothing in these tells damaged weights; they must be those that others read.
         expected = READ[kind](bytes(mutant))
         if expected is None:
             seen["refused by others"] += 1
         else:
-            assert weights(result) == expected, f"{kind}: {what}: other weights than in the file"
+            is_same = weights(result) == expected
+            assert is_same, f"{kind}: {what}: other weights than in the file"
     assert peak() - memory < MEMORY
     return seen
 
