@@ -51,6 +51,7 @@ QUESTIONS = [
     ("diffusers: ckpt to diffusers", "ckpt to diffusers"),
     ("diffusers: ckpt to diffusers", "ckpt to diffusers, --no-check"),
     ("diffusers: ckpt to diffusers, fp16", "ckpt to diffusers, fp16"),
+    ("diffusers: ckpt to diffusers, fp16", "ckpt to diffusers, fp16, --no-check"),
     ("diffusers: VAE out of 7.7 GB", "VAE out of 7.7 GB"),
 ]
 
@@ -129,6 +130,16 @@ def vaeconv_cases(paths: Paths, program: str) -> list[Case]:
         convert("ckpt to diffusers", paths.small, "default", *FAMILY, floors=fp32),
         convert(
             "ckpt to diffusers, fp16", paths.small, "half", *FAMILY, "--dtype", "fp16", floors=fp16
+        ),
+        convert(
+            "ckpt to diffusers, fp16, --no-check",
+            paths.small,
+            "half-no-check",
+            *FAMILY,
+            "--dtype",
+            "fp16",
+            "--no-check",
+            floors=fp16,
         ),
         convert("diffusers to safetensors", paths.fp32, "back.safetensors", floors=fp32),
         convert("diffusers to ckpt", paths.fp32, "back.ckpt", floors=fp32),
