@@ -819,3 +819,18 @@ def test_the_hashes_in_a_manifest_are_those_of_the_files_beside_it(tmp_path):
         data = tree[f"out/{name}"]
         assert data is not None
         assert hashlib.sha256(data).hexdigest() == entry["sha256"]
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system reserves no space")
+@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, 5), (errno.EOPNOTSUPP, 0)])
+def test_space_is_taken_before_anything_is_copied(number, code, tmp_path, monkeypatch):
+    def refuse(fd: int, offset: int, size: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    if code:
+        monkeypatch.setattr(os, "pwrite", lambda *_: pytest.fail("it went on"))
+    result = run("convert", CKPT, tmp_path / "out.safetensors")
+    assert result.exit_code == code, result.output
+    assert (tmp_path / "out.safetensors").exists() == (code == 0)
+    assert len(list(tmp_path.iterdir())) == (code == 0)
