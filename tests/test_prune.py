@@ -49,7 +49,7 @@ from vaeconv.errors import (
     UnmappedKeysError,
     UsageError,
 )
-from vaeconv.prune_options import Part
+from vaeconv.parts import Part
 
 BIG = "decoder.mid.block_1.conv2.weight"
 ENTRY = Path(sys.executable).with_name("vaeconv")

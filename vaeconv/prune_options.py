@@ -5,23 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any, Protocol
 
 from vaeconv.executor import CopyOptions
+from vaeconv.parts import Part
 from vaeconv.plan import Row
-
-
-class Part(str, Enum):
-    """Parts of a checkpoint that can be kept or dropped."""
-
-    UNET = "unet"
-    VAE = "vae"
-    TEXT_ENCODER = "text-encoder"
-    SCHEDULE = "schedule"
-    LOSS = "loss"
-    OTHER = "other"
-
 
 _INFERENCE = frozenset(Part) - {Part.LOSS}
 

@@ -16,8 +16,9 @@ from vaeconv.checkpoint.base import Checkpoint
 from vaeconv.checkpoint.dtypes import BY_OPTION, DType
 from vaeconv.checkpoint.tensor import Tensor, check_repeats
 from vaeconv.errors import ConfigMismatchError, EmaError, UsageError
+from vaeconv.parts import Part
 from vaeconv.plan import KEEP, Plan, Row, weight_dtype
-from vaeconv.prune_options import Part, PruneOptions
+from vaeconv.prune_options import PruneOptions
 from vaeconv.survey import Survey
 
 _BAKED_PREFIX = "first_stage_model."

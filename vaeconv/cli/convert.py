@@ -27,6 +27,7 @@ from vaeconv.cli.options import (
     Salvage,
     Source,
     SourcePrefix,
+    Variant,
     Verbose,
     with_dot,
 )
@@ -49,14 +50,7 @@ def convert(
     ema: Annotated[
         bool, typer.Option("--ema/--no-ema", help="Take EMA weights where a tensor has them.")
     ] = False,
-    variant: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            show_default=False,
-            help="Variant of the diffusers folder, such as fp16: OUT's, else IN's.",
-        ),
-    ] = None,
+    variant: Variant = None,
     prefix: Annotated[
         str,
         typer.Option(

@@ -21,17 +21,6 @@ class DTypeChoice(str, Enum):
     BF16 = "bf16"
 
 
-class PartChoice(str, Enum):
-    """Parts of a checkpoint; those of :class:`vaeconv.prune_options.Part`."""
-
-    UNET = "unet"
-    VAE = "vae"
-    TEXT_ENCODER = "text-encoder"
-    SCHEDULE = "schedule"
-    LOSS = "loss"
-    OTHER = "other"
-
-
 Source = Annotated[
     str,
     typer.Argument(
@@ -91,6 +80,15 @@ Family = Annotated[
         "settles scaling and shift.",
         show_default=False,
         rich_help_panel=SCALING,
+    ),
+]
+Variant = Annotated[
+    str | None,
+    typer.Option(
+        "--variant",
+        metavar="NAME",
+        show_default=False,
+        help="Variant of a diffusers folder, such as fp16: OUT's, else IN's.",
     ),
 ]
 Overwrite = Annotated[

@@ -22,14 +22,15 @@ from vaeconv.cli.options import (
     Json,
     Manifest,
     Overwrite,
-    PartChoice,
     Quiet,
     Salvage,
     SourcePrefix,
+    Variant,
     Verbose,
     parse_size,
     with_dot,
 )
+from vaeconv.parts import Part
 
 if TYPE_CHECKING:
     from vaeconv.plan import Row
@@ -76,14 +77,7 @@ def prune(
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     manifest: Manifest = False,
-    variant: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            show_default=False,
-            help="Variant of a diffusers folder, such as fp16: OUT's, else IN's.",
-        ),
-    ] = None,
+    variant: Variant = None,
     max_shard_size: Annotated[
         int | None,
         typer.Option(
@@ -102,7 +96,7 @@ def prune(
         ),
     ] = False,
     keep: Annotated[
-        list[PartChoice] | None,
+        list[Part] | None,
         typer.Option(
             rich_help_panel=PARTS,
             show_default=False,
@@ -110,7 +104,7 @@ def prune(
         ),
     ] = None,
     drop: Annotated[
-        list[PartChoice] | None,
+        list[Part] | None,
         typer.Option(rich_help_panel=PARTS, show_default=False, help="Drop a part; repeatable."),
     ] = None,
     vae: Annotated[
@@ -179,7 +173,7 @@ def prune(
     """  # fmt: skip
     from vaeconv.cli.pruned import print_batch, print_single
     from vaeconv.executor import CopyOptions
-    from vaeconv.prune_options import Part, PruneOptions
+    from vaeconv.prune_options import PruneOptions
 
     jobs = _pair(paths, out_dir)
     options = PruneOptions(
@@ -187,8 +181,8 @@ def prune(
         fp16_except=tuple(fp16_except or ()),
         ema=ema,
         vae_only=vae_only,
-        keep=frozenset(Part(part.value) for part in keep or ()),
-        drop=frozenset(Part(part.value) for part in drop or ()),
+        keep=frozenset(keep or ()),
+        drop=frozenset(drop or ()),
         vae=vae,
         prefix=None if prefix is None else with_dot(prefix) or "",
         source_prefix=with_dot(source_prefix),
