@@ -399,9 +399,12 @@ def test_excepted_keys_keep_their_dtype(tmp_path: Path) -> None:
     assert_same(found, narrow | {name: weights_of()[name] for name in wide})
 
 
-def test_an_overflow_names_the_tensor_and_its_largest_value(tmp_path: Path) -> None:
+def test_an_overflow_names_the_tensor_and_its_largest_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vaeconv.executor._PIECE", 4096)  # the largest is in a later piece
     state = with_value(-70000.0)
-    state[BIG].view(-1)[5] = 123456.0
+    state[BIG].view(-1)[-1] = 123456.0
     with pytest.raises(DTypeOverflowError, match=rf"{BIG}.*123456") as caught:
         pruned(tmp_path, state)
     assert "--clamp" in str(caught.value)
@@ -422,6 +425,7 @@ def test_clamp_saturates_and_says_so(tmp_path: Path) -> None:
 
 def test_values_that_become_zero_are_counted(tmp_path: Path) -> None:
     state = weights_of() | {BIG: torch.full_like(weights_of()[BIG], 2e-8)}
+    state[BIG][:3] = 0.0  # these were zero before
     zeros = {name: int((t.half() == 0).sum() - (t == 0).sum()) for name, t in state.items()}
     tensors = sum(count > 0 for count in zeros.values())
     source = save_ckpt(tmp_path / "in.ckpt", state)
