@@ -12,8 +12,9 @@ from torch import Tensor
 
 from fixtures import make_fixtures as make
 from fixtures.compare import compare, is_same
-from tests.support.compvis import AutoencoderKL, DDConfig
+from tests.support.compvis import DDConfig
 from tests.support.lightning import CALLBACK_MODULE, fake_lightning
+from vaeconv.parity.compvis import CompVisAutoencoder
 
 FOLDER = make.FOLDER
 
@@ -23,8 +24,8 @@ def load_training(path: Path) -> dict[str, Any]:
         return torch.load(path, weights_only=False)
 
 
-def load_reference(weights: dict[str, Tensor], config: DDConfig) -> AutoencoderKL:
-    model = AutoencoderKL(config)
+def load_reference(weights: dict[str, Tensor], config: DDConfig) -> CompVisAutoencoder:
+    model = CompVisAutoencoder(config.topology)
     model.load_state_dict(weights, strict=True)
     return model.eval()
 

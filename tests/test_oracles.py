@@ -16,8 +16,9 @@ from torch import Tensor
 
 from fixtures.compare import is_same
 from fixtures.make_fixtures import make_weights, random_tensor
-from tests.support.compvis import AutoencoderKL, DDConfig
+from tests.support.compvis import DDConfig
 from vaeconv import ConvertOptions, ScalingOptions, convert
+from vaeconv.parity.compvis import CompVisAutoencoder
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -180,13 +181,13 @@ CONFIGS = {
 }
 
 
-def load_reference(weights: dict[str, Tensor], config: DDConfig) -> AutoencoderKL:
-    model = AutoencoderKL(config)
+def load_reference(weights: dict[str, Tensor], config: DDConfig) -> CompVisAutoencoder:
+    model = CompVisAutoencoder(config.topology)
     model.load_state_dict(weights, strict=True)
     return model.eval()
 
 
-def differences(theirs: Any, ours: AutoencoderKL, config: DDConfig) -> tuple[float, float]:
+def differences(theirs: Any, ours: CompVisAutoencoder, config: DDConfig) -> tuple[float, float]:
     """Largest difference of the moments and of the pictures, both of a size of about one."""
     side = 2 ** (len(config.ch_mult) - 1)
     picture = random_tensor("picture", (1, config.in_channels, 2 * side, 4 * side), seed=1)

@@ -52,7 +52,8 @@ EXTERNAL: dict[str, set[str]] = {
 }  # fmt: skip
 # They cost more to import than most commands take to run.
 LATE = {"torch", "diffusers", "numpy", "rich", "huggingface_hub", "yaml", "click"}
-EARLY = {("vaeconv.checkpoint.cast", "numpy")}  # a module that is itself imported late
+# Modules that are themselves imported late.
+EARLY = {("vaeconv.checkpoint.cast", "numpy"), ("vaeconv.parity.compvis", "torch")}
 RESOLVERS = {"vaeconv", "vaeconv.cli"}  # import parts of their own by name, as late as can be
 
 

@@ -11,9 +11,9 @@ import torch
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.support.compvis import AutoencoderKL, DDConfig
 from vaeconv.autoencoder.config import Scaling, build_config
 from vaeconv.autoencoder.topology import Topology
+from vaeconv.parity.compvis import CompVisAutoencoder
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -78,27 +78,10 @@ def topologies(draw: st.DrawFn, *, max_levels: int = 6) -> Topology:
     )
 
 
-def build_compvis(topology: Topology) -> AutoencoderKL:
+def build_compvis(topology: Topology) -> CompVisAutoencoder:
     """Our reference modules, without memory."""
-    ch = topology.channels[0]
-    config = DDConfig(
-        ch=ch,
-        ch_mult=tuple(width // ch for width in topology.channels),
-        num_res_blocks=topology.layers_per_block,
-        attn_levels=frozenset(i for i, has in enumerate(topology.level_attention) if has),
-        z_channels=topology.latent_channels,
-        in_channels=topology.in_channels,
-        out_ch=topology.out_channels,
-        mid_attn=topology.mid_attention,
-    )
-    assert config.widths == topology.channels
     with torch.device("meta"):
-        model = AutoencoderKL(config)
-    if not topology.quant_conv:
-        del model.quant_conv
-    if not topology.post_quant_conv:
-        del model.post_quant_conv
-    return model
+        return CompVisAutoencoder(topology)
 
 
 def build_diffusers(config: Mapping[str, Any]) -> Any:
