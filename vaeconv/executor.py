@@ -84,7 +84,7 @@ def copy_rows(
         OutputError: The output cannot be written, as on a full disk.
     """
     _reserve(fd, file.size, where)
-    _prefetch(rows)
+    prefetch_rows(rows)
     if options.check:
         partly = {
             id(row.source.storage): row.source.storage
@@ -116,7 +116,8 @@ def _reserve(fd: int, size: int, where: str) -> None:
             raise OutputError(f"cannot be written: {error.strerror}", where=where) from error
 
 
-def _prefetch(rows: Sequence[Row]) -> None:
+def prefetch_rows(rows: Sequence[Row]) -> None:
+    """Say which bytes will be read, so that those of a remote file come in few requests."""
     ranges: dict[int, list[tuple[int, int]]] = {}
     sources = {id(row.source.storage.source): row.source.storage.source for row in rows}
     for row in rows:

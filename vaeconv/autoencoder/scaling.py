@@ -81,7 +81,7 @@ def decide_scaling(
     else:
         # A factor of one's own also stands in for a stored one that is damaged.
         is_settled = options.scaling_factor is not None
-        base = _found(topology, given, (lambda: None) if is_settled else read_stored, siblings)
+        base = find_stated(topology, given, (lambda: None) if is_settled else read_stored, siblings)
     if options.scaling_factor is None and options.shift_factor is None:
         return base or _assume(topology, where)
     if base is None:
@@ -129,12 +129,13 @@ def _named_family(name: str | None, topology: Topology, where: str) -> Family | 
     return family
 
 
-def _found(
+def find_stated(
     topology: Topology,
     given: GivenConfig | None,
     read_stored: Callable[[], Scaling | None],
     siblings: Iterable[str],
 ) -> Decision | None:
+    """Take what the source itself states, or gives away by other keys in it; None if nothing."""
     if given and given.scaling:
         return Decision(given.scaling, None, given.sample_size or DEFAULT_SAMPLE_SIZE)
     told = family_by_siblings(topology, siblings)

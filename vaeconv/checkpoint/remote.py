@@ -85,6 +85,9 @@ class RangeSource:
         with self._fetching:
             self._fetch(ranges)
 
+    def map(self, offset: int, size: int) -> memoryview | None:
+        """Give nothing: parts of the file may not be here yet."""
+
     def check_unchanged(self) -> None:
         """Do nothing: a change raises where it is seen.
 

@@ -32,6 +32,13 @@ class ByteSource(Protocol):
     def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Say which ``(start, end)`` byte ranges will be read, so that a remote can fetch them."""
 
+    def map(self, offset: int, size: int) -> memoryview | None:
+        """Give bytes as writable memory that leaves the file as it is.
+
+        Returns:
+            A copy-on-write view that outlives the source; None where that cannot be had.
+        """
+
     def check_unchanged(self) -> None:
         """Check that the bytes are still those that were there when it was opened.
 
@@ -79,6 +86,7 @@ class FileSource:
         status = os.fstat(self._fd)
         self._size = status.st_size
         self._stamp = (status.st_size, status.st_mtime_ns)
+        self._mapped: memoryview | None = None
 
     @staticmethod
     def _open(path: Path) -> int:
@@ -118,6 +126,13 @@ class FileSource:
     def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
         pass
 
+    def map(self, offset: int, size: int) -> memoryview | None:
+        if self._mapped is None:
+            import mmap
+
+            self._mapped = memoryview(mmap.mmap(self._fd, 0, access=mmap.ACCESS_COPY))
+        return self._mapped[offset : offset + size]
+
     def check_unchanged(self) -> None:
         status = os.fstat(self._fd)
         if (status.st_size, status.st_mtime_ns) != self._stamp:
@@ -155,6 +170,9 @@ class SliceSource:
 
     def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
         self._parent.prefetch([(self._offset + a, self._offset + b) for a, b in ranges])
+
+    def map(self, offset: int, size: int) -> memoryview | None:
+        return self._parent.map(self._offset + offset, size)
 
     def check_unchanged(self) -> None:
         self._parent.check_unchanged()

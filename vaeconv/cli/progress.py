@@ -15,6 +15,60 @@ if TYPE_CHECKING:
 _PATIENCE = 1.0
 
 
+class StepProgress(AbstractContextManager["StepProgress"]):
+    """Shows one step after the other, each with what is done of it; on a terminal only.
+
+    Args:
+        enabled: Whether it may draw at all.
+    """
+
+    def __init__(self, *, enabled: bool) -> None:
+        self._enabled = enabled and sys.stderr.isatty()
+        self._started = time.monotonic()
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+
+    def advance(self, step: str, done: int, total: int) -> None:
+        """Say what is going on now."""
+        if not self._enabled or time.monotonic() - self._started < _PATIENCE:
+            return
+        if self._bar is None:
+            self._bar = self._draw()
+            self._task = self._bar.add_task(step)
+        if self._task is not None:
+            self._bar.update(self._task, description=step, completed=done, total=total)
+
+    def _draw(self) -> Progress:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        bar.start()
+        return bar
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
 class ByteProgress(AbstractContextManager["ByteProgress"]):
     """Counts bytes from any thread; draws only on a terminal, and only once work takes long.
 

@@ -12,6 +12,7 @@ from vaeconv.cli.render import (
     print_error,
     print_json,
     print_notes,
+    text_table,
 )
 from vaeconv.errors import VaeconvError, one_line
 from vaeconv.pruning import Pruning
@@ -149,7 +150,7 @@ def _account(result: Pruning) -> list[str]:
         )
         for group in result.groups
     ]
-    return _table(("", "part", "tensors", "before", "after"), rows, left=2)
+    return text_table(("", "part", "tensors", "before", "after"), rows, left=2)
 
 
 def _row_line(row: Any) -> str:
@@ -165,24 +166,7 @@ def _batch_table(done: Iterable[tuple[str, Pruning | VaeconvError]]) -> list[str
         else:
             sizes = human_size(result.size), human_size(result.plan.nbytes)
             rows.append((source, *sizes, str(result.output)))
-    return _table(("checkpoint", "before", "after", "result"), rows, left=1, last_left=True)
-
-
-def _table(
-    head: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, left: int, last_left: bool = False
-) -> list[str]:
-    """Align columns: the first ``left`` to the left, numbers to the right."""
-    table = [head, *rows]
-    widths = [max(len(row[column]) for row in table) for column in range(len(head))]
-    lines = []
-    for row in table:
-        cells = [
-            cell.ljust(width) if column < left or (last_left and column == len(head) - 1)
-            else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]  # fmt: skip
-        lines.append(("  " + "  ".join(cells)).rstrip())
-    return lines
+    return text_table(("checkpoint", "before", "after", "result"), rows, left=1, last_left=True)
 
 
 def _print(lines: Iterable[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vaeconv.errors import VaeconvError, one_line
@@ -83,6 +83,23 @@ def human_size(nbytes: int) -> str:
             return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
         size /= 1000
     raise AssertionError
+
+
+def text_table(
+    head: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, left: int, last_left: bool = False
+) -> list[str]:
+    """Align columns: the first ``left`` to the left, numbers to the right; as wide as it takes."""
+    table = [head, *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(head))]
+    lines = []
+    for row in table:
+        cells = [
+            cell.ljust(width) if column < left or (last_left and column == len(head) - 1)
+            else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]  # fmt: skip
+        lines.append(("  " + "  ".join(cells)).rstrip())
+    return lines
 
 
 def conversion_document(result: Conversion, *, dry_run: bool) -> dict[str, Any]:

@@ -8,29 +8,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from vaeconv.errors import MissingDependencyError
+from vaeconv.parity.devices import import_torch, pick_device
+from vaeconv.parity.loading import load_row
+from vaeconv.parity.watch import Hooks, Peak, PeakWatch
 from vaeconv.plan import Row
-
-if TYPE_CHECKING:
-    import torch
 
 LATENT_SIZE = 32
 _SEED = 840_001
 _FP16_MAX = 65504.0
-
-
-class Peak(NamedTuple):
-    """The largest activation of a run.
-
-    Attributes:
-        value: Its magnitude; infinite where activations were not finite.
-        layer: The module that put it out, by its diffusers name.
-    """
-
-    value: float
-    layer: str
 
 
 class ProbeReport(NamedTuple):
@@ -103,15 +90,10 @@ def probe_decoder(
         MissingDependencyError: The device is not there, or torch or diffusers cannot be imported.
     """
     started = time.monotonic()
-    try:
-        import torch
-        from diffusers import AutoencoderKL
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"a probe needs torch and diffusers: {error}", hint="pip install torch diffusers"
-        ) from error
+    autoencoder = import_torch()
+    import torch
+
     place = pick_device(device)
-    autoencoder: Any = AutoencoderKL  # its methods have no types
     with torch.device("meta"):
         model = autoencoder.from_config(dict(config)).eval()
     weights = {row.name: load_row(row) for row in rows}
@@ -123,7 +105,8 @@ def probe_decoder(
     for dtype in (torch.float32, torch.float16):
         placed = {name: tensor.to(place, dtype) for name, tensor in weights.items()}
         model.load_state_dict(placed, strict=True, assign=True)
-        with _Watch(model) as watch, torch.inference_mode():
+        watch = PeakWatch()
+        with Hooks(model, watch), torch.inference_mode():
             picture = model.decode(latent.to(place, dtype), return_dict=False)[0]
         pictures.append(picture.float().cpu())
         peaks.append(watch.peak)
@@ -139,70 +122,3 @@ def probe_decoder(
         max_abs_diff=diff if diff < float("inf") else None,
         seconds=round(time.monotonic() - started, 3),
     )
-
-
-def pick_device(wanted: str) -> torch.device:
-    """Choose where to compute; never another device than the one that was asked for.
-
-    Raises:
-        MissingDependencyError: It is not there.
-    """
-    import torch
-
-    if wanted == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda:0")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(wanted)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise MissingDependencyError(
-            f"the device {wanted} is not there", hint="--device auto takes the best one that is"
-        ) from error
-    return device
-
-
-def load_row(row: Row) -> torch.Tensor:
-    """Load one tensor of a plan, in its output's shape and dtype."""
-    import torch
-
-    source = getattr(torch, row.source.dtype.torch_name)
-    data = bytearray(row.source.nbytes)
-    if not data:
-        return torch.empty(row.shape, dtype=source)
-    row.source.open().read_into(memoryview(data))
-    tensor = torch.frombuffer(data, dtype=source).reshape(row.shape)
-    return tensor.to(getattr(torch, row.dtype.torch_name))
-
-
-class _Watch:
-    """Watches what the modules of a model put out."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        self._model = model
-        self._handles: list[Any] = []
-        self.peak = Peak(0.0, "")
-        self.first_nonfinite: str | None = None
-
-    def __enter__(self) -> _Watch:
-        for name, module in self._model.named_modules():
-            if not any(module.children()):
-                self._handles.append(module.register_forward_hook(self._hook(name)))
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _hook(self, name: str) -> Any:
-
-        def look(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
-            largest = output.abs().max().item()
-            if not largest < float("inf"):  # NaN, too
-                self.first_nonfinite = self.first_nonfinite or name
-                largest = float("inf")
-            if largest > self.peak.value:
-                self.peak = Peak(largest, name)
-
-        return look

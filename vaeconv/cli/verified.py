@@ -1,0 +1,149 @@
+"""What ``vaeconv verify`` prints and writes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vaeconv.cli.render import human_size, print_json, print_notes, text_table
+from vaeconv.errors import CheckFailedError, OutputError, one_line
+from vaeconv.parity.report import (
+    annotation,
+    append_summary,
+    comparisons_of,
+    distance_table,
+    junit,
+    report_document,
+    verdict,
+    weight_table,
+    write_bytes,
+    write_report,
+)
+
+if TYPE_CHECKING:
+    from vaeconv.parity.behaviour import Decoded
+    from vaeconv.parity.verdict import SideFacts, Verification
+
+
+class Outputs:
+    """The files that were asked for.
+
+    Args:
+        report: JSON.
+        pictures: A folder of PNGs.
+        html: A page.
+        junit: XML.
+    """
+
+    def __init__(
+        self, *, report: Path | None, pictures: Path | None, html: Path | None, junit: Path | None
+    ) -> None:
+        self.report, self.pictures, self.html, self.junit = report, pictures, html, junit
+        self.decoded: list[Decoded] = []
+
+    def check(self) -> None:
+        """Check before the work that they can be written.
+
+        Raises:
+            OutputError: A folder is not there.
+        """
+        for path in (self.report, self.html, self.junit, self.pictures):
+            if path is not None and not path.absolute().parent.is_dir():
+                raise OutputError(
+                    "its folder does not exist", where=str(path), hint=f"mkdir -p '{path.parent}'"
+                )
+
+    def collector(self) -> Callable[[Decoded], None] | None:
+        """Give what keeps decoded pictures; None where nobody wants them."""
+        return self.decoded.append if self.pictures or self.html else None
+
+    def write(self, result: Verification, document: dict[str, Any]) -> list[Path]:
+        """Write them all.
+
+        Raises:
+            OutputError: One cannot be written.
+        """
+        written: list[Path] = []
+        if self.report:
+            write_report(self.report, document)
+            written.append(self.report)
+        if self.junit:
+            write_bytes(self.junit, junit(result))
+            written.append(self.junit)
+        if self.pictures:
+            from vaeconv.parity.pictures import write_pictures
+
+            written += write_pictures(self.pictures, self.decoded, result.labels)
+        if self.html:
+            from vaeconv.parity.page import make_page
+
+            write_bytes(self.html, make_page(result, self.decoded).encode())
+            written.append(self.html)
+        return written
+
+
+def publish_result(
+    result: Verification, outputs: Outputs, *, json: bool, quiet: bool, verbose: bool
+) -> None:
+    """Print a verification, write what was asked for, and raise where it failed.
+
+    Raises:
+        CheckFailedError: The verdict is no.
+        OutputError: A file cannot be written.
+    """
+    failure = _failure(result)
+    document = report_document(result)
+    envelope = {"schema_version": 1, "command": "verify", **document}
+    written = outputs.write(result, envelope)
+    append_summary(result)
+    if json:
+        print_json("verify", document, failure)
+    elif not quiet:
+        print_notes(result.notes)
+        _print(result, verbose=verbose)
+        for path in written:
+            sys.stdout.write(one_line(f"  {path}") + "\n")
+        sys.stdout.flush()
+    if failure:
+        said = annotation(str(failure))
+        if said:
+            sys.stderr.write(said + "\n")
+        failure.is_reported = json
+        raise failure
+
+
+def _failure(result: Verification) -> CheckFailedError | None:
+    try:
+        result.check()
+    except CheckFailedError as error:
+        return error
+    return None
+
+
+def _print(result: Verification, *, verbose: bool) -> None:
+    lines = [_side_line(side) for side in result.sides]
+    if result.references:
+        lines.append(f"references: {result.references.source}")
+    comparisons = comparisons_of(result)
+    lines += ["", *text_table(*weight_table(comparisons), left=2), ""]
+    for comparison in comparisons:
+        if comparison.outcomes:
+            lines += [*text_table(*distance_table(comparison), left=2), ""]
+    if verbose:
+        lines += [f"  {name}: {value}" for name, value in result.environment.items()]
+        lines += [f"  {step}: {seconds:.2f} s" for step, seconds in result.timing.items()]
+    for comparison in comparisons:
+        lines.append(verdict(comparison))
+        lines += [f"  {problem}" for problem in comparison.problems]
+    for line in lines:
+        sys.stdout.write(one_line(line) + "\n")
+
+
+def _side_line(side: SideFacts) -> str:
+    dtypes = ", ".join(side.dtypes)
+    size = human_size(sum(file["size"] for file in side.files))
+    ema = f", EMA for {side.ema} tensors" if side.ema else ""
+    variant = f", variant {side.variant}" if side.variant else ""
+    return f"{side.label}: {side.name} ({side.layout.value}, {dtypes}, {size}{variant}{ema})"

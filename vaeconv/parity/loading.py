@@ -1,0 +1,140 @@
+"""Autoencoders as running models, each in its own layout, without a second copy of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vaeconv.autoencoder.topology import Layout, Topology
+from vaeconv.errors import CheckFailedError
+from vaeconv.parity.devices import import_torch
+from vaeconv.plan import Row
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Model(NamedTuple):
+    """A running autoencoder.
+
+    Attributes:
+        module: ``CompVisAutoencoder`` or ``diffusers.AutoencoderKL``, in evaluation mode.
+        layout: Which of them.
+        loader: How it was loaded, in words.
+    """
+
+    module: Any
+    layout: Layout
+    loader: str
+
+    def encode(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Map pictures ``[b, in, h, w]`` from -1 to 1 to moments ``[b, 2z, h/f, w/f]``."""
+        if self.layout is Layout.COMPVIS:
+            moments: torch.Tensor = self.module.encode(pictures)
+        else:
+            moments = self.module.encode(pictures).latent_dist.parameters
+        return moments
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Map unscaled latents ``[b, z, h, w]`` to pictures ``[b, out, f*h, f*w]``."""
+        if self.layout is Layout.COMPVIS:
+            pictures: torch.Tensor = self.module.decode(latents)
+        else:
+            pictures = self.module.decode(latents, return_dict=False)[0]
+        return pictures
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move and cast the weights, in place."""
+        import torch
+
+        # Not the model's own method: diffusers' warns of modules to keep in fp32, and lists none.
+        torch.nn.Module.to(self.module, device=device, dtype=dtype)
+
+
+def load_row(row: Row) -> torch.Tensor:
+    """Load one tensor of a plan, in its output's shape and dtype.
+
+    Where the file holds exactly its bytes, the tensor is a view of the mapped file.
+    """
+    import torch
+
+    source = row.source
+    stored = getattr(torch, source.dtype.torch_name)
+    if not source.nbytes:
+        return torch.empty(row.shape, dtype=stored)
+    data: memoryview | bytearray | None = None
+    at = source.storage.data_offset() + source.offset if source.is_direct else 1
+    if at % source.dtype.itemsize == 0:
+        data = source.storage.source.map(at, source.nbytes)
+    if data is None:
+        data = bytearray(source.nbytes)
+        source.open().read_into(memoryview(data))
+    tensor = torch.frombuffer(data, dtype=stored).reshape(row.shape)
+    return tensor.to(getattr(torch, row.dtype.torch_name))
+
+
+def load_compvis(topology: Topology, rows: Iterable[Row]) -> Model:
+    """Load weights under their CompVis names, all of them and no others, in fp32."""
+    import torch
+
+    from vaeconv.parity.compvis import CompVisAutoencoder
+
+    with torch.device("meta"):
+        module = CompVisAutoencoder(topology)
+    _assign(module, rows)
+    return Model(module.eval(), Layout.COMPVIS, "CompVis modules, strict")
+
+
+def load_diffusers(config: Mapping[str, Any], rows: Iterable[Row]) -> Model:
+    """Load weights under their diffusers names into the model of a config, in fp32."""
+    import torch
+
+    autoencoder = import_torch()
+    with torch.device("meta"):
+        module = autoencoder.from_config(dict(config))
+    _assign(module, rows)
+    return Model(module.eval(), Layout.DIFFUSERS, "AutoencoderKL.from_config, strict")
+
+
+def load_folder(folder: Path, variant: str | None) -> Model:
+    """Load a local diffusers folder as its users do, in fp32.
+
+    Raises:
+        CheckFailedError: diffusers cannot load it, or leaves weights out or at random.
+    """
+    import torch
+    from diffusers.utils import logging
+
+    autoencoder = import_torch()
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        module, info = autoencoder.from_pretrained(
+            folder,
+            variant=variant,
+            torch_dtype=torch.float32,
+            local_files_only=True,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        raise CheckFailedError(
+            f"diffusers cannot load it: {type(error).__name__}: {error}", where=str(folder)
+        ) from error
+    finally:
+        logging.set_verbosity(level)
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[what]:
+            raise CheckFailedError(
+                f"diffusers finds {what.replace('_', ' ')} in it, such as {next(iter(info[what]))}",
+                where=str(folder),
+            )
+    return Model(module, Layout.DIFFUSERS, "AutoencoderKL.from_pretrained")
+
+
+def _assign(module: torch.nn.Module, rows: Iterable[Row]) -> None:
+    import torch
+
+    weights = {row.name: load_row(row).to(torch.float32) for row in rows}
+    module.load_state_dict(weights, strict=True, assign=True)

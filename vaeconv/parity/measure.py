@@ -1,0 +1,103 @@
+"""How far two decoded pictures, or two posteriors, are apart, and how far they may be."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+
+# How far apart the two implementations may be, of values from -1 to 1, by the type they run in.
+# fp32: on two CPUs the largest difference of a full-size kl-f8 was 4e-6, of small models with
+# attention 2e-6; a wrong padding, epsilon or block shows as 1e-3 to 1. fp16 and bf16: see
+# docs/parity.md; two right implementations differ by a few roundings of the largest activations.
+TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1.5e-1}
+PEAK_RANGE = 2.0  # of a picture, from -1 to 1
+
+
+class Distance(NamedTuple):
+    """How far apart two results of one shape are.
+
+    Attributes:
+        max_abs: The largest difference; None where a value is not finite.
+        mean_abs: The mean of the differences' magnitudes.
+        rmse: The root of the mean squared difference.
+        psnr: In dB, for a range of 2; infinite where all values are equal.
+        cosine: Of the angle between them as vectors; 1 where both are zero.
+        uint8: Fraction of values that differ as pixels from 0 to 255.
+        largest: The largest magnitude on the first side.
+    """
+
+    max_abs: float | None
+    mean_abs: float | None = None
+    rmse: float | None = None
+    psnr: float | None = None
+    cosine: float | None = None
+    uint8: float | None = None
+    largest: float | None = None
+
+    def document(self) -> dict[str, float | str | None]:
+        """Describe it for machines; JSON has no infinity."""
+        return {**self._asdict(), "psnr": "inf" if self.psnr == math.inf else self.psnr}
+
+
+def measure(one: torch.Tensor, other: torch.Tensor) -> list[Distance]:
+    """Measure a batch, in float64 where the device has it.
+
+    Args:
+        one: ``[b, c, h, w]``, of any floating-point type.
+        other: The same shape.
+
+    Returns:
+        One distance for each of the batch.
+    """
+    import torch
+
+    wide = torch.float32 if one.device.type == "mps" else torch.float64
+    a, b = one.flatten(1).to(wide), other.flatten(1).to(wide)
+    gap = (a - b).abs()
+    norms = a.norm(dim=1) * b.norm(dim=1)
+    cosine = torch.where(norms > 0, (a * b).sum(dim=1) / norms, torch.ones_like(norms))
+    columns = [
+        gap.amax(dim=1),
+        gap.mean(dim=1),
+        gap.square().mean(dim=1),
+        cosine,
+        (to_uint8(a) != to_uint8(b)).to(wide).mean(dim=1),
+        a.abs().amax(dim=1),
+        b.abs().amax(dim=1),
+    ]
+    # One transfer, and so one wait for the device.
+    return [_distance(*row) for row in torch.stack(columns, dim=1).cpu().tolist()]
+
+
+def _distance(
+    max_abs: float, mean_abs: float, mse: float, cosine: float, uint8: float, *largest: float
+) -> Distance:
+    if not all(map(math.isfinite, (max_abs, *largest))):
+        return Distance(None)
+    psnr = 10 * math.log10(PEAK_RANGE**2 / mse) if mse else math.inf
+    return Distance(max_abs, mean_abs, math.sqrt(mse), psnr, min(cosine, 1.0), uint8, largest[0])
+
+
+def to_uint8(values: Any) -> Any:
+    """Round values from -1 to 1 to pixels from 0 to 255, half to even, as diffusers does.
+
+    ``VaeImageProcessor.postprocess`` in diffusers: halve, add a half, clamp, scale by 255, round.
+    """
+    import torch
+
+    pixels = (values.float() / 2 + 0.5).clamp(0, 1).mul(255).round()
+    return torch.nan_to_num(pixels).to(torch.uint8)
+
+
+def combine(distances: list[Distance]) -> Distance:
+    """Take the worst of each measure over several results."""
+    if not distances or any(one.max_abs is None for one in distances):
+        return Distance(None)
+    columns = {name: [getattr(one, name) for one in distances] for name in Distance._fields}
+    lowest = {"psnr", "cosine"}
+    return Distance(
+        **{name: (min if name in lowest else max)(found) for name, found in columns.items()}
+    )

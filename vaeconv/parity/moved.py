@@ -1,0 +1,80 @@
+"""Say why weights differ: whether what one side lacks lies elsewhere on the other."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from vaeconv.autoencoder.keys import NamePair
+from vaeconv.checkpoint.dtypes import DType
+from vaeconv.parity.side import Side
+from vaeconv.parity.weights import WeightResult, hash_rounded, narrower
+from vaeconv.plan import Row
+
+_MAX_NAMED = 4
+
+
+def explain_difference(one: Side, other: Side, result: WeightResult) -> list[str]:
+    """Look for tensors that are mixed up rather than changed.
+
+    Args:
+        one: The side that is taken for right.
+        other: The side that differs.
+        result: What comparing them gave.
+
+    Returns:
+        What was recognised: exchanged modules, a moving average in place of raw weights.
+    """
+    pairs = [found.pair for found in result.different]
+    if not pairs:
+        return []
+    dtypes = {pair: narrower(one.rows[pair].dtype, other.rows[pair].dtype) for pair in pairs}
+    mine, theirs = _hashes(one.rows, dtypes), _hashes(other.rows, dtypes)
+    for holder, averaged, found in (
+        (other, one, theirs),
+        (one, other, mine),
+    ):
+        shadows = _hashes(averaged.shadows, dtypes)
+        count = sum(found[pair] == digest for pair, digest in shadows.items())
+        if count:
+            return [
+                f"{holder.label} holds the EMA weights of {averaged.label} in {count} of the "
+                f"{len(pairs)} tensors that differ, and the raw ones of {averaged.label} were "
+                "compared: --ema compares with the EMA"
+            ]
+    return _explain_moves(other, mine, theirs)
+
+
+def _hashes(rows: Mapping[NamePair, Row], dtypes: Mapping[NamePair, DType]) -> dict[NamePair, str]:
+    return {pair: hash_rounded(rows[pair], dtype) for pair, dtype in dtypes.items() if pair in rows}
+
+
+def _explain_moves(
+    other: Side, mine: Mapping[NamePair, str], theirs: Mapping[NamePair, str]
+) -> list[str]:
+    at: dict[str, list[NamePair]] = {}
+    for pair, digest in mine.items():
+        at.setdefault(digest, []).append(pair)
+    moves: Counter[tuple[str, str]] = Counter()
+    for pair, digest in theirs.items():
+        origins = at.get(digest, [])
+        if len(origins) == 1:
+            moves[_modules(*(one.name(other.layout) for one in (pair, origins[0])))] += 1
+    said = []
+    for (here, there), count in moves.most_common():
+        if (there, here) in moves:
+            if here < there:
+                both = count + moves[there, here]
+                said.append(f"{here} and {there} of {other.label} are exchanged ({both} tensors)")
+        else:
+            said.append(f"{here} of {other.label} holds what belongs in {there} ({count} tensors)")
+    return said[:_MAX_NAMED]
+
+
+def _modules(here: str, there: str) -> tuple[str, str]:
+    """Cut two names behind the first component that differs."""
+    one, other = here.split("."), there.split(".")
+    same = 0
+    while same < min(len(one), len(other)) - 1 and one[same] == other[same]:
+        same += 1
+    return ".".join(one[: same + 1]), ".".join(other[: same + 1])

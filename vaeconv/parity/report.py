@@ -1,0 +1,290 @@
+"""A verification as a document: JSON for machines, Markdown for a summary, JUnit for CI."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from vaeconv.autoencoder.config import Scaling
+from vaeconv.checkpoint.atomic import replace_small_file
+from vaeconv.parity.behaviour import Outcome, summarise
+from vaeconv.parity.measure import Distance
+from vaeconv.parity.verdict import Comparison, SideFacts, Verification
+from vaeconv.parity.weights import Match, TensorResult, WeightResult
+
+_OFFENDERS = 20  # tensors that the document lists
+
+
+def report_document(result: Verification) -> dict[str, Any]:
+    """Describe a verification for machines; docs/parity.md says what each field means."""
+    references = result.references
+    return {
+        "ok": result.ok,
+        "sides": [_side(side) for side in result.sides],
+        "same": _comparison(result.same),
+        "drop_in": _comparison(result.drop_in),
+        "references": references
+        and {
+            "source": references.source,
+            "sha256": references.sha256,
+            "latents": {one.name: list(one.data.shape) for one in references.latents},
+            "pictures": {one.name: list(one.data.shape) for one in references.pictures},
+        },
+        "environment": result.environment,
+        "timing": result.timing,
+        "problems": result.problems,
+        "notes": list(result.notes),
+    }
+
+
+def write_report(path: Path, document: dict[str, Any]) -> None:
+    """Write the document as a file.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    write_bytes(path, (json.dumps(document, indent=2, ensure_ascii=True) + "\n").encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole, in place of an older one: it is made of what the run found.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    replace_small_file(path, data, durable=False)
+
+
+def _side(side: SideFacts) -> dict[str, Any]:
+    return {
+        **side._asdict(),
+        "layout": side.layout.value,
+        "scaling": _scaling(side.scaling),
+        "files": list(side.files),
+    }
+
+
+def _scaling(scaling: Scaling | None) -> dict[str, Any] | None:
+    if scaling is None:
+        return None
+    facts = scaling._asdict()
+    return {**{name: facts[name] for name in facts if name != "source"}, "from": scaling.source}
+
+
+def _comparison(comparison: Comparison | None) -> dict[str, Any] | None:
+    if comparison is None:
+        return None
+    summary = summarise(comparison.outcomes)
+    return {
+        "sides": list(comparison.labels),
+        "ok": not comparison.problems,
+        "weights": _weights(comparison.weights),
+        "decoder_weights": comparison.decoder and _weights(comparison.decoder),
+        "decoded": any(outcome.kind == "decode" for outcome in comparison.outcomes),
+        "encoded": any(outcome.kind == "encode" for outcome in comparison.outcomes),
+        "worst": [
+            {"kind": kind, "dtype": dtype, **distance.document()}
+            for (kind, dtype), distance in summary.items()
+        ],
+        "references": [outcome.document() for outcome in comparison.outcomes],
+        "problems": list(comparison.problems),
+    }
+
+
+def _weights(weights: WeightResult) -> dict[str, Any]:
+    return {
+        "ok": weights.is_same,
+        "tensors": len(weights.results),
+        **{match.name.lower(): weights.number(match) for match in Match},
+        "missing": list(weights.missing),
+        "unexpected": list(weights.unexpected),
+        "worst": [_offender(result) for result in weights.different[:_OFFENDERS]],
+    }
+
+
+def _offender(result: TensorResult) -> dict[str, Any]:
+    return {
+        "names": list(result.names),
+        "dtypes": list(result.dtypes),
+        "differing_elements": result.differing,
+        "max_abs": result.max_abs,
+        "position": list(result.position),
+        "values": [value if math.isfinite(value) else None for value in result.values],
+    }
+
+
+# --- tables of text, for the terminal, the page and the summary ---
+
+Row = tuple[str, ...]
+
+
+def weight_table(comparisons: Sequence[Comparison]) -> tuple[Row, list[Row]]:
+    """Head and rows of the table of weights."""
+    rows = []
+    for comparison in comparisons:
+        labels = " and ".join(comparison.labels)
+        parts = [("encoder", comparison.weights), ("decoder", comparison.decoder)]
+        if comparison.decoder is None:
+            parts = [("all", comparison.weights)]
+        for part, weights in parts:
+            if weights:
+                absent = len(weights.missing) + len(weights.unexpected)
+                counts = [weights.number(match) for match in Match]
+                rows.append((labels, part, *map(str, (*counts, absent))))
+    return ("sides", "tensors", *(match.value for match in Match), "on one side only"), rows
+
+
+def distance_table(comparison: Comparison) -> tuple[Row, list[Row]]:
+    """Head and rows of the table of distances: each reference, then the worst of each kind."""
+    head = ("", "reference", "max abs", "mean abs", "RMSE", "PSNR", "cosine", "pixels", "limit", "")
+    summary = summarise(comparison.outcomes)
+    rows = [
+        (
+            f"{one.kind} {one.dtype}",
+            f"{one.name} {size_of(one)}",
+            *_numbers(one.distance, one.kind),
+            f"{one.limit:.1e}" if 0 < one.limit < math.inf else "-",
+            "FAIL" if one.problem else "ok",
+        )
+        for one in comparison.outcomes
+    ]
+    for (kind, dtype), distance in summary.items():
+        rows.append((f"{kind} {dtype}", "worst", *_numbers(distance, kind), "", ""))
+    return head, rows
+
+
+def size_of(outcome: Outcome) -> str:
+    """Say how large a result is."""
+    return "x".join(map(str, outcome.shape))
+
+
+def _numbers(distance: Distance, kind: str) -> Row:
+    if distance.max_abs is None:
+        return ("not finite", "-", "-", "-", "-", "-")
+    psnr = "inf" if distance.psnr == math.inf else f"{distance.psnr:.1f} dB"
+    pixels = f"{distance.uint8:.2%}" if kind == "decode" else "-"
+    return (
+        f"{distance.max_abs:.1e}", f"{distance.mean_abs:.1e}", f"{distance.rmse:.1e}", psnr,
+        f"{distance.cosine:.6f}", pixels,
+    )  # fmt: skip
+
+
+def verdict(comparison: Comparison) -> str:
+    """Say the verdict in one line."""
+    one, other = comparison.labels
+    is_drop_in = comparison.decoder is not None
+    what = f"a drop-in replacement for {other}" if is_drop_in else "the same autoencoder"
+    subject = one if is_drop_in else f"{one} and {other}"
+    verb = "is" if is_drop_in else "are"
+    if comparison.problems:
+        return f"{subject} {verb} not {what}"
+    if not comparison.outcomes:
+        return f"{subject} {verb} {what} by their weights; nothing was decoded"
+    return f"{subject} {verb} {what}"
+
+
+def comparisons_of(result: Verification) -> list[Comparison]:
+    """List the comparisons that were made."""
+    return [comparison for comparison in (result.same, result.drop_in) if comparison]
+
+
+# --- Markdown ---
+
+
+def markdown(result: Verification) -> str:
+    """Write the summary that a CI job shows."""
+    lines = [f"### vaeconv verify: {'passed' if result.ok else 'FAILED'}", ""]
+    for comparison in comparisons_of(result):
+        lines.append(f"**{_escaped(verdict(comparison))}.**")
+        lines += [f"- {_escaped(problem)}" for problem in comparison.problems]
+        lines.append("")
+    sides = [
+        (side.label, side.name, side.layout.value, ", ".join(side.dtypes), _hash_of(side))
+        for side in result.sides
+    ]
+    lines += _markdown_table(("side", "file", "layout", "dtype", "sha256"), sides)
+    lines += _markdown_table(*weight_table(comparisons_of(result)))
+    for comparison in comparisons_of(result):
+        if comparison.outcomes:
+            lines += _markdown_table(*distance_table(comparison))
+    environment = ", ".join(f"{name} {value}" for name, value in result.environment.items())
+    lines += [f"<sub>{_escaped(environment)}</sub>", ""]
+    return "\n".join(lines)
+
+
+def _hash_of(side: SideFacts) -> str:
+    return ", ".join(str(file["sha256"])[:16] for file in side.files if file["sha256"]) or "-"
+
+
+def _markdown_table(head: Row, rows: Sequence[Row]) -> list[str]:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return ["| " + " | ".join(_escaped(cell) for cell in line) + " |" for line in lines] + [""]
+
+
+def _escaped(text: str) -> str:
+    """Keep text from files from becoming markup."""
+    for mark in "\\`*_[]<>|#":
+        text = text.replace(mark, f"\\{mark}" if mark != "<" else "&lt;")
+    return " ".join(text.split())
+
+
+def append_summary(result: Verification) -> None:
+    """Append to the job's summary, where there is one (``GITHUB_STEP_SUMMARY``)."""
+    path = os.environ.get("GITHUB_STEP_SUMMARY")
+    if path:
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(markdown(result))
+
+
+def annotation(message: str) -> str | None:
+    """Format an error that GitHub shows at the job; None elsewhere.
+
+    Escapes as ``escapeData`` in actions/toolkit does.
+    """
+    if os.environ.get("GITHUB_ACTIONS") != "true":
+        return None
+    escaped = message.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return f"::error title=vaeconv verify::{escaped}"
+
+
+# --- JUnit ---
+
+
+def junit(result: Verification) -> bytes:
+    """Write the checks as test cases: one for the files of each pair, one for each reference."""
+    suite = ElementTree.Element("testsuite", name="vaeconv verify")
+    cases = list(_cases(result))
+    for name, classname, problems in cases:
+        case = ElementTree.SubElement(suite, "testcase", name=name, classname=classname, time="0")
+        if problems:
+            failure = ElementTree.SubElement(case, "failure", message=_xml(problems[0]))
+            failure.text = _xml("\n".join(problems))
+    suite.set("tests", str(len(cases)))
+    suite.set("failures", str(sum(bool(problems) for *_, problems in cases)))
+    suite.set("time", f"{sum(result.timing.values()):.3f}")
+    root = ElementTree.Element("testsuites")
+    root.append(suite)
+    ElementTree.indent(root)
+    data: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    return data + b"\n"
+
+
+def _cases(result: Verification) -> Iterator[tuple[str, str, list[str]]]:
+    for comparison in comparisons_of(result):
+        classname = "verify." + ".".join(comparison.labels)
+        of_outcomes = {outcome.problem for outcome in comparison.outcomes}
+        files = [problem for problem in comparison.problems if problem not in of_outcomes]
+        yield "weights, architecture and scaling", classname, files
+        for outcome in comparison.outcomes:
+            name = f"{outcome.kind} {outcome.dtype} {outcome.name}"
+            yield name, classname, [outcome.problem] if outcome.problem else []
+
+
+def _xml(text: str) -> str:
+    """Leave out what XML 1.0 has no way to say."""
+    return "".join(char for char in text if char >= " " or char in "\t\n")

@@ -1,0 +1,196 @@
+"""One side of a comparison: an open checkpoint, its autoencoder, and how it is run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vaeconv.autoencoder.config import NORM_NUM_GROUPS, GivenConfig, Scaling, build_config
+from vaeconv.autoencoder.keys import NamePair
+from vaeconv.autoencoder.scaling import DEFAULT_SAMPLE_SIZE, find_stated
+from vaeconv.autoencoder.topology import Layout, Topology
+from vaeconv.averages import no_average, shadow_of
+from vaeconv.checkpoint.base import Checkpoint
+from vaeconv.checkpoint.open import open_checkpoint
+from vaeconv.errors import ConfigMismatchError
+from vaeconv.parity.loading import Model, load_compvis, load_diffusers, load_folder
+from vaeconv.plan import KEEP, Row, weight_dtype
+from vaeconv.survey import Survey, read_stored_scaling, survey_checkpoint
+
+
+class SideOptions(NamedTuple):
+    """How to read a side.
+
+    Attributes:
+        variant: Which weights of a diffusers folder, such as ``fp16``.
+        source_prefix: Which autoencoder, where there are several.
+        salvage: Read a pickle past names that are not plain data.
+        download: Fetch a file on the Hub whole.
+        on_fetch: Called with the bytes that arrived from the Hub.
+    """
+
+    variant: str | None = None
+    source_prefix: str | None = None
+    salvage: bool = False
+    download: bool = False
+    on_fetch: Callable[[int], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """An autoencoder to compare.
+
+    Attributes:
+        label: ``A``, ``B`` or ``BASE``.
+        checkpoint: The open file or folder.
+        survey: What is in it.
+        rows: Every tensor, in the side's own naming and its own dtype.
+        shadows: The moving average of tensors that have one and are raw in ``rows``.
+        scaling: What the side itself says of scaling; None where it says nothing.
+        problem: Why it is not the autoencoder that it says it is; None where it is.
+    """
+
+    label: str
+    checkpoint: Checkpoint
+    survey: Survey
+    rows: Mapping[NamePair, Row]
+    shadows: Mapping[NamePair, Row]
+    scaling: Scaling | None
+    problem: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The file or folder, as the user named it."""
+        return self.checkpoint.name
+
+    @property
+    def topology(self) -> Topology:
+        """Its architecture."""
+        return self.survey.autoencoder.topology
+
+    @property
+    def layout(self) -> Layout:
+        """Its naming."""
+        return self.survey.autoencoder.layout
+
+    @property
+    def groups(self) -> int:
+        """Groups of its normalisation."""
+        groups: int = _given(self.survey, "norm_num_groups", NORM_NUM_GROUPS)
+        return groups
+
+    @property
+    def activation(self) -> str:
+        """Its activation function; ``swish`` is another word for ``silu``."""
+        name: str = _given(self.survey, "act_fn", "silu")
+        return "silu" if name == "swish" else name
+
+    def load(self) -> Model:
+        """Load it to run in its own layout, in fp32.
+
+        A local diffusers folder is loaded as its users load it, anything else from the same bytes
+        that were compared.
+
+        Raises:
+            CheckFailedError: diffusers cannot load the folder.
+        """
+        rows = list(self.rows.values())
+        if self.layout is Layout.COMPVIS:
+            return load_compvis(self.topology, rows)
+        folder = Path(self.name)
+        if "://" not in self.name and self.checkpoint.config and folder.is_dir():
+            return load_folder(folder, self.checkpoint.variant)
+        config = build_config(
+            self.topology,
+            self.scaling or Scaling(1.0),
+            sample_size=DEFAULT_SAMPLE_SIZE,
+            given=self.survey.given,
+        )
+        named = [row._replace(name=pair.diffusers) for pair, row in self.rows.items()]
+        return load_diffusers(config, named)
+
+    def close(self) -> None:
+        """Close its files."""
+        self.checkpoint.close()
+
+
+def _given(survey: Survey, field: str, default: Any) -> Any:
+    given: GivenConfig | None = survey.given
+    value = getattr(given, field) if given else None
+    return default if value is None else value
+
+
+def open_side(path: str | os.PathLike[str], label: str, options: SideOptions, *, ema: bool) -> Side:
+    """Open a side and account for every key.
+
+    Args:
+        path: Anything that :func:`~vaeconv.checkpoint.open.open_checkpoint` opens.
+        label: What to call it.
+        options: How.
+        ema: Use the moving average where a tensor has one.
+
+    Raises:
+        InputError: It cannot be read, or there is no autoencoder in it whose keys add up.
+    """
+    checkpoint = open_checkpoint(
+        path,
+        variant=options.variant,
+        salvage=options.salvage,
+        download=options.download,
+        on_fetch=options.on_fetch,
+    )
+    try:
+        return _make_side(checkpoint, label, options, ema=ema)
+    except BaseException:
+        checkpoint.close()
+        raise
+
+
+def _make_side(checkpoint: Checkpoint, label: str, options: SideOptions, *, ema: bool) -> Side:
+    problem = None
+    try:
+        survey = survey_checkpoint(checkpoint, prefix=options.source_prefix)
+    except ConfigMismatchError as error:
+        problem = error.what
+        bare = replace(checkpoint, config=None)
+        survey = survey_checkpoint(bare, prefix=options.source_prefix)
+    autoencoder = survey.autoencoder
+    raw, shadows = {}, {}
+    for pair, key in autoencoder.keys.items():
+        tensor = checkpoint.tensors[key]
+        dtype = weight_dtype(tensor, KEEP, checkpoint.name)
+        name, shape = pair.name(autoencoder.layout), pair.shape(autoencoder.layout)
+        raw[pair] = Row(name, tensor, shape, dtype)
+        shadow = survey.ema.shadows.get(pair.compvis)
+        if shadow:
+            average = shadow_of(tensor, checkpoint.tensors[shadow], checkpoint.name)
+            dtype = weight_dtype(average, KEEP, checkpoint.name)
+            shadows[pair] = Row(name, average, shape, dtype, is_ema=True)
+    stated = find_stated(
+        autoencoder.topology,
+        survey.given,
+        lambda: read_stored_scaling(checkpoint, autoencoder.prefix),
+        autoencoder.dropped,
+    )
+    return Side(
+        label,
+        checkpoint,
+        survey,
+        rows={**raw, **shadows} if ema else raw,
+        shadows={} if ema else shadows,
+        scaling=stated.scaling if stated else None,
+        problem=problem,
+    )
+
+
+def check_averages(sides: list[Side]) -> None:
+    """Check that one side at least has the moving average that was asked for.
+
+    Raises:
+        EmaError: None has.
+    """
+    if not any(row.is_ema for side in sides for row in side.rows.values()):
+        raise no_average(sides[0].survey, sides[0].name)

@@ -1,0 +1,128 @@
+"""What a verification found: facts of the sides, comparisons, and the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from vaeconv.autoencoder.config import Scaling
+from vaeconv.autoencoder.topology import Layout
+from vaeconv.errors import CheckFailedError
+from vaeconv.parity.behaviour import Outcome
+from vaeconv.parity.latents import ReferenceSet
+from vaeconv.parity.weights import WeightResult
+
+
+class SideFacts(NamedTuple):
+    """What a report says of a side.
+
+    Attributes:
+        label: ``A``, ``B`` or ``BASE``.
+        name: As the user named it.
+        container: What kind of file it is.
+        layout: Its naming.
+        variant: The variant that was read from a folder.
+        dtypes: Number of tensors by element type.
+        ema: Number of tensors taken from the moving average.
+        scaling: What it says of scaling; None where nothing.
+        files: Name, size and sha256 of each file.
+        loader: How it was loaded to run; None where it was not.
+    """
+
+    label: str
+    name: str
+    container: str
+    layout: Layout
+    variant: str | None
+    dtypes: dict[str, int]
+    ema: int
+    scaling: Scaling | None
+    files: tuple[dict[str, Any], ...]
+    loader: str | None
+
+
+class Comparison(NamedTuple):
+    """What comparing two sides gave.
+
+    Attributes:
+        labels: Which sides.
+        weights: Of the tensors that had to be equal.
+        outcomes: Of the references.
+        problems: What is wrong, the cause before the consequence; empty where nothing is.
+        decoder: Of the decoder's tensors, where they may differ; else None.
+    """
+
+    labels: tuple[str, str]
+    weights: WeightResult
+    outcomes: tuple[Outcome, ...]
+    problems: tuple[str, ...]
+    decoder: WeightResult | None = None
+
+    def with_problem(self, problem: str) -> Comparison:
+        """Add what is wrong."""
+        return self._replace(problems=(*self.problems, problem))
+
+    def with_outcomes(self, outcomes: Sequence[Outcome]) -> Comparison:
+        """Add what models made of references, and what is wrong with that."""
+        problems = [outcome.problem for outcome in outcomes if outcome.problem]
+        if problems and not self.problems:
+            problems.insert(0, "the weights agree and their results do not: config or code differs")
+        return self._replace(
+            outcomes=(*self.outcomes, *outcomes), problems=(*self.problems, *problems)
+        )
+
+
+class Verification(NamedTuple):
+    """The verdict, and what it rests on.
+
+    Attributes:
+        sides: What was compared.
+        same: Whether A and B are the same autoencoder; None where there was no B.
+        drop_in: Whether A can stand in for BASE; None where there was no BASE.
+        references: What was decoded and encoded; None where nothing was.
+        scaling: How the built-in references were scaled.
+        environment: What computed.
+        timing: Seconds of each step.
+        notes: What the user should know; each begins with ``note:``.
+    """
+
+    sides: tuple[SideFacts, ...]
+    same: Comparison | None
+    drop_in: Comparison | None
+    references: ReferenceSet | None
+    environment: dict[str, Any]
+    timing: dict[str, float]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> tuple[str, str]:
+        """The sides whose pictures are shown."""
+        shown = self.same or self.drop_in
+        return shown.labels if shown else ("A", "B")
+
+    @property
+    def problems(self) -> list[str]:
+        """Everything that is wrong."""
+        return [
+            problem
+            for comparison in (self.same, self.drop_in)
+            if comparison
+            for problem in comparison.problems
+        ]
+
+    @property
+    def ok(self) -> bool:
+        """Whether all that was asked is proved."""
+        return not self.problems
+
+    def check(self) -> None:
+        """Raise where something is wrong.
+
+        Raises:
+            CheckFailedError: It says the first problem, and how many more there are.
+        """
+        first, *more = self.problems or [""]
+        if first:
+            kind = "same autoencoder" if self.same and self.same.problems else "drop-in replacement"
+            tail = f" (and {len(more)} more problems)" if more else ""
+            raise CheckFailedError(f"not the {kind}: {first}{tail}")

@@ -1,0 +1,329 @@
+"""Prove that two files hold the same autoencoder: by their weights, then by what they compute."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vaeconv.autoencoder.config import Scaling
+from vaeconv.autoencoder.families import ASSUMED, BY_NAME, fitting_families
+from vaeconv.autoencoder.topology import Topology
+from vaeconv.errors import CheckFailedError, UnmappedKeysError, UsageError
+from vaeconv.output import hash_bytes
+from vaeconv.parity.behaviour import DECODE, ENCODE, Decoded, Limits, Outcome, Runner
+from vaeconv.parity.devices import (
+    describe_environment,
+    import_torch,
+    pick_device,
+    reproducible,
+)
+from vaeconv.parity.files import compare_files
+from vaeconv.parity.latents import ReferenceSet, built_in_set, load_set
+from vaeconv.parity.loading import Model
+from vaeconv.parity.side import Side, SideOptions, check_averages, open_side
+from vaeconv.parity.verdict import Comparison, SideFacts, Verification
+
+if TYPE_CHECKING:
+    import torch
+
+# What must be alike for both sides to take the same references.
+_SHAPE_FIELDS = ("in_channels", "out_channels", "latent_channels", "levels")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyOptions:
+    """How to verify.
+
+    Attributes:
+        a: How to read the first side.
+        b: How to read the second.
+        base: How to read the model that the first shall stand in for.
+        ema: Use the moving average of a side that has one.
+        weights_only: Compare weights, and do not import torch.
+        encode: Compare posterior moments as well.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        dtype: Compare in this type as well, after fp32: ``fp16`` or ``bf16``.
+        limits: What is accepted.
+        latents: A file of references in place of the built-in set.
+        batch_size: References at a time; None for what fits.
+        tile: Cut larger latents into tiles of this side; 0 not to.
+        hash_files: Whether the report has the sha256 of every file.
+        on_picture: Called with each decoded pair of the first comparison.
+        on_progress: Called with what is being done, and how much of it is done of how much.
+    """
+
+    a: SideOptions = SideOptions()
+    b: SideOptions = SideOptions()
+    base: SideOptions = SideOptions()
+    ema: bool = False
+    weights_only: bool = False
+    encode: bool = True
+    device: str = "auto"
+    dtype: str = "fp32"
+    limits: Limits = Limits()
+    latents: Path | None = None
+    batch_size: int | None = None
+    tile: int = 0
+    hash_files: bool = True
+    on_picture: Callable[[Decoded], None] | None = None
+    on_progress: Callable[[str, int, int], None] | None = None
+
+
+@dataclass(slots=True)
+class _Clock:
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, step: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - started
+            self.seconds[step] = self.seconds.get(step, 0.0) + spent
+
+
+def verify(
+    a: str | os.PathLike[str],
+    b: str | os.PathLike[str] | None = None,
+    options: VerifyOptions | None = None,
+    *,
+    drop_in_for: str | os.PathLike[str] | None = None,
+) -> Verification:
+    """Prove that two files hold the same autoencoder, or that one can stand in for another.
+
+    First every tensor is compared, to the bit, or after rounding where element types differ. Then
+    both run in their own layout, CompVis weights in modules of ours and diffusers folders in
+    diffusers, on the same latents and pictures.
+
+    Args:
+        a: Anything that :func:`~vaeconv.checkpoint.open.open_checkpoint` opens.
+        b: What should be the same.
+        options: How.
+        drop_in_for: A model whose latents the first should be able to decode: encoder, posterior
+            moments, channels and scaling must be the same, and the decoder may differ.
+
+    Returns:
+        The verdict; :meth:`Verification.check` turns it into an error.
+
+    Raises:
+        InputError: A side cannot be read.
+        MissingDependencyError: The device, torch or diffusers is not there.
+        UsageError: There is nothing to compare with.
+    """
+    options = options or VerifyOptions()
+    if b is None and drop_in_for is None:
+        raise UsageError(
+            "there is nothing to compare it with", hint="name B, or --drop-in-for BASE"
+        )
+    named = [("A", a, options.a), ("B", b, options.b), ("BASE", drop_in_for, options.base)]
+    with ExitStack() as stack:
+        clock = _Clock()
+        sides = []
+        for label, path, how in named:
+            if path is not None:
+                sides.append(_open(path, label, how, ema=options.ema))
+                stack.callback(sides[-1].close)
+        if options.ema:
+            check_averages(sides)
+        hasher = stack.enter_context(ThreadPoolExecutor(1))
+        stack.callback(hasher.shutdown, cancel_futures=True)
+        return _Run(sides, options, clock).run(hasher)
+
+
+def _open(path: str | os.PathLike[str], label: str, how: SideOptions, *, ema: bool) -> Side:
+    try:
+        return open_side(path, label, how, ema=ema)
+    except UnmappedKeysError as error:  # it can be read, and is the same as nothing
+        raise CheckFailedError(
+            f"{label} is no whole autoencoder: {error.what}", where=error.where, hint=error.hint
+        ) from error
+
+
+class _Run:
+    """One verification on its way."""
+
+    def __init__(self, sides: list[Side], options: VerifyOptions, clock: _Clock) -> None:
+        self._sides = {side.label: side for side in sides}
+        self._options = options
+        self._clock = clock
+        self._notes: list[str] = [note for side in sides for note in side.survey.notes]
+        self._loaders: dict[str, str] = {}
+        self._references: ReferenceSet | None = None
+        self._device: torch.device | None = None
+        self._environment: dict[str, Any] | None = None
+        self._report = options.on_progress or (lambda step, done, total: None)
+
+    def run(self, hasher: ThreadPoolExecutor) -> Verification:
+        a = self._sides["A"]
+        comparisons = {
+            label: self._compare_files(a, other, is_drop_in=label == "BASE")
+            for label, other in self._sides.items()
+            if label != "A"
+        }
+        hashes = self._start_hashing(hasher)
+        if not self._options.weights_only:
+            self._run_models(comparisons)
+        with self._clock("hashing, waited for"):
+            sides = tuple(self._describe(side, hashes) for side in self._sides.values())
+        for side in self._sides.values():
+            side.checkpoint.check_unchanged()
+        environment = self._environment or describe_environment(None)
+        return Verification(
+            sides=sides,
+            same=comparisons.get("B"),
+            drop_in=comparisons.get("BASE"),
+            references=self._references,
+            environment=environment,
+            timing={step: round(spent, 3) for step, spent in self._clock.seconds.items()},
+            notes=tuple(self._notes),
+        )
+
+    def _compare_files(self, one: Side, other: Side, *, is_drop_in: bool) -> Comparison:
+        self._report("comparing weights", 0, 1)
+        with self._clock("weights"):
+            comparison, notes = compare_files(one, other, is_drop_in=is_drop_in)
+        self._notes += notes
+        self._report("comparing weights", 1, 1)
+        return comparison
+
+    def _run_models(self, comparisons: dict[str, Comparison]) -> None:
+        runnable = {
+            label: comparison
+            for label, comparison in comparisons.items()
+            if self._can_run(self._sides["A"], self._sides[label])
+        }
+        if not runnable:
+            return
+        options = self._options
+        with self._clock("imports"):
+            self._report("importing torch and diffusers", 0, 1)
+            import_torch()
+            self._device = pick_device(options.device)
+        topology = self._sides["A"].topology
+        self._references = self._make_references(topology)
+        passes = [("fp32", label) for label in runnable]
+        if options.dtype != "fp32":
+            passes.append((options.dtype, next(iter(runnable))))
+        kinds = (DECODE, ENCODE) if options.encode else (DECODE,)
+        each = len(self._references.latents)
+        each += len(self._references.pictures) if options.encode else 0
+        done = 0
+        if not options.encode:
+            self._notes.append("note: posterior moments were not compared (--no-encode)")
+
+        def count(number: int) -> None:
+            nonlocal done
+            done += number
+            self._report("decoding", done, each * len(passes))
+
+        with reproducible():
+            models, failed = self._load_models(runnable)
+            self._environment = describe_environment(self._device)
+            for label, problem in failed.items():
+                comparisons[label] = comparisons[label].with_problem(problem)
+            for dtype, label in passes:
+                if label in failed:
+                    continue
+                runner = Runner(
+                    (models["A"], models[label]),
+                    ("A", label),
+                    topology,
+                    self._device,
+                    limits=options.limits,
+                    judged=(ENCODE,) if label == "BASE" else kinds,
+                    batch_size=options.batch_size,
+                    tile=options.tile,
+                    on_picture=options.on_picture if label == passes[0][1] else None,
+                    on_progress=count,
+                )
+                outcomes: list[Outcome] = []
+                for kind in kinds:
+                    with self._clock(f"{kind} {dtype}"):
+                        outcomes += runner.run(self._references, dtype, [kind])
+                comparisons[label] = comparisons[label].with_outcomes(outcomes)
+
+    def _can_run(self, one: Side, other: Side) -> bool:
+        """Tell whether both take the same references; where not, it is a problem already."""
+        alike = all(
+            getattr(one.topology, name) == getattr(other.topology, name) for name in _SHAPE_FIELDS
+        )
+        if one.problem or other.problem or not alike:
+            self._notes.append(f"note: {one.label} and {other.label} were not run")
+            return False
+        return True
+
+    def _load_models(
+        self, wanted: dict[str, Comparison]
+    ) -> tuple[dict[str, Model], dict[str, str]]:
+        models: dict[str, Model] = {}
+        failed: dict[str, str] = {}
+        assert self._device is not None
+        with self._clock("load"):
+            for label in ("A", *wanted):
+                self._report(f"loading {label}", 0, 1)
+                try:
+                    models[label] = self._sides[label].load()
+                except CheckFailedError as error:
+                    problem = f"{label}: {error.what}"
+                    failed |= dict.fromkeys(wanted, problem) if label == "A" else {label: problem}
+                else:
+                    self._loaders[label] = models[label].loader
+        return models, failed
+
+    def _make_references(self, topology: Topology) -> ReferenceSet:
+        if self._options.latents is not None:
+            return load_set(self._options.latents, topology)
+        stated = next((side.scaling for side in self._sides.values() if side.scaling), None)
+        return built_in_set(topology, stated or _assume_scaling(topology))
+
+    def _start_hashing(self, hasher: ThreadPoolExecutor) -> dict[str, list[Future[str] | None]]:
+        """Hash on the core that decoding leaves free at first, while torch is imported."""
+        wanted = self._options.hash_files
+        return {
+            label: [  # what cannot be mapped is remote, and its rest would have to be fetched
+                hasher.submit(hash_bytes, source) if wanted and source.map(0, 1) else None
+                for source in side.checkpoint.sources
+            ]
+            for label, side in self._sides.items()
+        }
+
+    def _describe(self, side: Side, hashes: dict[str, list[Future[str] | None]]) -> SideFacts:
+        dtypes: dict[str, int] = {}
+        for row in side.rows.values():
+            dtypes[row.dtype.code] = dtypes.get(row.dtype.code, 0) + 1
+        files = tuple(
+            {
+                "name": source.name.rpartition("/")[2],
+                "size": source.size,
+                "sha256": digest.result() if digest else None,
+            }
+            for source, digest in zip(side.checkpoint.sources, hashes[side.label], strict=True)
+        )
+        return SideFacts(
+            side.label,
+            side.name,
+            side.checkpoint.container,
+            side.layout,
+            side.checkpoint.variant,
+            dtypes,
+            sum(row.is_ema for row in side.rows.values()),
+            side.scaling,
+            files,
+            self._loaders.get(side.label),
+        )
+
+
+def _assume_scaling(topology: Topology) -> Scaling:
+    """Take some scaling that the shapes allow: here it only decides how large latents are."""
+    fitting = fitting_families(topology)
+    if not fitting:
+        return Scaling(1.0, source="no scaling is known")
+    family = BY_NAME[ASSUMED] if BY_NAME[ASSUMED] in fitting else fitting[0]
+    return Scaling(family.scaling_factor, family.shift_factor, source=f"as in {family.title}")
