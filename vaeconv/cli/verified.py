@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from vaeconv.parity.verdict import SideFacts, Verification
 
 
+_MOST_REFERENCES = 40  # the built-in set in two types; of more, a terminal shows a summary
+
+
 class Outputs:
     """The files that were asked for.
 
@@ -127,10 +130,11 @@ def _print(result: Verification, *, verbose: bool) -> None:
     if result.references:
         lines.append(f"references: {result.references.source}")
     comparisons = comparisons_of(result)
+    most = None if verbose else _MOST_REFERENCES
     lines += ["", *text_table(*weight_table(comparisons), left=2), ""]
     for comparison in comparisons:
         if comparison.outcomes:
-            lines += [*text_table(*distance_table(comparison), left=2), ""]
+            lines += [*text_table(*distance_table(comparison, most=most), left=2), ""]
     if verbose:
         lines += [f"  {name}: {value}" for name, value in result.environment.items()]
         lines += [f"  {step}: {seconds:.2f} s" for step, seconds in result.timing.items()]

@@ -19,6 +19,7 @@ from vaeconv.cli.options import (
     Verbose,
     with_dot,
 )
+from vaeconv.parity.measure import TOLERANCES
 
 LIMITS, REFERENCES, REPORTS = "Limits", "References", "Reports"
 
@@ -76,8 +77,9 @@ def verify(
             min=0,
             rich_help_panel=LIMITS,
             show_default=False,
-            help="Largest difference of a value from -1 to 1; by default 1e-4 in fp32, 2e-2 in "
-            "fp16, 1.5e-1 in bf16.",
+            help="Largest difference of a value from -1 to 1; by default "
+            + ", ".join(f"{limit:g} in {dtype}" for dtype, limit in TOLERANCES.items())
+            + ".",
         ),
     ] = None,
     min_psnr: Annotated[

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vaeconv.autoencoder.keys import expand_rules
 from vaeconv.autoencoder.topology import Layout, Topology
-from vaeconv.parity.latents import Reference, ReferenceSet, batches
+from vaeconv.parity.latents import DECODE, ENCODE, Reference, batches
 from vaeconv.parity.loading import Model
 from vaeconv.parity.measure import TOLERANCES, Distance, combine, measure
 from vaeconv.parity.watch import find_parting, first_nonfinite
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import torch
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-DECODE, ENCODE = "decode", "encode"
 _MAX_BATCH = 16
 _SHARE = 4  # of free memory, one in so many parts is used
 _LIVE = 4  # activations of the widest layer that are alive at once
@@ -30,10 +29,12 @@ class Limits(NamedTuple):
     Attributes:
         atol: Largest difference, for every type; None for ``TOLERANCES``.
         min_psnr: Smallest PSNR of a decoded picture; given alone, it alone judges pictures.
+        floor: Accept no less than what this type does by default, whatever the models run in.
     """
 
     atol: float | None = None
     min_psnr: float | None = None
+    floor: str | None = None
 
     def tolerance(self, kind: str, dtype: str) -> float:
         """The largest difference that is accepted, where values go from -1 to 1."""
@@ -41,7 +42,7 @@ class Limits(NamedTuple):
             return self.atol
         if self.min_psnr is not None and kind == DECODE:
             return math.inf
-        return TOLERANCES[dtype]
+        return max(TOLERANCES[dtype], TOLERANCES[self.floor] if self.floor else 0.0)
 
 
 class Outcome(NamedTuple):
@@ -96,6 +97,7 @@ class Runner:
         device: Where they run.
         limits: What is accepted.
         judged: What that applies to; the rest only has to be finite.
+        locates: Whether to look for the layer where results part; of no use where weights differ.
         batch_size: References at a time; None for what fits into memory.
         tile: Cut larger latents into tiles of this side; 0 not to.
         on_picture: Called with every decoded pair.
@@ -111,6 +113,7 @@ class Runner:
         *,
         limits: Limits,
         judged: Sequence[str] = (DECODE, ENCODE),
+        locates: bool = True,
         batch_size: int | None = None,
         tile: int = 0,
         on_picture: Callable[[Decoded], None] | None = None,
@@ -122,31 +125,30 @@ class Runner:
         self._device = device
         self._limits = limits
         self._judged = judged
+        self._locates = locates
         self._batch_size = batch_size
         self._tile = tile
         self._on_picture = on_picture
         self._on_progress = on_progress or (lambda count: None)
 
-    def run(self, references: ReferenceSet, dtype: str, kinds: Iterable[str]) -> list[Outcome]:
-        """Run all references in one type, in inference mode.
+    def run(self, references: Sequence[Reference], dtype: str, kind: str) -> list[Outcome]:
+        """Run references in one type, in inference mode.
 
         Args:
-            references: What to decode and encode.
-            dtype: ``fp32``, ``fp16`` or ``bf16``; the models are cast.
-            kinds: Which of ``decode`` and ``encode``.
+            references: What to decode or to encode.
+            dtype: ``fp32``, ``fp16`` or ``bf16``; the models are cast, and stay so.
+            kind: ``decode`` or ``encode``.
         """
         import torch
 
-        kind_of_number: torch.dtype = getattr(torch, DTYPES[dtype])
+        number: torch.dtype = getattr(torch, DTYPES[dtype])
         outcomes: list[Outcome] = []
         with torch.inference_mode():
             for model in self._models:
-                model.to(self._device, kind_of_number)
-            for kind in kinds:
-                chosen = references.latents if kind == DECODE else references.pictures
-                for batch in batches(chosen, self._batch_size or self._fitting(chosen, kind)):
-                    outcomes += self._run_batch(batch, kind, dtype, kind_of_number)
-                    self._on_progress(len(batch))
+                model.to(self._device, number)
+            for batch in batches(references, self._batch_size or self._fitting(references, kind)):
+                outcomes += self._run_batch(batch, kind, dtype, number)
+                self._on_progress(len(batch))
         return outcomes
 
     def _run_batch(
@@ -198,7 +200,7 @@ class Runner:
             return math.inf, None
         limit = self._limits.tolerance(kind, dtype) * max(1.0, distance.largest)
         if distance.max_abs > limit:
-            parted = self._find_parting(kind, dtype, data)
+            parted = self._find_parting(kind, dtype, data) if self._locates else ""
             return limit, f"{what} differs by {distance.max_abs:.3g}, more than {limit:.3g}{parted}"
         least = self._limits.min_psnr
         if least is not None and kind == DECODE and (distance.psnr or 0.0) < least:
@@ -243,16 +245,14 @@ class Runner:
         factor = 2 ** (self._topology.levels - 1) if kind == DECODE else 1
         pixels = max(one.data.shape[1] * one.data.shape[2] for one in references) * factor**2
         widest = max(self._topology.channels[:2]) * 4 * _LIVE
-        free = _free_memory(torch, self._device)
-        return max(1, min(_MAX_BATCH, free // _SHARE // (pixels * widest)))
+        fitting: int = _free_memory(torch, self._device) // _SHARE // (pixels * widest)
+        return max(1, min(_MAX_BATCH, fitting))
 
 
 def _free_memory(torch: Any, device: torch.device) -> int:
     if device.type == "cuda":
-        free: int = torch.cuda.mem_get_info(device)[0]
-        return free
-    shared: int = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return shared // 2
+        return int(torch.cuda.mem_get_info(device)[0])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2  # memory is shared
 
 
 def _module_names(topology: Topology, one: Layout, other: Layout) -> dict[str, str]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[np.float32]
 
+DECODE, ENCODE = "decode", "encode"
 LATENT, PICTURE = "latent.", "image."
 FILE_FORMAT = "vaeconv-latents-1"
 _SEED = 840_001
@@ -57,6 +58,10 @@ class ReferenceSet(NamedTuple):
     source: str
     latents: tuple[Reference, ...]
     pictures: tuple[Reference, ...]
+
+    def of(self, kind: str) -> tuple[Reference, ...]:
+        """Give what is decoded, or encoded."""
+        return self.latents if kind == DECODE else self.pictures
 
     @property
     def sha256(self) -> str:

@@ -1,4 +1,14 @@
-"""How far two decoded pictures, or two posteriors, are apart, and how far they may be."""
+"""How far two decoded pictures, or two posteriors, are apart, and how far they may be.
+
+``TOLERANCES`` rest on a measurement (``benchmarks/tolerances.py``): the CompVis modules against
+diffusers with the same random weights, scaled so that results reach 3 to 9, for kl-f4, kl-f8 and
+kl-f16 of full size and a small one, decoding and encoding the built-in set on a CPU. Relative to
+the largest magnitude of a result, or to one where that is less, the largest difference of any value
+was 3.8e-6 in fp32, 2.4e-3 in fp16 and 2.2e-2 in bf16, much the same for every model: a few
+roundings of the last place (6e-8, 4.9e-4 and 3.9e-3). The limits leave a factor of four, and of
+25 in fp32, where a GPU sums in another order; what is really wrong, such as another padding or
+epsilon, or two blocks exchanged, is beyond 1e-3 in fp32, which is why fp32 always runs first.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     import torch
 
-# How far apart the two implementations may be, of values from -1 to 1, by the type they run in.
-# fp32: on two CPUs the largest difference of a full-size kl-f8 was 4e-6, of small models with
-# attention 2e-6; a wrong padding, epsilon or block shows as 1e-3 to 1. fp16 and bf16: see
-# docs/parity.md; two right implementations differ by a few roundings of the largest activations.
-TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1.5e-1}
+# Largest difference of values from -1 to 1, by the type that models run in.
+TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 8e-2}
 PEAK_RANGE = 2.0  # of a picture, from -1 to 1
 
 

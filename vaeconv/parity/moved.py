@@ -30,17 +30,17 @@ def explain_difference(one: Side, other: Side, result: WeightResult) -> list[str
         return []
     dtypes = {pair: narrower(one.rows[pair].dtype, other.rows[pair].dtype) for pair in pairs}
     mine, theirs = _hashes(one.rows, dtypes), _hashes(other.rows, dtypes)
-    for holder, averaged, found in (
-        (other, one, theirs),
-        (one, other, mine),
-    ):
-        shadows = _hashes(averaged.shadows, dtypes)
-        count = sum(found[pair] == digest for pair, digest in shadows.items())
+    for holder, averaged, found in ((other, one, theirs), (one, other, mine)):
+        left_out = _hashes(averaged.others, dtypes)
+        count = sum(found[pair] == digest for pair, digest in left_out.items())
         if count:
+            held, compared = ("EMA", "raw")
+            hint = "--ema compares with the EMA"
+            if any(row.is_ema for row in averaged.rows.values()):
+                held, compared, hint = "raw", "EMA", "--no-ema compares with the raw weights"
             return [
-                f"{holder.label} holds the EMA weights of {averaged.label} in {count} of the "
-                f"{len(pairs)} tensors that differ, and the raw ones of {averaged.label} were "
-                "compared: --ema compares with the EMA"
+                f"{holder.label} holds the {held} weights of {averaged.label} in {count} of the "
+                f"{len(pairs)} tensors that differ, and the {compared} ones were compared; {hint}"
             ]
     return _explain_moves(other, mine, theirs)
 

@@ -139,8 +139,13 @@ def weight_table(comparisons: Sequence[Comparison]) -> tuple[Row, list[Row]]:
     return ("sides", "tensors", *(match.value for match in Match), "on one side only"), rows
 
 
-def distance_table(comparison: Comparison) -> tuple[Row, list[Row]]:
-    """Head and rows of the table of distances: each reference, then the worst of each kind."""
+def distance_table(comparison: Comparison, *, most: int | None = None) -> tuple[Row, list[Row]]:
+    """Head and rows of the table of distances: each reference, then the worst of each kind.
+
+    Args:
+        comparison: What was compared.
+        most: Of more references than that, name only those that fail.
+    """
     head = ("", "reference", "max abs", "mean abs", "RMSE", "PSNR", "cosine", "pixels", "limit", "")
     summary = summarise(comparison.outcomes)
     rows = [
@@ -152,6 +157,7 @@ def distance_table(comparison: Comparison) -> tuple[Row, list[Row]]:
             "FAIL" if one.problem else "ok",
         )
         for one in comparison.outcomes
+        if one.problem or most is None or len(comparison.outcomes) <= most
     ]
     for (kind, dtype), distance in summary.items():
         rows.append((f"{kind} {dtype}", "worst", *_numbers(distance, kind), "", ""))

@@ -17,6 +17,7 @@ from vaeconv.checkpoint.base import Checkpoint
 from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.errors import ConfigMismatchError
 from vaeconv.parity.loading import Model, load_compvis, load_diffusers, load_folder
+from vaeconv.parity.weights import narrower
 from vaeconv.plan import KEEP, Row, weight_dtype
 from vaeconv.survey import Survey, read_stored_scaling, survey_checkpoint
 
@@ -48,7 +49,8 @@ class Side:
         checkpoint: The open file or folder.
         survey: What is in it.
         rows: Every tensor, in the side's own naming and its own dtype.
-        shadows: The moving average of tensors that have one and are raw in ``rows``.
+        others: Of tensors that have a moving average, what ``rows`` leaves out: that, or the raw
+            weights.
         scaling: What the side itself says of scaling; None where it says nothing.
         problem: Why it is not the autoencoder that it says it is; None where it is.
     """
@@ -57,7 +59,7 @@ class Side:
     checkpoint: Checkpoint
     survey: Survey
     rows: Mapping[NamePair, Row]
-    shadows: Mapping[NamePair, Row]
+    others: Mapping[NamePair, Row]
     scaling: Scaling | None
     problem: str | None = None
 
@@ -180,7 +182,7 @@ def _make_side(checkpoint: Checkpoint, label: str, options: SideOptions, *, ema:
         checkpoint,
         survey,
         rows={**raw, **shadows} if ema else raw,
-        shadows={} if ema else shadows,
+        others={pair: raw[pair] for pair in shadows} if ema else shadows,
         scaling=stated.scaling if stated else None,
         problem=problem,
     )
@@ -194,3 +196,28 @@ def check_averages(sides: list[Side]) -> None:
     """
     if not any(row.is_ema for side in sides for row in side.rows.values()):
         raise no_average(sides[0].survey, sides[0].name)
+
+
+def match_rounding(sides: tuple[Side, Side], models: tuple[Model, Model]) -> bool:
+    """Round the weights of the wider side as those of the narrower are, in running models.
+
+    That they are so was shown tensor by tensor. What is to be shown now is that both compute the
+    same with the same weights, which what rounding itself changes would hide.
+
+    Returns:
+        Whether some tensors are fp16 on one side and bf16 on the other: then both are rounded to
+        bf16, and may still differ by a last place, as one of them was rounded twice.
+    """
+    import torch
+
+    mixes = False
+    for pair, row in sides[0].rows.items():
+        partner = sides[1].rows.get(pair)
+        if partner is None or partner.dtype is row.dtype:
+            continue
+        narrow: torch.dtype = getattr(torch, narrower(row.dtype, partner.dtype).torch_name)
+        mixes = mixes or {row.dtype.code, partner.dtype.code} == {"F16", "BF16"}
+        for side, model in zip(sides, models, strict=True):
+            parameter = model.module.get_parameter(pair.name(side.layout))
+            parameter.data = parameter.data.to(narrow).to(torch.float32)
+    return mixes

@@ -16,7 +16,7 @@ from vaeconv.autoencoder.families import ASSUMED, BY_NAME, fitting_families
 from vaeconv.autoencoder.topology import Topology
 from vaeconv.errors import CheckFailedError, UnmappedKeysError, UsageError
 from vaeconv.output import hash_bytes
-from vaeconv.parity.behaviour import DECODE, ENCODE, Decoded, Limits, Outcome, Runner
+from vaeconv.parity.behaviour import Decoded, Limits, Outcome, Runner
 from vaeconv.parity.devices import (
     describe_environment,
     import_torch,
@@ -24,9 +24,9 @@ from vaeconv.parity.devices import (
     reproducible,
 )
 from vaeconv.parity.files import compare_files
-from vaeconv.parity.latents import ReferenceSet, built_in_set, load_set
+from vaeconv.parity.latents import DECODE, ENCODE, ReferenceSet, built_in_set, load_set
 from vaeconv.parity.loading import Model
-from vaeconv.parity.side import Side, SideOptions, check_averages, open_side
+from vaeconv.parity.side import Side, SideOptions, check_averages, match_rounding, open_side
 from vaeconv.parity.verdict import Comparison, SideFacts, Verification
 
 if TYPE_CHECKING:
@@ -156,7 +156,6 @@ class _Run:
         self._notes: list[str] = [note for side in sides for note in side.survey.notes]
         self._loaders: dict[str, str] = {}
         self._references: ReferenceSet | None = None
-        self._device: torch.device | None = None
         self._environment: dict[str, Any] | None = None
         self._report = options.on_progress or (lambda step, done, total: None)
 
@@ -194,60 +193,72 @@ class _Run:
         return comparison
 
     def _run_models(self, comparisons: dict[str, Comparison]) -> None:
-        runnable = {
-            label: comparison
-            for label, comparison in comparisons.items()
-            if self._can_run(self._sides["A"], self._sides[label])
-        }
-        if not runnable:
+        a = self._sides["A"]
+        labels = [label for label in comparisons if self._can_run(a, self._sides[label])]
+        if not labels:
             return
-        options = self._options
         with self._clock("imports"):
             self._report("importing torch and diffusers", 0, 1)
             import_torch()
-            self._device = pick_device(options.device)
-        topology = self._sides["A"].topology
-        self._references = self._make_references(topology)
-        passes = [("fp32", label) for label in runnable]
-        if options.dtype != "fp32":
-            passes.append((options.dtype, next(iter(runnable))))
-        kinds = (DECODE, ENCODE) if options.encode else (DECODE,)
-        each = len(self._references.latents)
-        each += len(self._references.pictures) if options.encode else 0
-        done = 0
-        if not options.encode:
+            device = pick_device(self._options.device)
+        self._references = self._make_references(a.topology)
+        if not self._options.encode:
             self._notes.append("note: posterior moments were not compared (--no-encode)")
+        with reproducible():
+            self._environment = describe_environment(device)
+            for label in labels:
+                comparisons[label] = self._run_pair(
+                    comparisons[label], device, is_shown=label == labels[0]
+                )
+
+    def _run_pair(
+        self, comparison: Comparison, device: torch.device, *, is_shown: bool
+    ) -> Comparison:
+        """Load a pair of models and run them on all references, in every type."""
+        options, references = self._options, self._references
+        assert references is not None
+        sides = self._sides["A"], self._sides[comparison.labels[1]]
+        try:
+            with self._clock("load"):
+                models = self._load(sides[0]), self._load(sides[1])
+                mixes = match_rounding(sides, models)
+        except CheckFailedError as error:
+            return comparison.with_problem(f"{error.where}: {error.what}")
+        kinds = (DECODE, ENCODE) if options.encode else (DECODE,)
+        dtypes = list(dict.fromkeys(("fp32", options.dtype)))
+        total = len(dtypes) * sum(len(references.of(kind)) for kind in kinds)
+        done = 0
 
         def count(number: int) -> None:
             nonlocal done
             done += number
-            self._report("decoding", done, each * len(passes))
+            self._report(f"running {' and '.join(comparison.labels)}", done, total)
 
-        with reproducible():
-            models, failed = self._load_models(runnable)
-            self._environment = describe_environment(self._device)
-            for label, problem in failed.items():
-                comparisons[label] = comparisons[label].with_problem(problem)
-            for dtype, label in passes:
-                if label in failed:
-                    continue
-                runner = Runner(
-                    (models["A"], models[label]),
-                    ("A", label),
-                    topology,
-                    self._device,
-                    limits=options.limits,
-                    judged=(ENCODE,) if label == "BASE" else kinds,
-                    batch_size=options.batch_size,
-                    tile=options.tile,
-                    on_picture=options.on_picture if label == passes[0][1] else None,
-                    on_progress=count,
-                )
-                outcomes: list[Outcome] = []
-                for kind in kinds:
-                    with self._clock(f"{kind} {dtype}"):
-                        outcomes += runner.run(self._references, dtype, [kind])
-                comparisons[label] = comparisons[label].with_outcomes(outcomes)
+        runner = Runner(
+            models,
+            comparison.labels,
+            sides[0].topology,
+            device,
+            limits=options.limits._replace(floor="bf16" if mixes else None),
+            judged=(ENCODE,) if comparison.decoder else kinds,
+            locates=comparison.weights.is_same,
+            batch_size=options.batch_size,
+            tile=options.tile,
+            on_picture=options.on_picture if is_shown else None,
+            on_progress=count,
+        )
+        outcomes: list[Outcome] = []
+        for dtype in dtypes:
+            for kind in kinds:
+                with self._clock(f"{kind} {dtype}"):
+                    outcomes += runner.run(references.of(kind), dtype, kind)
+        return comparison.with_outcomes(outcomes)
+
+    def _load(self, side: Side) -> Model:
+        self._report(f"loading {side.label}", 0, 1)
+        model = side.load()
+        self._loaders[side.label] = model.loader
+        return model
 
     def _can_run(self, one: Side, other: Side) -> bool:
         """Tell whether both take the same references; where not, it is a problem already."""
@@ -258,24 +269,6 @@ class _Run:
             self._notes.append(f"note: {one.label} and {other.label} were not run")
             return False
         return True
-
-    def _load_models(
-        self, wanted: dict[str, Comparison]
-    ) -> tuple[dict[str, Model], dict[str, str]]:
-        models: dict[str, Model] = {}
-        failed: dict[str, str] = {}
-        assert self._device is not None
-        with self._clock("load"):
-            for label in ("A", *wanted):
-                self._report(f"loading {label}", 0, 1)
-                try:
-                    models[label] = self._sides[label].load()
-                except CheckFailedError as error:
-                    problem = f"{label}: {error.what}"
-                    failed |= dict.fromkeys(wanted, problem) if label == "A" else {label: problem}
-                else:
-                    self._loaders[label] = models[label].loader
-        return models, failed
 
     def _make_references(self, topology: Topology) -> ReferenceSet:
         if self._options.latents is not None:

@@ -20,7 +20,7 @@ _WORKERS = 2
 # What has more bits behind the point is wider.
 _BITS = {"F64": 52, "F32": 23, "F16": 10, "BF16": 7}
 # Half of the last place of bf16 and of fp16, relative; and of fp16's subnormal numbers.
-_BOTH_ROUNDED, _SUBNORMAL = 2.0**-9 + 2.0**-12, 2.0**-25
+_BOTH_ROUNDED, _SUBNORMAL = 2.0**-8 + 2.0**-11, 2.0**-25
 
 
 class Match(str, Enum):

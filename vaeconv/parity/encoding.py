@@ -1,0 +1,115 @@
+"""Encode pictures to a file of reference latents."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vaeconv.checkpoint.atomic import replace_small_file
+from vaeconv.errors import UsageError
+from vaeconv.output import check_target
+from vaeconv.parity.devices import import_torch, pick_device, reproducible
+from vaeconv.parity.images import list_images, read_images
+from vaeconv.parity.latents import FILE_FORMAT, LATENT, PICTURE, from_uint8
+from vaeconv.parity.side import Side, SideOptions, open_side
+
+
+class Encoded(NamedTuple):
+    """What was written.
+
+    Attributes:
+        output: The file.
+        names: Of the pictures.
+        latent: Shape of each latent, ``[z, h, w]``.
+        device: Where they were encoded.
+    """
+
+    output: Path
+    names: tuple[str, ...]
+    latent: tuple[int, ...]
+    device: str
+
+
+def encode_pictures(
+    images: Path,
+    output: Path,
+    model: str | os.PathLike[str],
+    *,
+    size: int = 256,
+    limit: int | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    how: SideOptions = SideOptions(),
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> Encoded:
+    """Encode pictures, and write latents and pictures to a safetensors file.
+
+    The latents are posterior means in float32, ``latent.NAME [z, h, w]``, not scaled; the pictures
+    are kept as ``image.NAME``, uint8 ``[c, h, w]``, so that encoding can be compared as well.
+    Runs of one model on one machine give the same bytes.
+
+    Args:
+        images: A folder of pictures, or one.
+        output: The file to write.
+        model: Anything that :func:`~vaeconv.checkpoint.open.open_checkpoint` opens.
+        size: Side of a picture in pixels, after resizing its shorter side and cutting its middle.
+        limit: Use the first so many pictures, in the order of their names.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        overwrite: Whether an existing output may be replaced.
+        how: How to read the model.
+        on_progress: Called with what is being done, and how much of it is done of how much.
+
+    Raises:
+        InputError: The model or a picture cannot be read.
+        OutputError: The output exists or cannot be written.
+        MissingDependencyError: The device, torch or diffusers is not there.
+    """
+    check_target(output, [model, images], overwrite=overwrite)
+    paths = list_images(images)[:limit]
+    report = on_progress or (lambda step, done, total: None)
+    side = open_side(model, "MODEL", how, ema=False)
+    try:
+        return _encode(side, paths, output, size, device, report)
+    finally:
+        side.close()
+
+
+def _encode(
+    side: Side,
+    paths: list[Path],
+    output: Path,
+    size: int,
+    device: str,
+    report: Callable[[str, int, int], None],
+) -> Encoded:
+    topology = side.topology
+    factor = 2 ** (topology.levels - 1)
+    if size < factor:
+        raise UsageError(f"--size {size} is less than the {factor} pixels of one latent")
+    import_torch()
+    import torch
+    from safetensors.numpy import save
+
+    place = pick_device(device)
+    tensors: dict[str, Any] = {}
+    shape: tuple[int, ...] = ()
+    with reproducible(), torch.inference_mode():
+        model = side.load()
+        model.to(place, torch.float32)
+        pictures = read_images(paths, channels=topology.in_channels, size=size, factor=factor)
+        for done, picture in enumerate(pictures, 1):
+            data = torch.from_numpy(from_uint8(picture.pixels))[None].to(place)
+            mean = model.encode(data)[0, : topology.latent_channels].cpu().numpy()
+            tensors[LATENT + picture.name] = mean
+            tensors[PICTURE + picture.name] = picture.pixels
+            shape = tuple(mean.shape)
+            report("encoding", done, len(paths))
+    about = {"format": FILE_FORMAT, "model": Path(side.name).name, "size": size}
+    # One key: the library writes several in no fixed order.
+    content = save(tensors, metadata={"vaeconv": json.dumps(about, sort_keys=True)})
+    replace_small_file(output, content, durable=True)
+    names = tuple(name[len(LATENT) :] for name in tensors if name.startswith(LATENT))
+    return Encoded(output, names, shape, str(place))

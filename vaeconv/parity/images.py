@@ -1,0 +1,90 @@
+"""Read pictures from files: upright, in the channels of an autoencoder, resized and cropped."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vaeconv.errors import CheckpointNotFoundError, InputError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+class Picture(NamedTuple):
+    """A picture that was read.
+
+    Attributes:
+        name: Its file's name without the ending.
+        pixels: uint8, ``[c, h, w]``.
+    """
+
+    name: str
+    pixels: Any
+
+
+def list_images(path: Path) -> list[Path]:
+    """List the pictures in a folder by their names' endings, sorted; or one file.
+
+    Raises:
+        CheckpointNotFoundError: There is none.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise CheckpointNotFoundError("no such file or folder", where=str(path))
+    found = sorted(one for one in path.iterdir() if one.suffix.lower() in SUFFIXES)
+    if not found:
+        raise CheckpointNotFoundError(
+            "no pictures in this folder",
+            where=str(path),
+            hint=f"names of pictures end in {', '.join(SUFFIXES)}",
+        )
+    return found
+
+
+def read_images(
+    paths: Sequence[Path], *, channels: int, size: int, factor: int
+) -> Iterator[Picture]:
+    """Read pictures, the shorter side resized, the middle cut out as a square.
+
+    Args:
+        paths: The files.
+        channels: 1 for grey, 3 for RGB, 4 for RGBA.
+        size: Side of the result in pixels; rounded down to a multiple of ``factor``.
+        factor: How many times smaller a latent is.
+
+    Raises:
+        InputError: One is not a picture, is damaged, or is too large to be honest.
+    """
+    side = size // factor * factor
+    mode = _MODES.get(channels)
+    if not side or mode is None:
+        raise InputError(f"cannot make pictures of {channels} channels and {size} pixels")
+    names: set[str] = set()
+    for path in paths:
+        name = path.stem if path.stem not in names else path.name
+        names.add(name)
+        yield Picture(name, _read(path, mode, side))
+
+
+def _read(path: Path, mode: str, side: int) -> Any:
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", UserWarning)  # odd metadata
+            with Image.open(path) as opened:
+                image = ImageOps.exif_transpose(opened).convert(mode)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombWarning,
+            Image.DecompressionBombError) as error:  # fmt: skip
+        raise InputError(f"not a picture that can be read ({error})", where=str(path)) from error
+    fitted = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
+    pixels = np.asarray(fitted)
+    return np.ascontiguousarray(
+        pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[np.newaxis]
+    )
