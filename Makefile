@@ -29,12 +29,13 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m compileall -q vaeconv  # start-up counts, and the environment may forbid it later
 	@touch $@
 
-demo: $(READY)  ## prune a small training checkpoint, convert it there and back, and compare
+demo: $(READY)  ## prune a small training checkpoint, convert it there and back, verify and compare
 	@rm -rf $(DEMO) && mkdir -p $(DEMO)
 	$(BIN)/vaeconv inspect fixtures/tiny-kl.ckpt
 	$(BIN)/vaeconv prune --ema fixtures/tiny-kl.ckpt $(DEMO)/ema.safetensors
 	$(BIN)/vaeconv convert fixtures/tiny-kl.ckpt $(DEMO)/out --scaling-factor 0.18215
 	$(BIN)/vaeconv convert $(DEMO)/out $(DEMO)/back.ckpt
+	$(BIN)/vaeconv verify --html $(DEMO)/parity.html fixtures/tiny-kl.ckpt $(DEMO)/out
 	$(BIN)/python -m fixtures.compare fixtures/tiny-kl.ckpt $(DEMO)/back.ckpt
 
 test: $(READY)  ## run the tests
@@ -55,6 +56,7 @@ bench: $(READY)  ## make the inputs (8 GB under BENCH_DIR) once, then measure
 	$(BIN)/python -m benchmarks.make_inputs --dir $(BENCH_DIR)
 	$(BIN)/python -m benchmarks.convert --dir $(BENCH_DIR) --runs $(BENCH_RUNS)
 	$(BIN)/python -m benchmarks.prune --dir $(BENCH_DIR) --runs $(BENCH_RUNS)
+	$(BIN)/python -m benchmarks.verify --dir $(BENCH_DIR)
 
 picture: $(READY)  ## redraw docs/inspect.svg
 	$(BIN)/python docs/make_picture.py fixtures/tiny-kl.ckpt docs/inspect.svg

@@ -42,7 +42,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 EXTERNAL: dict[str, set[str]] = {
     "vaeconv.autoencoder": {"yaml"},
     "vaeconv.checkpoint": {"numpy", "huggingface_hub", "isal", "numkong"},
-    "vaeconv.parity": {"torch", "diffusers", "numpy", "safetensors", "PIL"},
+    "vaeconv.parity": {"torch", "diffusers", "numpy", "safetensors", "PIL", "jinja2"},
     "vaeconv.evaluate": {
         "torch", "torchvision", "torchmetrics", "diffusers", "accelerate", "lpips", "numpy",
         "scipy", "safetensors", "PIL",

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from vaeconv.conversion import Conversion, ConvertOptions, convert
     from vaeconv.errors import VaeconvError
     from vaeconv.executor import CopyOptions
+    from vaeconv.parity.behaviour import Limits
+    from vaeconv.parity.encoding import encode_pictures
+    from vaeconv.parity.side import SideOptions
+    from vaeconv.parity.verdict import Verification
+    from vaeconv.parity.verification import VerifyOptions, verify
     from vaeconv.prune_options import PruneOptions
     from vaeconv.pruning import Pruning, prune
 
@@ -22,27 +27,39 @@ __all__ = [
     "Conversion",
     "ConvertOptions",
     "CopyOptions",
+    "Limits",
     "PruneOptions",
     "Pruning",
     "ScalingOptions",
+    "SideOptions",
     "VaeconvError",
+    "Verification",
+    "VerifyOptions",
     "__version__",
     "convert",
+    "encode_pictures",
     "open_checkpoint",
     "prune",
+    "verify",
 ]
 
 _HOMES = {
     "Conversion": "vaeconv.conversion",
     "ConvertOptions": "vaeconv.conversion",
     "CopyOptions": "vaeconv.executor",
+    "Limits": "vaeconv.parity.behaviour",
     "PruneOptions": "vaeconv.prune_options",
     "Pruning": "vaeconv.pruning",
     "ScalingOptions": "vaeconv.autoencoder.scaling",
+    "SideOptions": "vaeconv.parity.side",
     "VaeconvError": "vaeconv.errors",
+    "Verification": "vaeconv.parity.verdict",
+    "VerifyOptions": "vaeconv.parity.verification",
     "convert": "vaeconv.conversion",
+    "encode_pictures": "vaeconv.parity.encoding",
     "open_checkpoint": "vaeconv.checkpoint.open",
     "prune": "vaeconv.pruning",
+    "verify": "vaeconv.parity.verification",
 }
 
 

@@ -217,7 +217,9 @@ class _Sheet:
     def write(
         self, x: int, y: int, text: str, *, room: int, faint: bool = False, anchor: str = "la"
     ) -> None:
-        fitting = _fit(_spell(text), lambda piece: self.draw.textlength(piece, self.font), room)
+        fitting = _fit(
+            _spell(one_line(text)), lambda piece: self.draw.textlength(piece, self.font), room
+        )
         self.draw.text(
             (x, y), fitting, fill=_FAINT if faint else _INK, font=self.font, anchor=anchor
         )
@@ -236,7 +238,7 @@ def _compose(one: Decoded, labels: tuple[str, str]) -> Pixels:
     size = (width * scale, height * scale)
     sheet = _Sheet(size[1], size[0])
     room = sheet.image.width - 2 * sheet.margin
-    sheet.write(sheet.margin, sheet.margin, one_line(one.name), room=room)
+    sheet.write(sheet.margin, sheet.margin, one.name, room=room)
     facts = f"decode {one.dtype} · {describe_distance(one.outcome)}"
     sheet.write(sheet.margin, sheet.margin + sheet.line, facts, room=room, faint=True)
     heat = heat_map(*one.pictures)
@@ -244,7 +246,7 @@ def _compose(one: Decoded, labels: tuple[str, str]) -> Pixels:
     panels = (*map(to_rgb, one.pictures), heat.rgb)
     for cell, (caption, rgb) in enumerate(zip(captions, panels, strict=True)):
         at = sheet.top - sheet.line
-        sheet.write(sheet.left(cell), at, one_line(caption), room=sheet.cell)
+        sheet.write(sheet.left(cell), at, caption, room=sheet.cell)
         sheet.paste(rgb, sheet.left(cell), sheet.top, size)
     _draw_legend(sheet, heat, sheet.top + size[1] + sheet.em // 2, size[0])
     pixels: Pixels = np.array(sheet.image)

@@ -15,7 +15,7 @@ from vaeconv.checkpoint.tensor import check_storages
 from vaeconv.executor import prefetch_rows
 from vaeconv.plan import Row
 
-_PIECE = 1 << 18  # elements
+_PIECE = 1 << 16  # elements
 _WORKERS = 2
 # What has more bits behind the point is wider.
 _BITS = {"F64": 52, "F32": 23, "F16": 10, "BF16": 7}

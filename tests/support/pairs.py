@@ -1,0 +1,116 @@
+"""Pairs of autoencoders that should, or should not, be the same, and small references for them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file as save_arrays
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from typer.testing import CliRunner, Result
+
+from tests.support.compvis import DDConfig
+from tests.support.samples import WEIGHTS, config_of
+from vaeconv.cli import app
+from vaeconv.parity.behaviour import Limits
+from vaeconv.parity.side import SideOptions
+from vaeconv.parity.verdict import Verification
+from vaeconv.parity.verification import VerifyOptions, verify
+
+State = dict[str, Tensor]
+# The levels of SD 1, and attention in one of them.
+MODEL = DDConfig(ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1, attn_levels=frozenset({2}))
+
+
+def write_references(
+    path: Path, config: DDConfig = MODEL, *, count: int = 2, side: int = 3, dtype: str = "f4"
+) -> Path:
+    """Write a small file of latents and pictures, as ``vaeconv latents`` does."""
+    numbers = np.random.default_rng(17)
+    factor = 2 ** (len(config.ch_mult) - 1)
+    tensors: dict[str, Any] = {}
+    for index in range(count):
+        shape = (config.z_channels, side, side + index)
+        tensors[f"latent.{index}"] = (numbers.normal(size=shape) * 3).astype(dtype)
+        pixels = (config.in_channels, side * factor, (side + index) * factor)
+        tensors[f"image.{index}"] = numbers.integers(0, 256, pixels, dtype=np.uint8)
+    save_arrays(tensors, path)
+    return path
+
+
+def change_folder(
+    source: Path,
+    target: Path,
+    *,
+    weights: Callable[[State], Mapping[str, Tensor]] = lambda found: found,
+    config: Callable[[dict[str, Any]], dict[str, Any]] = lambda found: found,
+) -> Path:
+    """Copy a diffusers folder with other weights or another config."""
+    shutil.copytree(source, target)
+    found = weights(load_file(target / WEIGHTS))
+    save_file(
+        {name: tensor.contiguous() for name, tensor in found.items()},
+        target / WEIGHTS,
+        metadata={"format": "pt"},
+    )
+    (target / "config.json").write_text(json.dumps(config(config_of(target))))
+    return target
+
+
+def exchanged(weights: Mapping[str, Tensor], one: str, other: str) -> State:
+    """Exchange the tensors whose names begin so, where their shapes let them."""
+    result = dict(weights)
+    for name, tensor in weights.items():
+        for here, there in ((one, other), (other, one)):
+            if name.startswith(here):
+                partner = there + name.removeprefix(here)
+                if partner in weights and weights[partner].shape == tensor.shape:
+                    result[partner] = tensor
+    return result
+
+
+def without(weights: Mapping[str, Tensor], *parts: str) -> State:
+    return {n: t for n, t in weights.items() if not any(part in n for part in parts)}
+
+
+def add_to(weights: Mapping[str, Tensor], name: str, *, at: int = 0, value: float = 0.5) -> State:
+    """The same weights, but for one element."""
+    changed = weights[name].clone()
+    changed.view(-1)[at] += value
+    return {**weights, name: changed}
+
+
+def check(
+    one: str | Path,
+    other: str | Path | None = None,
+    references: Path | None = None,
+    *,
+    drop_in_for: Path | None = None,
+    atol: float | None = None,
+    min_psnr: float | None = None,
+    variant: str | None = None,
+    **options: Any,
+) -> Verification:
+    """Verify in this process, on the CPU unless told otherwise."""
+    chosen = VerifyOptions(
+        latents=references,
+        limits=Limits(atol, min_psnr),
+        b=SideOptions(variant=variant),
+        **{"device": "cpu", **options},
+    )
+    return verify(one, other, chosen, drop_in_for=drop_in_for)
+
+
+def run(*args: object) -> Result:
+    """Run the command line in this process."""
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+def cast(weights: Mapping[str, Tensor], dtype: torch.dtype) -> State:
+    return {name: tensor.to(dtype) for name, tensor in weights.items()}
