@@ -51,10 +51,10 @@ addEventListener("load", () => {
 </script>"""
 
 
-def dump_dom(page: Path, profile: Path, width: int = 1280) -> str:
+def dump_dom(page: Path, profile: Path) -> str:
     """Open a file in a browser of its own, and give what has become of its markup."""
     assert BROWSER is not None
-    command = [BROWSER, *FLAGS, f"--user-data-dir={profile}", f"--window-size={width},900"]
+    command = [BROWSER, *FLAGS, f"--user-data-dir={profile}", "--window-size=1280,900"]
     process = subprocess.Popen(
         [*command, "--dump-dom", page.as_uri()],
         stdout=subprocess.PIPE,
@@ -87,7 +87,7 @@ class _Measured(HTMLParser):
         self.text += data if self._is_in else ""
 
 
-def measure(html: str, script: str, folder: Path, width: int = 1280) -> dict[str, Any]:
+def measure(html: str, script: str, folder: Path) -> dict[str, Any]:
     """Measure in a copy of a page.
 
     ``script`` defines ``measure()``, which runs once all is loaded and returns an object; what
@@ -99,6 +99,6 @@ def measure(html: str, script: str, folder: Path, width: int = 1280) -> dict[str
     probed = probed.replace("</body>", f"<script>{script}</script>{REPORTER}</body>")
     copy.write_text(probed, encoding="utf-8")
     parser = _Measured()
-    parser.feed(dump_dom(copy, folder / "profile", width))
+    parser.feed(dump_dom(copy, folder / "profile"))
     found: dict[str, Any] = json.loads(parser.text)
     return found

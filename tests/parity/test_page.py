@@ -1,4 +1,4 @@
-"""The page of a verification: what it says, that names stay text, and that it works in a browser."""
+"""The page of a verification: what it says, names that stay text, and how it does in a browser."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import hashlib
 import io
 import math
 import re
-from collections.abc import Callable
-from html import unescape
+from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import NamedTuple
@@ -368,9 +367,12 @@ def test_names_of_strangers_stay_text(different: Found, name: str) -> None:
 
 
 def test_control_characters_and_lone_surrogates_are_spelled(different: Found) -> None:
-    page = with_names(different, "a\nb\x00c\udcff\u2028d").page
+    found = with_names(different, "a\nb\x00c\u2028d")
+    sides = tuple(side._replace(name="named\udcff\n") for side in found.result.sides)
+    page = make_page(found.result._replace(sides=sides), found.decoded)
     assert page.encode()
-    assert "a\\nb\\x00c\\udcff\\u2028d" in page
+    assert page.count("named\\udcff\\n") == 2 * len(sides)  # the title has them too
+    assert page.count("a\\nb\\x00c\\u2028d") > 15
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028]", page)
 
 
@@ -406,8 +408,6 @@ def test_page_is_the_same_each_time(same: Found) -> None:
 
 
 # --- in a browser ---
-
-Measure = Callable[..., dict]
 
 SLIDERS = """
 function measure() {
@@ -474,7 +474,7 @@ def test_slider_uncovers_the_other_side(same: Found, tmp_path: Path) -> None:
     assert [one["clip"] for one in found["moved"]] == [
         "inset(0px 100% 0px 0px)",
         "inset(0px 80% 0px 0px)",
-        "inset(0px)",
+        "inset(0px 0% 0px 0px)",
     ]
     assert [one["edge"] for one in found["moved"]] == [0, 20, 100]
     assert [one["said"] for one in found["moved"]] == ["0 percent", "20 percent", "100 percent"]
@@ -488,22 +488,32 @@ def test_slider_uncovers_the_other_side(same: Found, tmp_path: Path) -> None:
     assert all(found["shown"])
 
 
+FRAME = """
+function measure() {
+  const inner = document.querySelector("iframe").contentWindow;
+  const root = inner.document.documentElement;
+  const grid = inner.getComputedStyle(inner.document.querySelector(".pairs"));
+  return {
+    inner: inner.innerWidth,
+    content: root.scrollWidth,
+    columns: grid.gridTemplateColumns.split(" ").length,
+  };
+}
+"""
+
+
 @needs_browser
-@pytest.mark.parametrize("width", [500, 1280])
-def test_page_fits_a_narrow_and_a_wide_screen(different: Found, tmp_path: Path, width: int) -> None:
-    script = """
-    function measure() {
-      const root = document.documentElement;
-      return { inner: innerWidth, wide: root.scrollWidth, columns:
-        getComputedStyle(document.querySelector(".pairs")).gridTemplateColumns.split(" ").length };
-    }
-    """
-    found = measure(with_names(different, "long" * 200).page, script, tmp_path, width)
-    assert found["inner"] == width
-    assert found["wide"] <= width
-    found = measure(different.page, script, tmp_path, width)
-    assert found["columns"] == (1 if width == 500 else 2)
-    assert found["seen"] == []
+@pytest.mark.parametrize(("width", "columns"), [(400, 1), (1280, 2)])
+@pytest.mark.parametrize("name", ["noise", "long" * 200])
+def test_page_fits_a_phone_and_a_wide_screen(
+    different: Found, tmp_path: Path, width: int, columns: int, name: str
+) -> None:
+    page = escape(with_names(different, name).page)
+    frame = f'<iframe style="border: 0" width="{width}" height="900" srcdoc="{page}"></iframe>'
+    html = f"<!doctype html><html><head></head><body>{frame}</body></html>"
+    found = measure(html, FRAME, tmp_path)  # a window itself is 500 pixels wide at least
+    assert (found["inner"], found["columns"], found["seen"]) == (width, columns, [])
+    assert found["content"] <= width
 
 
 @needs_browser

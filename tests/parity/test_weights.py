@@ -410,7 +410,7 @@ def test_a_record_that_fails_its_checksum_is_refused(tmp_path: Path, damaged_fir
     damaged = tmp_path / "damaged.ckpt"
     damaged.write_bytes(data)
     pair = (damaged, whole) if damaged_first else (whole, damaged)
-    with pytest.raises(MalformedCheckpointError, match="checksum|CRC"):
+    with pytest.raises(MalformedCheckpointError, match=r"checksum|CRC"):
         compare_files(*pair)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vaeconv.checkpoint.folder import CONFIG, STEM
 from vaeconv.cli.render import human_size, print_json, print_notes, text_table
 from vaeconv.errors import CheckFailedError, OutputError, one_line
 from vaeconv.parity.report import (
@@ -46,16 +47,22 @@ class Outputs:
         self.report, self.pictures, self.html, self.junit = report, pictures, html, junit
         self.decoded: list[Decoded] = []
 
-    def check(self) -> None:
-        """Check before the work that they can be written.
+    def check(self, sources: Sequence[str]) -> None:
+        """Check before the work that they can be written, and are none of the files compared.
 
         Raises:
-            OutputError: A folder is not there.
+            OutputError: A folder is not there, or a report would replace weights or their config.
         """
         for path in (self.report, self.html, self.junit, self.pictures):
-            if path is not None and not path.absolute().parent.is_dir():
+            if path is None:
+                continue
+            if not path.absolute().parent.is_dir():
                 raise OutputError(
                     "its folder does not exist", where=str(path), hint=f"mkdir -p '{path.parent}'"
+                )
+            if path.exists() and any(path.samefile(file) for file in _files_of(sources)):
+                raise OutputError(
+                    "is one of the files compared", where=str(path), hint="write to another place"
                 )
 
     def collector(self) -> Callable[[Decoded], None] | None:
@@ -85,6 +92,17 @@ class Outputs:
             write_bytes(self.html, make_page(result, self.decoded).encode())
             written.append(self.html)
         return written
+
+
+def _files_of(sources: Sequence[str]) -> Iterator[Path]:
+    """List the local files that sides consist of."""
+    for source in map(Path, sources):
+        if source.is_file():
+            yield source
+        for folder in (source, source / "vae"):
+            if folder.is_dir():
+                yield from folder.glob(f"{STEM}*")
+                yield from folder.glob(CONFIG)
 
 
 def publish_result(

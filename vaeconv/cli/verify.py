@@ -203,7 +203,7 @@ def verify(
 
     shown = not (quiet or json)
     outputs = Outputs(report=report, pictures=pictures, html=html, junit=junit)
-    outputs.check()
+    outputs.check([path for path in (a, b, drop_in_for, latents and str(latents)) if path])
     with ByteProgress("fetching", enabled=shown) as fetching, StepProgress(enabled=shown) as steps:
         side = SideOptions(
             source_prefix=with_dot(source_prefix),

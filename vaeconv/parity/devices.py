@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from vaeconv._version import __version__
-from vaeconv.errors import MissingDependencyError
+from vaeconv.errors import MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +47,7 @@ def pick_device(wanted: str) -> torch.device:
 
     Raises:
         MissingDependencyError: It is not there.
+        UsageError: There is no such kind of device.
     """
     import torch
 
@@ -56,6 +57,11 @@ def pick_device(wanted: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(wanted)
+    except RuntimeError as error:
+        raise UsageError(
+            f"{wanted} is not a device", hint="choose auto, cpu, cuda, cuda:N or mps"
+        ) from error
+    try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise MissingDependencyError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -291,14 +292,20 @@ class _Run:
         dtypes: dict[str, int] = {}
         for row in side.rows.values():
             dtypes[row.dtype.code] = dtypes.get(row.dtype.code, 0) + 1
-        files = tuple(
+        files = [
             {
                 "name": source.name.rpartition("/")[2],
                 "size": source.size,
                 "sha256": digest.result() if digest else None,
             }
             for source, digest in zip(side.checkpoint.sources, hashes[side.label], strict=True)
-        )
+        ]
+        config = side.checkpoint.config
+        if config:
+            text = config.text.encode()
+            digest_of_config = hashlib.sha256(text).hexdigest()
+            name = config.name.rpartition("/")[2]
+            files.append({"name": name, "size": len(text), "sha256": digest_of_config})
         return SideFacts(
             side.label,
             side.name,
@@ -308,7 +315,7 @@ class _Run:
             dtypes,
             sum(row.is_ema for row in side.rows.values()),
             side.scaling,
-            files,
+            tuple(files),
             self._loaders.get(side.label),
         )
 
