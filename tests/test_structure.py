@@ -51,9 +51,16 @@ EXTERNAL: dict[str, set[str]] = {
     "vaeconv.cli": {"typer", "rich"},
 }  # fmt: skip
 # They cost more to import than most commands take to run.
-LATE = {"torch", "diffusers", "numpy", "rich", "huggingface_hub", "yaml", "click"}
+LATE = {
+    "torch", "diffusers", "numpy", "rich", "huggingface_hub", "yaml", "click", "PIL", "jinja2",
+}  # fmt: skip
 # Modules that are themselves imported late.
-EARLY = {("vaeconv.checkpoint.cast", "numpy"), ("vaeconv.parity.compvis", "torch")}
+EARLY = {
+    ("vaeconv.checkpoint.cast", "numpy"),
+    ("vaeconv.parity.compvis", "torch"),
+    ("vaeconv.evaluate.inception", "torch"),
+    ("vaeconv.evaluate.vgg", "torch"),
+}
 RESOLVERS = {"vaeconv", "vaeconv.cli"}  # import parts of their own by name, as late as can be
 
 

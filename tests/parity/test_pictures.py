@@ -93,12 +93,13 @@ def test_what_is_not_finite_is_magenta_and_the_rest_as_ever(value: float, channe
     expected = pixels_of(sound[:3])
     expected[2, 3] = (255, 0, 255)
     assert (to_rgb(picture) == expected).all()
-    heat, sound_heat = heat_map(picture, sound * 0.5), heat_map(sound, sound * 0.5)
-    assert not heat.is_finite
-    assert tuple(heat.rgb[2, 3]) == NOT_FINITE
     others = np.ones((6, 7), bool)
     others[2, 3] = False
-    assert (heat.rgb[others] == sound_heat.rgb[others]).all()
+    expected = heat_map(sound, sound * 0.5).rgb
+    for heat in (heat_map(picture, sound * 0.5), heat_map(sound * 0.5, picture)):
+        assert not heat.is_finite
+        assert tuple(heat.rgb[2, 3]) == NOT_FINITE
+        assert (heat.rgb[others] == expected[others]).all()
 
 
 def test_nothing_finite_has_neither_factor_nor_colours() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
@@ -18,9 +19,10 @@ from typer.testing import CliRunner, Result
 from tests.support.compvis import DDConfig
 from tests.support.samples import WEIGHTS, config_of
 from vaeconv.cli import app
+from vaeconv.errors import CheckFailedError
 from vaeconv.parity.behaviour import Limits
 from vaeconv.parity.side import SideOptions
-from vaeconv.parity.verdict import Verification
+from vaeconv.parity.verdict import Comparison, Verification
 from vaeconv.parity.verification import VerifyOptions, verify
 
 State = dict[str, Tensor]
@@ -114,3 +116,46 @@ def run(*args: object) -> Result:
 
 def cast(weights: Mapping[str, Tensor], dtype: torch.dtype) -> State:
     return {name: tensor.to(dtype) for name, tensor in weights.items()}
+
+
+def same(result: Verification) -> Comparison:
+    assert result.same is not None
+    return result.same
+
+
+def assert_same(result: Verification, *, tensors: int | None = None) -> None:
+    """It passed, and by the whole way: every tensor, and both kinds of references."""
+    comparison = same(result)
+    assert comparison.problems == ()
+    assert comparison.weights.is_same
+    assert {outcome.kind for outcome in comparison.outcomes} == {"decode", "encode"}
+    assert len(comparison.outcomes) >= 4
+    assert tensors is None or len(comparison.weights.results) == tensors
+    result.check()
+
+
+def failure_of(result: Verification) -> str:
+    """What the command says of it."""
+    assert not result.ok
+    with pytest.raises(CheckFailedError) as caught:
+        result.check()
+    assert caught.value.exit_code == 4
+    return str(caught.value)
+
+
+def change_diffusers(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], None]) -> None:
+    """Let diffusers load models that compute something else."""
+    from diffusers import AutoencoderKL
+
+    load = AutoencoderKL.from_pretrained
+
+    def load_changed(*args: Any, **options: Any) -> Any:
+        model, info = load(*args, **options)
+        change(model)
+        return model, info
+
+    monkeypatch.setattr(AutoencoderKL, "from_pretrained", staticmethod(load_changed))
+
+
+def one_epsilon(model: Any) -> None:
+    model.decoder.up_blocks[1].resnets[0].norm2.eps = 1e-3

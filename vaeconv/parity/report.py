@@ -154,7 +154,7 @@ def distance_table(comparison: Comparison, *, most: int | None = None) -> tuple[
             f"{one.name} {size_of(one)}",
             *_numbers(one.distance, one.kind),
             f"{one.limit:.1e}" if 0 < one.limit < math.inf else "-",
-            "FAIL" if one.problem else "ok",
+            "FAIL" if one.problem else "ok" if one.limit < math.inf else "not judged",
         )
         for one in comparison.outcomes
         if one.problem or most is None or len(comparison.outcomes) <= most

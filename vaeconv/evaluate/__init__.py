@@ -1,0 +1,1 @@
+"""Evaluate autoencoders: reconstruct pictures, measure them, draw them side by side."""
