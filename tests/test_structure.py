@@ -45,7 +45,7 @@ EXTERNAL: dict[str, set[str]] = {
     "vaeconv.parity": {"torch", "diffusers", "numpy", "safetensors", "PIL", "jinja2"},
     "vaeconv.evaluate": {
         "torch", "torchvision", "torchmetrics", "diffusers", "accelerate", "lpips", "numpy",
-        "scipy", "safetensors", "PIL",
+        "scipy", "safetensors", "PIL", "matplotlib", "tomli",
     },
     "vaeconv.publish": {"huggingface_hub", "jinja2", "yaml"},
     "vaeconv.cli": {"typer", "rich"},

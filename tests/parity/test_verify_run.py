@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from fixtures import make_fixtures as make
 from fixtures.make_fixtures import FOLDER as FIXTURES
 from tests.support.pairs import (
+    add_to,
     assert_same,
     change_diffusers,
     change_folder,
@@ -32,7 +33,7 @@ from tests.support.pairs import (
     write_references,
 )
 from tests.support.range_hub import RangeHub, point_client_at
-from tests.support.samples import WEIGHTS, prefixed, save_ckpt
+from tests.support.samples import SHAPED, WEIGHTS, prefixed, save_ckpt, weights_of
 from vaeconv import ConvertOptions, ScalingOptions, convert
 from vaeconv.errors import InputError, MissingDependencyError, UsageError, VaeconvError
 from vaeconv.parity.behaviour import Decoded, Outcome
@@ -231,7 +232,7 @@ def test_a_batch_names_the_reference_that_fails(blurred: tuple[Path, Path], alik
     ]
 
 
-@pytest.mark.parametrize(("tile", "pieces"), [(2, 6), (3, 4), (4, 2), (5, 1), (100, 1)])
+@pytest.mark.parametrize(("tile", "pieces"), [(2, 6), (4, 2), (5, 1), (100, 1)])
 def test_tiles_cut_large_latents_and_give_the_same_verdict(
     tmp_path: Path, ckpt: Path, out: Path, batches: list[Any], tile: int, pieces: int
 ) -> None:
@@ -242,7 +243,7 @@ def test_tiles_cut_large_latents_and_give_the_same_verdict(
     batches.clear()
     assert_same(check(ckpt, out, refs, tile=tile, on_picture=tiled.append))
     decoded = [shape[2:] for name, shape in batches if name == "decode"]
-    of_first = {2: 4, 3: 4}.get(tile, 1)
+    of_first = 4 if tile == 2 else 1
     assert len(decoded) == 2 * (of_first + pieces)  # two models
     assert max(max(shape) for shape in decoded) <= tile
     for one, other in zip(whole, tiled, strict=True):
@@ -250,14 +251,14 @@ def test_tiles_cut_large_latents_and_give_the_same_verdict(
         width = 4 + int(one.name)
         assert cut.shape == mine.shape == (3, 32, 8 * width)
         assert np.abs(cut - theirs).max() < 1e-4
-        assert (np.abs(cut - mine).max() > 1e-2) is (tile < width)  # a tile sees no other
+        assert bool(np.abs(cut - mine).max() > 1e-2) is (tile < width)  # a tile sees no other
 
 
 def test_tiles_find_the_same_defects(blurred: tuple[Path, Path], tmp_path: Path) -> None:
     refs = write_references(tmp_path / "r.safetensors", side=4)
-    assert "first layer that differs is decoder.up.2.block.0.norm2" in " ".join(
-        check(*blurred, refs, tile=2).problems
-    )
+    whole, tiled = check(*blurred, refs), check(*blurred, refs, tile=2)
+    for result in (whole, tiled):
+        assert {one.kind for one in same(result).outcomes if one.problem} == {"decode"}
 
 
 def test_pictures_are_handed_out_as_they_are_decoded(ckpt: Path, out: Path, refs: Path) -> None:
@@ -352,10 +353,7 @@ def test_without_any_scaling_that_of_the_family_is_assumed(tmp_path: Path) -> No
     result = check(file, file, encode=False)
     assert result.references is not None
     assert "scaled by 1/1" in result.references.source
-    weights = make.make_weights(
-        DDConfig(ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1), torch.float32, 1
-    )
-    file = save_ckpt(tmp_path / "a.ckpt", weights)
+    file = save_ckpt(tmp_path / "a.ckpt", weights_of(SHAPED))  # as SD 1 has them
     result = check(file, file, encode=False)
     assert result.references is not None
     assert "scaled by 1/0.18215" in result.references.source
@@ -713,12 +711,7 @@ def test_a_converted_folder_verifies_against_the_file_on_the_hub(
     assert result.exit_code == 0, result.stderr
     assert "A and B are the same autoencoder" in result.stdout
     changed = change_folder(
-        made,
-        tmp_path / "changed",
-        weights=lambda found: {
-            **found,
-            "decoder.conv_out.bias": found["decoder.conv_out.bias"] + 1,
-        },
+        made, tmp_path / "changed", weights=lambda found: add_to(found, "decoder.conv_out.bias")
     )
     assert run("verify", source, changed, "--weights-only").exit_code == 4
 

@@ -65,7 +65,7 @@ LPIPS_HEADS = Net(
     "--lpips-weights",
     "VAECONV_LPIPS_WEIGHTS",
     "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/vgg.pth",
-    "",
+    "a78928a0af1e5f0f",  # as in lpips 0.1.4
     ("lpips",),
 )
 NETS = (INCEPTION, VGG, LPIPS_HEADS)
@@ -78,7 +78,7 @@ class Weights(NamedTuple):
         tensors: By their names in the file.
         path: The file.
         sha256: Of the file.
-        is_published: Whether that is the hash of the published file, as far as it is known.
+        is_published: Whether that is the hash of the published file, by its beginning.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -153,7 +153,7 @@ def _download(net: Net, target: Path, *, quiet: bool) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         torch.hub.download_url_to_file(
-            net.url, str(target), hash_prefix=net.sha256_prefix or None, progress=not quiet
+            net.url, str(target), hash_prefix=net.sha256_prefix, progress=not quiet
         )
     except (OSError, RuntimeError) as error:  # no network; another hash
         raise _missing(net, f"it could not be fetched ({error})") from error
@@ -173,4 +173,4 @@ def _load(net: Net, path: Path) -> Weights:
     if not tensors:
         raise InputError(f"no weights of {net.name} in it", where=str(path))
     sha256 = digest.hexdigest()
-    return Weights(tensors, path, sha256, sha256.startswith(net.sha256_prefix or "-"))
+    return Weights(tensors, path, sha256, sha256.startswith(net.sha256_prefix))

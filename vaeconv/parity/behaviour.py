@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vaeconv.autoencoder.keys import expand_rules
 from vaeconv.autoencoder.topology import Layout, Topology
+from vaeconv.parity.devices import fitting_batch
 from vaeconv.parity.latents import DECODE, ENCODE, Reference, batches
 from vaeconv.parity.loading import Model
 from vaeconv.parity.measure import TOLERANCES, Distance, combine, measure
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     import torch
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-_MAX_BATCH = 16
-_SHARE = 4  # of free memory, one in so many parts is used
-_LIVE = 4  # activations of the widest layer that are alive at once
 
 
 class Limits(NamedTuple):
@@ -237,22 +234,9 @@ class Runner:
         return f"; the first layer that differs is {both}, by {parting.max_abs:.3g}"
 
     def _fitting(self, references: Sequence[Reference], kind: str) -> int:
-        """Tell how many of the largest reference fit into a share of the free memory."""
-        if self._device.type == "cpu":
-            return 1  # a larger batch is no faster there
-        import torch
-
         factor = 2 ** (self._topology.levels - 1) if kind == DECODE else 1
         pixels = max(one.data.shape[1] * one.data.shape[2] for one in references) * factor**2
-        widest = max(self._topology.channels[:2]) * 4 * _LIVE
-        fitting: int = _free_memory(torch, self._device) // _SHARE // (pixels * widest)
-        return max(1, min(_MAX_BATCH, fitting))
-
-
-def _free_memory(torch: Any, device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2  # memory is shared
+        return fitting_batch(self._device, pixels, max(self._topology.channels[:2]))
 
 
 def _module_names(topology: Topology, one: Layout, other: Layout) -> dict[str, str]:

@@ -16,6 +16,9 @@ from vaeconv.errors import MissingDependencyError, UsageError
 if TYPE_CHECKING:
     import torch
 
+_MAX_BATCH = 16
+_SHARE = 4  # of free memory, one in so many parts is used
+_LIVE = 4  # activations of the widest layer that are alive at once
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 _DRIVER_PATIENCE = 10.0  # seconds for nvidia-smi, which starts a driver that sleeps
 
@@ -68,6 +71,25 @@ def pick_device(wanted: str) -> torch.device:
             f"the device {wanted} is not there", hint="--device auto takes the best one that is"
         ) from error
     return device
+
+
+def fitting_batch(device: torch.device, pixels: int, width: int) -> int:
+    """Tell how many pictures to run at a time: what fits into a share of the free memory.
+
+    Args:
+        device: Where.
+        pixels: Of one picture.
+        width: Channels of the widest activation at full resolution.
+    """
+    if device.type == "cpu":
+        return 1  # a larger batch is no faster there
+    import torch
+
+    if device.type == "cuda":
+        free: int = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2  # memory is shared
+    return max(1, min(_MAX_BATCH, free // _SHARE // (pixels * width * 4 * _LIVE)))
 
 
 @contextmanager

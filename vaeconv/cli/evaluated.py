@@ -1,0 +1,271 @@
+"""What ``vaeconv eval`` does with its options, prints and writes."""
+
+from __future__ import annotations
+
+import json as json_module
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vaeconv.checkpoint.atomic import replace_small_file
+from vaeconv.cli.options import with_dot
+from vaeconv.cli.progress import ByteProgress, StepProgress
+from vaeconv.cli.render import SCHEMA_VERSION, print_json, print_notes, text_table
+from vaeconv.errors import InputError, OutputError, UsageError, one_line
+from vaeconv.evaluate.evaluation import EvalOptions, evaluate
+from vaeconv.evaluate.meter import METRICS
+from vaeconv.evaluate.models import ModelSpec, name_models, read_models_file
+from vaeconv.evaluate.protocol import Protocol, preset
+from vaeconv.evaluate.tables import format_latex, format_markdown, make_tables
+from vaeconv.parity.side import SideOptions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalJob:
+    """What the command was asked for, beside the options of an evaluation."""
+
+    models: list[str]
+    models_file: Path | None
+    names: list[str]
+    train_steps: list[int]
+    comments: list[str]
+    links: list[str]
+    ema: bool
+    images: Path | None
+    out: Path | None
+    format: str
+    add: list[Path]
+    plots: Path | None
+    reproduce_card: bool
+    dry_run: bool
+    batch_size: str
+    metrics: str
+    weights: dict[str, Path | None]
+    source_prefix: str | None
+    salvage: bool
+    download: bool
+    json: bool
+    quiet: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Knobs:
+    """The protocol's preset, and what is changed of it."""
+
+    preset: str
+    size: int | None
+    resize: str | None
+    filter: str | None
+    posterior: str | None
+    seed: int | None
+    rounds: bool | None
+    dtype: str | None
+
+    def protocol(self) -> Protocol:
+        """Resolve them."""
+        return preset(self.preset).changed(
+            size=self.size,
+            resize=self.resize,
+            filter=self.filter,
+            posterior=self.posterior,
+            seed=self.seed,
+            rounds=self.rounds,
+            dtype=self.dtype,
+        )
+
+
+def run_job(job: EvalJob, knobs: Knobs, **settings: Any) -> None:
+    """Run the command.
+
+    Raises:
+        VaeconvError: As :func:`~vaeconv.evaluate.evaluation.evaluate`.
+    """
+    protocol = knobs.protocol()
+    if job.reproduce_card:
+        from vaeconv.cli.reproduced import reproduce
+
+        reproduce(job, protocol, settings)
+        return
+    earlier = [read_result(path) for path in job.add]
+    specs = specs_of(job)
+    if not specs and not earlier:
+        raise UsageError("no models", hint="name some, or results of earlier runs with --add")
+    if job.dry_run:
+        raise UsageError("--dry-run goes with --reproduce-card")
+    result = None
+    if specs:
+        result = run_evaluation(job, specs, protocol, settings)
+        if result is None:  # not the first of several processes
+            return
+    results = [*([result] if result else []), *earlier]
+    if job.plots:
+        from vaeconv.evaluate.plots import draw_plots
+
+        draw_plots(job.plots, results)
+    if job.json:
+        print_json("eval", {"results": results} if job.add else dict(result or {}))
+    elif not job.quiet:
+        print_results(results, job.format)
+
+
+def run_evaluation(
+    job: EvalJob, specs: Sequence[ModelSpec], protocol: Protocol, settings: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Evaluate, and write the result."""
+    if job.images is None:
+        raise UsageError("no pictures", hint="name a folder or a zip file with --images")
+    if job.out is None:
+        raise UsageError("no output", hint="name a file for the result with --out")
+    if not job.out.absolute().parent.is_dir():
+        raise OutputError("its folder does not exist", where=str(job.out))
+    if job.out.exists() and not job.out.is_file():
+        raise OutputError("is not a file", where=str(job.out))
+    shown = not (job.quiet or job.json) and os.environ.get("RANK", "0") == "0"
+    with ByteProgress("fetching", enabled=shown) as fetching, StepProgress(enabled=shown) as steps:
+        options = EvalOptions(
+            protocol=protocol,
+            metrics=_metrics_of(job.metrics),
+            weights={net: path for net, path in job.weights.items() if path is not None},
+            batch_size=_batch_size_of(job.batch_size),
+            sides=SideOptions(
+                source_prefix=with_dot(job.source_prefix),
+                salvage=job.salvage,
+                download=job.download,
+                on_fetch=fetching.advance,
+            ),
+            quiet=not shown,
+            on_progress=steps.advance,
+            **settings,
+        )
+        parts = job.out.with_name(job.out.name + ".parts")
+        result = evaluate(specs, job.images, parts, options)
+    if result is None:
+        return None
+    document = {"schema_version": SCHEMA_VERSION, "command": "eval", "ok": True, **result}
+    data = json_module.dumps(document, indent=1, ensure_ascii=True, allow_nan=False)
+    replace_small_file(job.out, data.encode() + b"\n", durable=True)
+    if shown:
+        _print_notes(result)
+    return result
+
+
+def _print_notes(result: Mapping[str, Any]) -> None:
+    skipped = result["pictures"]["skipped"]
+    notes = [f"note: {number} pictures skipped: {reason}" for reason, number in skipped.items()]
+    notes += [
+        f"warning: {name} not computed: {why}" for name, why in result["not_computed"].items()
+    ]
+    notes += [
+        f"warning: {net['file']} holds other weights of {net['name']} than the published ones"
+        for net in result["nets"]
+        if not net["is_published"]
+    ]
+    print_notes(notes)
+
+
+def specs_of(job: EvalJob) -> list[ModelSpec]:
+    """List the models that arguments and the file name."""
+    columns: dict[str, Sequence[Any]] = {
+        "name": job.names,
+        "train_steps": job.train_steps,
+        "comment": job.comments,
+        "link": job.links,
+    }
+    return name_specs(job.models, columns, job.models_file, ema=job.ema)
+
+
+def name_specs(
+    paths: Sequence[str],
+    columns: Mapping[str, Sequence[Any]],
+    models_file: Path | None,
+    *,
+    ema: bool,
+) -> list[ModelSpec]:
+    """Pair models with what is said of the first, of the second, and so on; then those of a file.
+
+    Raises:
+        UsageError: There are more names, steps, comments or links than models; two have one name.
+    """
+    given = [ModelSpec(path=path, ema=ema) for path in paths]
+    for field, values in columns.items():
+        if len(values) > len(given):
+            option = "--" + field.replace("_", "-")
+            raise UsageError(f"{len(values)} {option} for {len(given)} models")
+        for at, value in enumerate(values):
+            change: dict[str, Any] = {field: value}
+            given[at] = replace(given[at], **change)
+    specs = [*given, *(read_models_file(models_file) if models_file else [])]
+    name_models(specs)
+    return specs
+
+
+def _metrics_of(text: str) -> tuple[str, ...]:
+    wanted = [name.strip() for name in text.lower().split(",") if name.strip()]
+    unknown = [name for name in wanted if name not in METRICS]
+    if unknown or not wanted:
+        raise UsageError(
+            f"no metric is called {unknown[0]}" if unknown else "no metrics",
+            hint=f"choose from {', '.join(METRICS)}",
+        )
+    return tuple(name for name in METRICS if name in wanted)
+
+
+def _batch_size_of(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"--batch-size {text} is neither auto nor a whole number")
+    return int(text)
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Read an earlier result.
+
+    Raises:
+        InputError: It is none.
+    """
+    try:
+        document = json_module.loads(path.read_text(encoding="utf-8"))
+        make_tables([document])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"not a result of vaeconv eval ({error})", where=str(path)) from error
+    return dict(document)
+
+
+def print_results(results: Sequence[Mapping[str, Any]], form: str) -> None:
+    """Print tables of results."""
+    if form == "json":
+        sys.stdout.write(json_module.dumps(list(results), indent=1) + "\n")
+    elif form == "markdown":
+        sys.stdout.write(format_markdown(results) + "\n")
+    elif form == "latex":
+        sys.stdout.write(format_latex(results) + "\n")
+    else:
+        lines: list[str] = []
+        for table in make_tables(results):
+            lines += [table.title, *text_table(table.head, table.rows, left=1), table.protocol, ""]
+        for result in results:
+            lines += _latent_lines(result)
+        sys.stdout.writelines(one_line(line) + "\n" for line in lines)
+    sys.stdout.flush()
+
+
+def _latent_lines(result: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for model in result["models"]:
+        stats = model["latents"]
+        if stats:
+            channels = ", ".join(
+                f"{mean:.3f} +/- {std:.3f}"
+                for mean, std in zip(stats["channel_mean"], stats["channel_std"], strict=True)
+            )
+            factor = stats["scaling_factor"]
+            lines += [
+                f"latents of {model['name']}: {stats['mean']:.4f} +/- {stats['std']:.4f}, "
+                f"scaling factor {'-' if factor is None else f'{factor:.5f}'}",
+                f"  channels: {channels}",
+            ]
+    return lines

@@ -1,0 +1,205 @@
+"""Reconstruct pictures with several autoencoders and put them side by side."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vaeconv.errors import InputError, OutputError, OutputExistsError
+from vaeconv.evaluate.grids import Panel, contact_sheet, merge_panels, save_picture
+from vaeconv.evaluate.images import ImageSet
+from vaeconv.evaluate.models import Candidate, ModelSpec, load_candidates, sample_posterior
+from vaeconv.evaluate.protocol import PRESETS, Protocol
+from vaeconv.parity.devices import import_torch, pick_device, reproducible
+from vaeconv.parity.side import SideOptions
+
+ORIGINAL = "original"
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareOptions:
+    """How to compare.
+
+    Attributes:
+        protocol: How pictures are prepared and reconstructed.
+        limit: Take the first so many pictures.
+        labels: Write names and PSNR under the pictures.
+        zoom: Side of a square to show enlarged where candidates differ most; 0 for none.
+        sheet: Columns of the contact sheet; 0 for none.
+        format: ``png`` or ``webp``.
+        overwrite: Whether pictures that are there may be replaced.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        sides: How to read the models.
+        on_progress: Called with what is being done, and how much of it is done of how much.
+    """
+
+    protocol: Protocol = PRESETS["card-256"]
+    limit: int | None = None
+    labels: bool = True
+    zoom: int = 0
+    sheet: int = 1
+    format: str = "png"
+    overwrite: bool = False
+    device: str = "auto"
+    sides: SideOptions = SideOptions()
+    on_progress: Callable[[str, int, int], None] | None = None
+
+
+class Compared(NamedTuple):
+    """What was written.
+
+    Attributes:
+        order: Names from left to right.
+        pictures: Each file, and the PSNR of each candidate; infinite PSNR is None.
+        sheet: The contact sheet; None for none.
+        skipped: Pictures that could not be read, with the reason.
+    """
+
+    order: tuple[str, ...]
+    pictures: tuple[tuple[Path, tuple[float | None, ...]], ...]
+    sheet: Path | None
+    skipped: tuple[tuple[str, str], ...]
+
+
+def compare(
+    specs: Sequence[ModelSpec],
+    images: Path,
+    folder: Path,
+    options: CompareOptions | None = None,
+) -> Compared:
+    """Write a merged picture for each original: candidates first, the original last.
+
+    Args:
+        specs: The models, from left to right.
+        images: A folder of pictures, or a zip file.
+        folder: Where the merged pictures go.
+        options: How.
+
+    Raises:
+        InputError: A model or every picture cannot be read.
+        OutputError: A picture is there, or cannot be written.
+    """
+    options = options or CompareOptions()
+    suffix = "." + options.format
+    with ExitStack() as stack:
+        pictures = ImageSet(images, options.limit)
+        stack.callback(pictures.close)
+        targets = _targets(pictures.names, folder, suffix)
+        _check_folder(folder, [*targets, folder / f"sheet{suffix}"], overwrite=options.overwrite)
+        import_torch()
+        device = pick_device(options.device)
+        candidates = load_candidates(specs, options.protocol, device, stack, how=options.sides)
+        return _Comparison(candidates, pictures, targets, device, options).run(folder)
+
+
+def _targets(names: Sequence[str], folder: Path, suffix: str) -> list[Path]:
+    """Name the merged pictures as the cards do; names come from files of strangers."""
+    targets: list[Path] = []
+    for name in names:
+        stem = _UNSAFE.sub("-", name.rpartition(".")[0]).strip(".-") or "picture"
+        target = folder / f"{stem}_merged{suffix}"
+        number = 2
+        while target in targets:
+            target = folder / f"{stem}-{number}_merged{suffix}"
+            number += 1
+        targets.append(target)
+    return targets
+
+
+def _check_folder(folder: Path, targets: Sequence[Path], *, overwrite: bool) -> None:
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot be made: {error.strerror}", where=str(folder)) from error
+    present = next((target for target in targets if target.exists()), None)
+    if present and not overwrite:
+        raise OutputExistsError("exists", where=str(present), hint="--overwrite replaces it")
+
+
+class _Comparison:
+    def __init__(
+        self,
+        candidates: list[Candidate],
+        pictures: ImageSet,
+        targets: list[Path],
+        device: Any,
+        options: CompareOptions,
+    ) -> None:
+        self._candidates = candidates
+        self._pictures = pictures
+        self._targets = targets
+        self._device = device
+        self._options = options
+        self._report = options.on_progress or (lambda step, done, total: None)
+
+    def run(self, folder: Path) -> Compared:
+        import torch
+
+        options = self._options
+        channels = self._candidates[0].side.topology.in_channels
+        written: list[tuple[Path, tuple[float | None, ...]]] = []
+        skipped: list[tuple[str, str]] = []
+        merged: list[Any] = []
+        stream = self._pictures.stream(
+            range(len(self._pictures)),
+            options.protocol,
+            channels,
+            workers=os.cpu_count() or 1,
+            ahead=4,
+        )
+        with reproducible(), torch.inference_mode():
+            for item in stream:
+                if item.pixels is None:
+                    skipped.append((item.name, item.reason or ""))
+                    continue
+                sheet, found = self._merge(item.at, item.pixels)
+                save_picture(sheet, self._targets[item.at])
+                written.append((self._targets[item.at], found))
+                if options.sheet:
+                    merged.append(sheet)
+                self._report("comparing", item.at + 1, len(self._pictures))
+        if not written:
+            raise InputError("no picture in it could be read", where=str(self._pictures.path))
+        path = None
+        if merged:
+            path = folder / f"sheet.{options.format}"
+            save_picture(contact_sheet(merged, options.sheet), path)
+        order = (*(candidate.name for candidate in self._candidates), ORIGINAL)
+        return Compared(order, tuple(written), path, tuple(skipped))
+
+    def _merge(self, at: int, pixels: Any) -> tuple[Any, tuple[float | None, ...]]:
+        import torch
+
+        from vaeconv.evaluate.pixels import psnr
+
+        original = torch.from_numpy(pixels)[None].to(self._device)
+        inputs = original.float() / 127.5 - 1
+        panels, found = [], []
+        for candidate in self._candidates:
+            mean, logvar = candidate.encode(inputs)
+            if self._options.protocol.posterior == "sample":
+                mean = sample_posterior(mean, logvar, [at], self._options.protocol.seed)
+            values = candidate.decode(mean)
+            rounded = torch.nan_to_num(values * 255).round().to(torch.uint8)
+            ratio = psnr(original.float() / 255, rounded.float() / 255).item()
+            found.append(ratio if math.isfinite(ratio) else None)
+            said = f"{ratio:.2f} dB" if math.isfinite(ratio) else "equal"
+            panels.append(Panel(f"{candidate.name}  {said}", _to_rows(rounded[0])))
+        panels.append(Panel(ORIGINAL, _to_rows(original[0])))
+        options = self._options
+        return merge_panels(panels, labels=options.labels, zoom=options.zoom), tuple(found)
+
+
+def _to_rows(pixels: Any) -> Any:
+    """Turn ``[c, h, w]`` on a device into ``[h, w, 3]`` here."""
+    import numpy as np
+
+    rows = pixels.cpu().numpy().transpose(1, 2, 0)
+    return np.ascontiguousarray(rows if rows.shape[2] == 3 else rows.repeat(3, axis=2)[:, :, :3])

@@ -1,0 +1,134 @@
+"""Side-by-side reconstructions: candidates first, the original last, as in the cards."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vaeconv.checkpoint.atomic import replace_small_file
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Pixels = npt.NDArray[np.uint8]
+
+FORMATS = ("png", "webp")
+_BAR = 22  # pixels of a label's line
+_PAPER, _INK = (255, 255, 255), (32, 32, 32)
+_BOX = (255, 0, 140)
+
+
+class Panel(NamedTuple):
+    """One picture of a row.
+
+    Attributes:
+        label: What stands under it.
+        pixels: uint8 ``[h, w, 3]``.
+    """
+
+    label: str
+    pixels: Pixels
+
+
+def merge_panels(panels: Sequence[Panel], *, labels: bool, zoom: int = 0) -> Any:
+    """Put pictures side by side, without a gap as in the cards.
+
+    Args:
+        panels: Candidates, and the original last.
+        labels: Whether to write each panel's label under it.
+        zoom: Side of the square to show enlarged in a second row, where candidates differ most
+            from the original; 0 for none.
+
+    Returns:
+        A Pillow image.
+    """
+    from PIL import Image, ImageDraw
+
+    height, width = panels[0].pixels.shape[:2]
+    pictures = [Image.fromarray(panel.pixels) for panel in panels]
+    if zoom:
+        box = find_largest_difference([panel.pixels for panel in panels], min(zoom, height, width))
+        corner = box[0], box[1], box[0] + box[2], box[1] + box[2]
+        crops = [
+            picture.crop(corner).resize((width, width), Image.Resampling.NEAREST)
+            for picture in pictures
+        ]
+        for picture in pictures:
+            frame = corner[0], corner[1], corner[2] - 1, corner[3] - 1
+            ImageDraw.Draw(picture).rectangle(frame, outline=_BOX)
+    total = height + (width if zoom else 0) + (_BAR if labels else 0)
+    sheet = Image.new("RGB", (width * len(panels), total), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for at, panel in enumerate(panels):
+        sheet.paste(pictures[at], (at * width, 0))
+        if zoom:
+            sheet.paste(crops[at], (at * width, height))
+        if labels:
+            _write(draw, panel.label, at * width, total - _BAR, width)
+    return sheet
+
+
+def find_largest_difference(pictures: Sequence[Pixels], side: int) -> tuple[int, int, int]:
+    """Find the square where candidates differ most from the original, which is the last.
+
+    Returns:
+        ``(left, top, side)``.
+    """
+    import numpy as np
+
+    original = pictures[-1].astype(np.int64)
+    differences = [
+        np.abs(picture.astype(np.int64) - original).sum(axis=2) for picture in pictures[:-1]
+    ]
+    total = np.sum(differences, axis=0)
+    # Sums over all squares, from sums over all rectangles that begin in the corner.
+    corner = np.pad(total.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+    sums = corner[side:, side:] - corner[:-side, side:] - corner[side:, :-side]
+    sums = sums + corner[:-side, :-side]
+    top, left = np.unravel_index(int(sums.argmax()), sums.shape)
+    return int(left), int(top), side
+
+
+def contact_sheet(pictures: Sequence[Any], columns: int) -> Any:
+    """Put merged pictures of one size into a grid."""
+    from PIL import Image
+
+    width, height = pictures[0].size
+    gap = 4
+    rows = math.ceil(len(pictures) / columns)
+    size = (columns * (width + gap) - gap, rows * (height + gap) - gap)
+    sheet = Image.new("RGB", size, _PAPER)
+    for at, picture in enumerate(pictures):
+        row, column = divmod(at, columns)
+        sheet.paste(picture, (column * (width + gap), row * (height + gap)))
+    return sheet
+
+
+def save_picture(image: Any, path: Path) -> None:
+    """Write a picture losslessly, the same bytes every time.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    buffer = io.BytesIO()
+    if path.suffix == ".webp":
+        image.save(buffer, "WEBP", lossless=True, quality=80, method=4)
+    else:
+        image.save(buffer, "PNG", optimize=False, compress_level=6)
+    replace_small_file(path, buffer.getvalue(), durable=False)
+
+
+def _write(draw: Any, text: str, left: int, top: int, width: int) -> None:
+    """Write a label in the middle of its panel, cut where it is too long."""
+    from PIL import ImageFont
+
+    font = ImageFont.load_default(13)
+    plain = text.encode("latin-1", "replace").decode("latin-1")  # what the built-in font has
+    while plain and draw.textlength(plain, font=font) > width - 4:
+        plain = plain[:-1]
+    margin = (width - draw.textlength(plain, font=font)) / 2
+    draw.text((left + margin, top + 3), plain, font=font, fill=_INK)

@@ -1,0 +1,93 @@
+"""Draw how each metric is distributed over pictures; needs matplotlib."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vaeconv.checkpoint.atomic import replace_small_file
+from vaeconv.errors import MissingDependencyError, OutputError
+from vaeconv.evaluate.meter import COLUMNS
+
+_UNITS = {"psnr": "PSNR in dB (higher is better)", "ssim": "SSIM (higher is better)"}
+_BINS = 40
+
+
+def draw_plots(folder: Path, results: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Draw one figure for each metric of each result: a histogram for each model, and its mean.
+
+    Args:
+        folder: Where the PNGs go; it is made.
+        results: Documents of evaluations.
+
+    Raises:
+        MissingDependencyError: There is no matplotlib.
+        OutputError: A figure cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"plots need matplotlib: {error}", hint="pip install 'vaeconv[eval]'"
+        ) from error
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot be made: {error.strerror}", where=str(folder)) from error
+    written = []
+    for number, result in enumerate(results):
+        for name in COLUMNS:
+            series = _series(result, name)
+            if not series:
+                continue
+            figure = Figure(figsize=(6.4, 3.6), dpi=160, layout="constrained")
+            _draw(figure, series, name, result)
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png", metadata={"Software": None})
+            stem = name if len(results) == 1 else f"{name}-{number}"
+            written.append(folder / f"{stem}.png")
+            replace_small_file(written[-1], buffer.getvalue(), durable=False)
+    return written
+
+
+def _series(result: Mapping[str, Any], name: str) -> dict[str, list[float]]:
+    """Take the finite values of each model."""
+    found = {}
+    for model, columns in zip(result["models"], result["per_picture"]["models"], strict=True):
+        values = [value for value in columns.get(name, ()) if isinstance(value, int | float)]
+        if values:
+            found[model["name"]] = values
+    return found
+
+
+def _draw(
+    figure: Any, series: Mapping[str, list[float]], name: str, result: Mapping[str, Any]
+) -> None:
+    axes = figure.subplots()
+    low = min(min(values) for values in series.values())
+    high = max(max(values) for values in series.values())
+    span = (low, high) if high > low else (low - 0.5, high + 0.5)
+    for at, (model, values) in enumerate(series.items()):
+        colour = f"C{at}"
+        mean = sum(values) / len(values)
+        axes.hist(
+            values,
+            bins=_BINS,
+            range=span,
+            histtype="stepfilled",
+            alpha=0.35,
+            color=colour,
+            label=f"{model}: {mean:.{COLUMNS[name][1]}f}",
+        )
+        axes.axvline(mean, color=colour, linewidth=1.5)
+    axes.set_xlabel(_UNITS.get(name, f"{COLUMNS[name][0]} (lower is better)"))
+    axes.set_ylabel("images")
+    size = result["protocol"]["size"]
+    pictures = result["pictures"]
+    axes.set_title(
+        f"{pictures['name']}, {size}x{size}, {pictures['number']} images", fontsize="medium"
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)

@@ -1,0 +1,98 @@
+"""Several processes as one: who this is, what is its share, and how results come together.
+
+``torchrun`` and ``accelerate launch`` say it in environment variables; alone, a process is rank 0
+of 1.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from vaeconv.errors import UsageError
+from vaeconv.evaluate.frechet import Moments
+
+
+class Ranks(NamedTuple):
+    """This process among all.
+
+    Attributes:
+        rank: Its number.
+        world: How many there are.
+        local_rank: Its number on its machine: which GPU is its own.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the one that writes and speaks."""
+        return self.rank == 0
+
+    def share(self, indices: Sequence[int]) -> list[int]:
+        """Take this process's part, without padding: parts differ by one at most."""
+        return list(indices[self.rank :: self.world])
+
+    def gather(self, value: Any) -> list[Any]:
+        """Give every process's value to every process, in the order of ranks."""
+        if self.world == 1:
+            return [value]
+        from torch import distributed
+
+        values: list[Any] = [None] * self.world
+        distributed.all_gather_object(values, value)
+        return values
+
+    def merge(self, moments: Moments) -> Moments:
+        """Add up the moments of all processes, in float64."""
+        if self.world == 1:
+            return moments
+        import numpy as np
+        import torch
+        from torch import distributed
+
+        flat = np.concatenate([[moments.number], moments.total, moments.outer.ravel()])
+        tensor = torch.from_numpy(flat)
+        distributed.all_reduce(tensor)
+        size = len(moments.total)
+        merged = tensor.numpy()
+        outer = merged[1 + size :].reshape(size, size)
+        return Moments(round(float(merged[0])), merged[1 : 1 + size], outer)
+
+
+@contextmanager
+def joined_ranks(expected: int | None = None) -> Iterator[Ranks]:
+    """Join the other processes, and leave them at the end.
+
+    What is exchanged lies on the CPU, so gloo carries it, whatever computes.
+
+    Args:
+        expected: How many processes there must be.
+
+    Raises:
+        UsageError: There are more or fewer.
+    """
+    ranks = Ranks(
+        *(int(os.environ.get(name, default)) for name, default in (
+            ("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"),
+        ))
+    )  # fmt: skip
+    if expected is not None and ranks.world != expected:
+        raise UsageError(
+            f"{ranks.world} processes are running, and {expected} are expected",
+            hint="accelerate launch --cpu starts one; torchrun --nproc-per-node starts many",
+        )
+    if ranks.world == 1:
+        yield ranks
+        return
+    from torch import distributed
+
+    distributed.init_process_group("gloo", rank=ranks.rank, world_size=ranks.world)
+    try:
+        yield ranks
+    finally:
+        distributed.destroy_process_group()
