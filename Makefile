@@ -57,6 +57,7 @@ bench: $(READY)  ## make the inputs (8 GB under BENCH_DIR) once, then measure
 	$(BIN)/python -m benchmarks.convert --dir $(BENCH_DIR) --runs $(BENCH_RUNS)
 	$(BIN)/python -m benchmarks.prune --dir $(BENCH_DIR) --runs $(BENCH_RUNS)
 	$(BIN)/python -m benchmarks.verify --dir $(BENCH_DIR)
+	$(BIN)/python -m benchmarks.eval --dir $(BENCH_DIR)
 
 picture: $(READY)  ## redraw docs/inspect.svg
 	$(BIN)/python docs/make_picture.py fixtures/tiny-kl.ckpt docs/inspect.svg

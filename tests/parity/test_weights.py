@@ -344,6 +344,16 @@ def test_count_place_and_size_are_those_that_torch_finds(
     assert result.values == (float(large.view(-1)[at]), float(changed.view(-1)[at]))
 
 
+@pytest.mark.parametrize("count", [1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE + 1])
+def test_the_last_element_counts_wherever_pieces_end(tmp_path: Path, count: int) -> None:
+    zeros = torch.zeros(count, dtype=F16)
+    changed = zeros.clone()
+    changed[-1] = 1
+    assert compare_pair(tmp_path, zeros, zeros.clone()).match is Match.EQUAL
+    result = compare_pair(tmp_path, zeros, changed)
+    assert (result.differing, result.max_abs, result.position) == (1, 1.0, (count - 1,))
+
+
 def test_position_is_in_the_shape_of_the_first_side(tmp_path: Path) -> None:
     weights = weights_of()
     name = "encoder.mid.attn_1.k.weight"
