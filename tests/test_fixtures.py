@@ -53,7 +53,7 @@ def test_sums_match_the_files() -> None:
 def test_files_stay_small() -> None:
     sizes = [file.stat().st_size for file in make.list_files(FOLDER)]
     assert max(sizes) < 1_500_000
-    assert sum(sizes) < 6_000_000
+    assert sum(sizes) < 6_500_000
 
 
 def test_training_checkpoint_is_what_the_script_makes() -> None:
