@@ -35,7 +35,7 @@ RAW = FIXTURES / "tiny-kl.safetensors"
 FOLDER = FIXTURES / "tiny-diffusers"
 SIZE = 32
 SMALL = preset("card-256").changed(size=SIZE)
-WIDTH = 16  # features of the small Inception
+WIDTH, SCALE = 16, 100  # features of the small Inception
 PHOTOS = ("astronaut", "chelsea", "coffee", "color", "motorcycle_left")
 PLAIN = ("psnr", "ssim")  # metrics without a net
 
@@ -52,7 +52,7 @@ def shrink_inception(patch: Callable[[Any, str, Any], None]) -> None:
 
     class Small(inception.InceptionV3):
         def forward(self, pixels: Tensor) -> Tensor:
-            return super().forward(pixels)[:, :WIDTH]
+            return super().forward(pixels)[:, :WIDTH] * SCALE
 
     patch(inception, "InceptionV3", Small)
     patch(inception, "FEATURES", WIDTH)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file
 
 from fixtures import make_fixtures as make
@@ -190,13 +192,11 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[int, ...]]
 @pytest.fixture(scope="module")
 def alike(models: Path) -> Path:
     """Five references of one shape."""
-    from safetensors.numpy import save_file
-
     numbers = np.random.default_rng(4)
     path = models / "alike.safetensors"
     latents = {f"latent.{n}": numbers.normal(size=(4, 3, 2)).astype("f4") for n in range(5)}
     images = {f"image.{n}": numbers.integers(0, 256, (3, 24, 16), "u1") for n in range(5)}
-    save_file(latents | images, path)
+    save_arrays(latents | images, path)
     return path
 
 
@@ -230,6 +230,21 @@ def test_a_batch_names_the_reference_that_fails(blurred: tuple[Path, Path], alik
     assert [str(problem).split(" differs")[0] for problem in problems] == [
         f"decode fp32 of {n}" for n in range(5)
     ]
+
+
+def test_of_a_batch_only_the_reference_that_overflows_is_not_finite(
+    tmp_path: Path, ckpt: Path, out: Path
+) -> None:
+    latents = {f"latent.{n}": np.full((4, 2, 2), 3e38 if n == 2 else 0.5, "f4") for n in range(4)}
+    images = {"image.a": np.zeros((3, 16, 16), "u1")}
+    save_arrays(latents | images, tmp_path / "r.safetensors")
+    result = check(ckpt, out, tmp_path / "r.safetensors", batch_size=4)
+    decoded = by_kind(same(result).outcomes, kind="decode")
+    assert [one.name for one in decoded if one.problem] == ["2"]
+    (said,) = (str(one.problem) for one in decoded if one.problem)
+    assert re.fullmatch(
+        r"decode fp32 of 2 is not finite, first in (\S+) of A, first in (\S+) of B", said
+    )
 
 
 @pytest.mark.parametrize(("tile", "pieces"), [(2, 6), (4, 2), (5, 1), (100, 1)])
@@ -305,9 +320,7 @@ def test_references_of_a_file_are_what_runs(ckpt: Path, out: Path, refs: Path) -
 
 
 def test_latents_alone_are_enough(tmp_path: Path, ckpt: Path, out: Path) -> None:
-    from safetensors.numpy import save_file
-
-    save_file({"latent.x": np.ones((4, 2, 2), "f4")}, tmp_path / "r.safetensors")
+    save_arrays({"latent.x": np.ones((4, 2, 2), "f4")}, tmp_path / "r.safetensors")
     result = check(ckpt, out, tmp_path / "r.safetensors")
     assert [one.kind for one in same(result).outcomes] == ["decode"]
 

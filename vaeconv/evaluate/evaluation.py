@@ -143,12 +143,14 @@ class _Evaluation:
         shown = options.on_progress if ranks.is_first else None
         self._report = shown or (lambda step, done, total: None)
         self._device = _device_of(options.device, ranks)
-        self._meter = Meter(
-            options.metrics,
-            options.weights,
-            self._device,
-            may_download=options.may_download,
-            quiet=options.quiet or not ranks.is_first,
+        self._meter = ranks.in_turn(
+            lambda: Meter(
+                options.metrics,
+                options.weights,
+                self._device,
+                may_download=options.may_download,
+                quiet=options.quiet or not ranks.is_first,
+            )
         )
         if self._meter.missing and not options.allow_missing:
             raise next(iter(self._meter.missing.values()))
@@ -178,13 +180,15 @@ class _Evaluation:
 
     def _resume(self) -> tuple[list[Shard], list[int]]:
         """Find what earlier runs found, and what is left; the same answer in all processes."""
-        if self._ranks.is_first:
-            open_folder(self._parts, self._describe_run(), restart=self._options.restart)
-        self._ranks.gather(None)  # all wait until it is there
-        self._parts.mkdir(exist_ok=True)  # on another machine
+        self._ranks.in_turn(self._open_folder)
         shards = read_shards(self._parts, self._width)
         done = set().union(*self._ranks.gather(indices_of(shards)))
         return shards, [index for index in range(len(self._pictures)) if index not in done]
+
+    def _open_folder(self) -> bool:
+        restart = self._options.restart and self._ranks.is_first
+        open_folder(self._parts, self._describe_run(), restart=restart)
+        return True
 
     def _describe_run(self) -> dict[str, Any]:
         return {

@@ -7,12 +7,14 @@ of 1.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from vaeconv.errors import UsageError
+from vaeconv.errors import UsageError, VaeconvError
 from vaeconv.evaluate.frechet import Moments
+
+Result = TypeVar("Result")
 
 
 class Ranks(NamedTuple):
@@ -46,6 +48,30 @@ class Ranks(NamedTuple):
         values: list[Any] = [None] * self.world
         distributed.all_gather_object(values, value)
         return values
+
+    def in_turn(self, work: Callable[[], Result]) -> Result:
+        """Do something in the first process, then in the others: what it fetched, they find.
+
+        Raises:
+            VaeconvError: It failed in the first process; then it fails in all.
+        """
+        if self.world == 1:
+            return work()
+        failure: VaeconvError | None = None
+        result: Result | None = None
+        if self.is_first:
+            try:
+                result = work()
+            except VaeconvError as error:
+                failure = error
+        told = self.gather(failure and (failure.what, failure.where, failure.exit_code))[0]
+        if failure:
+            raise failure
+        if told:
+            echo = VaeconvError(told[0], where=told[1])
+            echo.exit_code = told[2]
+            raise echo
+        return result if result is not None else work()
 
     def merge(self, moments: Moments) -> Moments:
         """Add up the moments of all processes, in float64."""
