@@ -155,9 +155,7 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **more}
 
 
-def start(
-    *args: object, module: str = "tests.evaluate.runs", **env: str
-) -> subprocess.Popen[str]:
+def start(*args: object, module: str = "tests.evaluate.runs", **env: str) -> subprocess.Popen[str]:
     """Start the command line in a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", module, *map(str, args)],
@@ -166,6 +164,20 @@ def start(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+    )
+
+
+def torchrun(processes: int, *args: object, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a module in several processes, each with one thread."""
+    entry = Path(sys.executable).with_name("torchrun")
+    return subprocess.run(
+        [str(entry), "--standalone", "--nproc-per-node", str(processes), "-m", *map(str, args)],
+        cwd=ROOT,
+        env=environment(**env),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
 
 

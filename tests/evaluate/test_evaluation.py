@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.linalg
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
@@ -109,11 +108,12 @@ def features(pictures: list[Rows], weights: Path, net: torch.nn.Module) -> Rows:
 
 
 def distance(one: Rows, other: Rows) -> float:
-    """The Fréchet distance as its paper has it, with scipy's root of the product."""
+    """The Fréchet distance as its paper has it."""
     covariances = [np.cov(found, rowvar=False) for found in (one, other)]
-    root = scipy.linalg.sqrtm(covariances[0] @ covariances[1])
+    # The root's trace is the sum of the roots of the product's eigenvalues.
+    shared = np.sqrt(np.linalg.eigvals(covariances[0] @ covariances[1]).real.clip(0)).sum()
     gap = one.mean(0) - other.mean(0)
-    return float(gap @ gap + np.trace(covariances[0] + covariances[1] - 2 * root.real))
+    return float(gap @ gap + np.trace(covariances[0] + covariances[1]) - 2 * shared)
 
 
 # --- a full run ---
@@ -254,16 +254,16 @@ def test_batches_of_any_size_give_the_same_numbers(
     tmp_path: Path, photos: Path, nets: dict[str, Path]
 ) -> None:
     metrics = ("psnr", "ssim", "psim", "lpips")
-    found = [
+    # Rounding makes a step of one 255th out of a last place.
+    exact = SMALL._replace(rounds=False)
+    one, *others = (
         measure([KL], photos, tmp_path / f"{size}", metrics=metrics, weights=nets,
-                batch_size=size)["models"][0]["metrics"]
+                batch_size=size, protocol=exact)["models"][0]["metrics"]
         for size in (None, 2, 5)
-    ]  # fmt: skip
-    for other in found[1:]:
+    )  # fmt: skip
+    for other in others:
         for name in metrics:
-            for what in ("mean", "std"):
-                assert other[name][what] == pytest.approx(found[0][name][what], rel=1e-4)
-            assert other[name]["mean"] == pytest.approx(found[0][name]["mean"], rel=1e-5)
+            assert other[name] == pytest.approx(one[name], rel=1e-5, abs=1e-5)
 
 
 def test_memory_formats_and_half_precision(tmp_path: Path, photos: Path) -> None:
@@ -459,11 +459,10 @@ def test_values_beyond_the_range_are_clamped(
 
 
 @pytest.mark.usefixtures("small_inception")
-@pytest.mark.parametrize("bad", [math.nan, -math.nan], ids=str)
 def test_reconstructions_that_are_not_finite_are_counted(
-    stand_in: Callable[..., None], tmp_path: Path, photos: Path, nets: dict[str, Path], bad: float
+    stand_in: Callable[..., None], tmp_path: Path, photos: Path, nets: dict[str, Path]
 ) -> None:
-    stand_in(lambda latents, batch: latents * (bad if batch == 2 else 0.9))
+    stand_in(lambda latents, batch: latents * (math.nan if batch == 2 else 0.9))
     found = measure([KL], photos, tmp_path / "p", metrics=METRICS, weights=nets, batch_size=1)
     metrics = found["models"][0]["metrics"]
     columns = found["per_picture"]["models"][0]
@@ -512,7 +511,7 @@ def test_skipped_pictures_are_counted_by_reason(
     clean = measure([KL], photos, tmp_path / "clean", batch_size=2)
     for name in ("psnr", "ssim"):
         assert found["models"][0]["metrics"][name] == pytest.approx(
-            clean["models"][0]["metrics"][name], rel=1e-5
+            clean["models"][0]["metrics"][name], rel=1e-4, abs=1e-5
         )
 
 
@@ -590,8 +589,8 @@ def test_grey_models_see_grey_pictures(tmp_path: Path, photos: Path, nets: dict[
         (["{kl}", "--images", "{photos}", "--out", "{empty}"], 5, "is not a file"),
         (["{kl}", "--images", "{photos}", "--out", "{empty}/no/such.json"], 5, "does not exist"),
         (["{kl}", "--images", "{photos}", "--out", "{out}", "--dry-run"], 2, "--reproduce-card"),
-        (["{kl}", "--images", "{photos}", "--out", "{out}", "--batch-size", "0"], 2, "--batch-size"),
-        (["{kl}", "--images", "{photos}", "--out", "{out}", "--protocol", "x"], 2, "card-256-squash"),
+        (["{kl}", "--images", "{photos}", "--out", "{out}", "--batch-size", "0"], 2, "auto"),
+        (["{kl}", "--images", "{photos}", "--out", "{out}", "--protocol", "x"], 2, "squash"),
         (["{kl}", "--images", "{photos}", "--out", "{out}", "--filter", "x"], 2, "lanczos"),
         (["{empty}/no.ckpt", "--images", "{photos}", "--out", "{out}"], 3, "No such file"),
     ],

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fixtures.make_fixtures import FOLDER as FIXTURES
 from fixtures.make_fixtures import make_weights, random_tensor
 from tests.autoencoder.topologies import ask_outsiders, build_diffusers, diffusers_config
 from tests.support.compvis import DDConfig
@@ -23,6 +24,9 @@ from vaeconv.parity.compvis import (
     ResnetBlock,
     Upsample,
 )
+from vaeconv.parity.loading import load_compvis, load_diffusers
+from vaeconv.parity.side import SideOptions, open_side
+from vaeconv.plan import Row
 
 # The published shapes, at a quarter of their width.
 MODELS = {
@@ -151,6 +155,28 @@ def test_loading_is_strict(change: str) -> None:
         weights["quant_conv.bias"] = torch.ones(3)
     with pytest.raises(RuntimeError, match="in loading state_dict"):
         CompVisAutoencoder(config.topology).load_state_dict(weights, strict=True)
+
+
+@pytest.mark.parametrize("layout", ["compvis", "diffusers"])
+def test_what_verify_runs_is_loaded_strictly(layout: str) -> None:
+    is_ours = layout == "compvis"
+    source = FIXTURES / ("tiny-kl.safetensors" if is_ours else "tiny-diffusers")
+    side = open_side(source, "A", SideOptions(), ema=False)
+    rows, config = list(side.rows.values()), diffusers_config(side.topology)
+
+    def load(some: list[Row]) -> Any:
+        model = load_compvis(side.topology, some) if is_ours else load_diffusers(config, some)
+        return model.module
+
+    try:
+        model = load(rows)
+        assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32}
+        assert not model.training
+        for wrong in (rows[:-1], [*rows, rows[0]._replace(name="decoder.nothing")]):
+            with pytest.raises(RuntimeError, match="in loading state_dict"):
+                load(wrong)
+    finally:
+        side.close()
 
 
 # --- the pieces, one by one ---

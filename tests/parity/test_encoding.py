@@ -161,7 +161,7 @@ def palette() -> Image.Image:
     ("image", "name", "colour"),
     [
         (Image.new("L", (16, 16), 90), "p.png", (90, 90, 90)),
-        (Image.new("LA", (16, 16), (90, 128)), "p.png", (90, 90, 90)),
+        (Image.new("LA", (16, 16), (90, 128)), "p.png", (172, 172, 172)),  # on white
         (Image.new("1", (16, 16), 1), "p.png", (255, 255, 255)),
         (palette(), "p.png", (10, 200, 30)),
         (palette(), "p.gif", (10, 200, 30)),
@@ -362,3 +362,8 @@ def test_the_installed_entry_point(tmp_path: Path, photos: Path) -> None:
     latents(photos, again, "--model", MODEL, "--size", 16)
     for name, tensor in load_file(out).items():
         torch.testing.assert_close(tensor, load_file(again)[name], atol=1e-5, rtol=0)
+
+
+def test_pictures_of_16_bits_keep_their_greys(tmp_path: Path) -> None:
+    deep = Image.fromarray(np.full((16, 16), 90 * 257, "u2"))
+    assert encode_alone(deep, tmp_path / "p").unique().tolist() == [90]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -546,7 +547,7 @@ def test_hostile_names_stay_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     text = (tmp_path / "s.md").read_text()
     assert "<script>" not in text
     assert "<b>" not in text
-    assert "100% \\|&lt;script\\>\\`\\*\\_\\[x\\](y) ::error:: |" in text
+    assert "100%\\\\n\\|&lt;script\\>\\`\\*\\_\\[x\\](y)\\\\n::error:: |" in text
     assert_tables(text)
 
 
@@ -557,3 +558,37 @@ def test_an_annotation_is_one_line_with_its_percent_signs(monkeypatch: pytest.Mo
     assert annotation("50%\r\nof it: a, b") == (
         "::error title=vaeconv verify::50%25%0D%0Aof it: a, b"
     )
+
+
+def test_a_report_is_written_where_a_side_is_no_whole_autoencoder(tmp_path: Path) -> None:
+    part = change_folder(
+        BASE,
+        tmp_path / "b",
+        weights=lambda t: {n: v for n, v in t.items() if n != "quant_conv.bias"},
+    )
+    verify(FILE, part, "--report", tmp_path / "r.json", "--junit", tmp_path / "j.xml", code=4)
+    assert strict_loads((tmp_path / "r.json").read_text())["ok"] is False
+    assert (tmp_path / "j.xml").exists()
+
+
+def test_junit_stays_xml_whatever_a_reference_is_called(tmp_path: Path) -> None:
+    tensors = {"latent.a\x1b[1m": np.ones((4, 2, 2), "f4"), "image.x": np.ones((3, 4, 4), "u1")}
+    save_arrays(tensors, tmp_path / "r.safetensors")
+    verify(FILE, BASE, "--latents", tmp_path / "r.safetensors", "--junit", tmp_path / "j.xml")
+    ElementTree.parse(tmp_path / "j.xml")
+
+
+def test_a_file_whose_name_is_no_utf8_has_a_summary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "s.md"))
+    source = tmp_path / os.fsdecode(b"bad\xff.safetensors")
+    source.write_bytes(FILE.read_bytes())
+    verify(source, FILE, "--weights-only")
+
+
+def test_a_summary_that_cannot_be_written_is_no_internal_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "none" / "s.md"))
+    verify(FILE, FILE, "--weights-only", code=5)

@@ -319,12 +319,6 @@ def test_references_of_a_file_are_what_runs(ckpt: Path, out: Path, refs: Path) -
     assert len(by_kind(same(result).outcomes, kind="decode")) == 2
 
 
-def test_latents_alone_are_enough(tmp_path: Path, ckpt: Path, out: Path) -> None:
-    save_arrays({"latent.x": np.ones((4, 2, 2), "f4")}, tmp_path / "r.safetensors")
-    result = check(ckpt, out, tmp_path / "r.safetensors")
-    assert [one.kind for one in same(result).outcomes] == ["decode"]
-
-
 STATISTICS = {"latents_mean": [0.0, 1.0, 2.0, 3.0], "latents_std": [1.0] * 4}
 
 
@@ -753,3 +747,16 @@ def test_the_installed_entry_point(tmp_path: Path, same_weights: bool, code: int
         assert "error: not the same autoencoder: 120 of 120 tensors differ" in done.stderr
     assert "Traceback" not in done.stderr
     assert "Warning" not in done.stderr
+
+
+def test_latents_alone_are_enough(tmp_path: Path, ckpt: Path, out: Path) -> None:
+    save_arrays({"latent.x": np.ones((4, 2, 2), "f4")}, tmp_path / "r.safetensors")
+    result = check(ckpt, out, tmp_path / "r.safetensors")
+    assert [one.kind for one in same(result).outcomes] == ["decode"]
+
+
+def test_tiles_name_the_layer_that_differs(blurred: tuple[Path, Path], tmp_path: Path) -> None:
+    refs = write_references(tmp_path / "r.safetensors", side=4)
+    problems = check(*blurred, refs, tile=2).problems[1:]
+    assert problems
+    assert all("first layer that differs is decoder.up.2.block.0.norm2" in one for one in problems)

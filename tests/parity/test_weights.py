@@ -451,3 +451,21 @@ sys.exit(", ".join(sorted(heavy)) or code)
     assert (document["same"]["decoded"], document["same"]["encoded"]) == (False, False)
     assert "torch" not in document["environment"]
     assert json.loads((tmp_path / "r.json").read_text())["ok"] is True
+
+
+@pytest.mark.parametrize("dtypes", [(F16, BF16), (BF16, F16)])
+@pytest.mark.parametrize("other", [-INF, 1.0])
+def test_infinity_agrees_with_itself_only_between_fp16_and_bf16(
+    tmp_path: Path, dtypes: tuple[torch.dtype, ...], other: float
+) -> None:
+    one, two = (
+        torch.tensor([INF, 1.0], dtype=dtypes[0]),
+        torch.tensor([other, 1.0], dtype=dtypes[1]),
+    )
+    assert compare_pair(tmp_path, one, two).match is Match.DIFFERENT
+
+
+def test_fp16_against_bf16_one_place_beside_its_rounding(tmp_path: Path) -> None:
+    """1.99902 rounds to 2 in bf16, and so does every number that rounds to it in fp16."""
+    one, other = torch.tensor([1.9990234375]).half(), torch.tensor([1.9921875]).bfloat16()
+    assert compare_pair(tmp_path, one, other).match is Match.DIFFERENT

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from vaeconv.errors import CheckpointNotFoundError, InputError
 from vaeconv.evaluate.protocol import Protocol
-from vaeconv.parity.images import SUFFIXES
+from vaeconv.parity.images import SUFFIXES, flatten
 
 _MAX_PIXELS = 200_000_000  # of one picture; more is refused, as a decompression bomb
 _MAX_FILE = 1 << 30
@@ -168,7 +168,7 @@ def prepare(data: bytes, protocol: Protocol, channels: int = 3) -> Any:
             if opened.width * opened.height > _MAX_PIXELS:
                 raise InputError("a decompression bomb")
             opened.load()
-            image = _flatten(ImageOps.exif_transpose(opened), "L" if channels == 1 else "RGB")
+            image = flatten(ImageOps.exif_transpose(opened), "L" if channels == 1 else "RGB")
     side = protocol.size
     resampling = Image.Resampling[protocol.filter.upper()]
     if protocol.resize == "squash":
@@ -185,19 +185,3 @@ def prepare(data: bytes, protocol: Protocol, channels: int = 3) -> Any:
     if pixels.ndim == 2:
         pixels = pixels[:, :, np.newaxis]
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-
-def _flatten(image: Any, mode: str) -> Any:
-    """Convert any mode to grey or RGB."""
-    import numpy as np
-    from PIL import Image
-
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if image.mode.startswith("I") else max(float(values.max(initial=1.0)), 1.0)
-        image = Image.fromarray(np.clip(values / top * 255, 0, 255).round().astype(np.uint8))
-    if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        paper = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(paper, image)
-    return image.convert(mode)

@@ -112,14 +112,16 @@ def format_markdown(results: Sequence[Mapping[str, Any]]) -> str:
     """Write tables in Markdown, as the cards have them."""
     lines: list[str] = []
     for table in make_tables(results):
-        lines += [f"### {_escape_markdown(table.title)}", ""]
-        rules = ["---" if at in table.left else "---:" for at in range(len(table.head))]
-        lines.append("| " + " | ".join(table.head) + " |")
-        lines.append("|" + "|".join(rules) + "|")
-        for row in table.rows:
-            lines.append("| " + " | ".join(map(_escape_markdown, row)) + " |")
+        lines += [f"### {_escape_markdown(table.title)}", "", *markdown_table(table)]
         lines += ["", f"_{_escape_markdown(table.protocol)}_", ""]
     return "\n".join(lines)
+
+
+def markdown_table(table: Table) -> list[str]:
+    """Write one table in Markdown, without its title."""
+    rules = ["---" if at in table.left else "---:" for at in range(len(table.head))]
+    lines = ["| " + " | ".join(table.head) + " |", "|" + "|".join(rules) + "|"]
+    return lines + ["| " + " | ".join(map(_escape_markdown, row)) + " |" for row in table.rows]
 
 
 def _escape_markdown(text: str) -> str:

@@ -235,7 +235,8 @@ class Runner:
 
     def _fitting(self, references: Sequence[Reference], kind: str) -> int:
         factor = 2 ** (self._topology.levels - 1) if kind == DECODE else 1
-        pixels = max(one.data.shape[1] * one.data.shape[2] for one in references) * factor**2
+        areas = [one.data.shape[1] * one.data.shape[2] for one in references]
+        pixels = max(areas, default=1) * factor**2
         return fitting_batch(self._device, pixels, max(self._topology.channels[:2]))
 
 

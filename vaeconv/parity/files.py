@@ -71,11 +71,15 @@ def _compare_topology(one: Side, other: Side, *, is_drop_in: bool) -> list[str]:
     )
     free = {"out_channels", "post_quant_conv"} if is_drop_in else set()
     return [
-        f"{name.replace('_', ' ')} differs: {_plain(value)} in {one.label}, "
-        f"{_plain(theirs[name])} in {other.label}"
+        f"{_differ(name)}: {_plain(value)} in {one.label}, {_plain(theirs[name])} in {other.label}"
         for name, value in mine.items()
         if value != theirs[name] and name not in free
     ]
+
+
+def _differ(name: str) -> str:
+    words = name.replace("_", " ")
+    return f"{words} {'differ' if words.endswith('s') else 'differs'}"
 
 
 def _plain(value: object) -> str:

@@ -79,7 +79,7 @@ def _read(path: Path, mode: str, side: int) -> Any:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.simplefilter("ignore", UserWarning)  # odd metadata
             with Image.open(path) as opened:
-                image = ImageOps.exif_transpose(opened).convert(mode)
+                image = flatten(ImageOps.exif_transpose(opened), mode)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombWarning,
             Image.DecompressionBombError) as error:  # fmt: skip
         raise InputError(f"not a picture that can be read ({error})", where=str(path)) from error
@@ -88,3 +88,23 @@ def _read(path: Path, mode: str, side: int) -> Any:
     return np.ascontiguousarray(
         pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[np.newaxis]
     )
+
+
+def flatten(image: Any, mode: str) -> Any:
+    """Convert a Pillow image of any mode.
+
+    16-bit grey is scaled to 8 bits; a picture of floats by its largest value. Where ``mode`` has no
+    alpha, what is transparent is laid on white.
+    """
+    import numpy as np
+    from PIL import Image
+
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, dtype=np.float64)
+        top = 65535.0 if image.mode.startswith("I") else max(float(values.max(initial=1.0)), 1.0)
+        image = Image.fromarray(np.clip(values / top * 255, 0, 255).round().astype(np.uint8))
+    if mode != "RGBA" and ("A" in image.getbands() or "transparency" in image.info):
+        image = image.convert("RGBA")
+        paper = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(paper, image)
+    return image.convert(mode)

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 from vaeconv.autoencoder.config import Scaling
 from vaeconv.checkpoint.atomic import replace_small_file
+from vaeconv.errors import OutputError, one_line
 from vaeconv.parity.behaviour import Outcome, summarise
 from vaeconv.parity.measure import Distance
 from vaeconv.parity.verdict import Comparison, SideFacts, Verification
@@ -233,18 +234,27 @@ def _markdown_table(head: Row, rows: Sequence[Row]) -> list[str]:
 
 
 def _escaped(text: str) -> str:
-    """Keep text from files from becoming markup."""
+    """Keep text from files from becoming markup, or anything but one line of text."""
+    text = one_line(text)
     for mark in "\\`*_[]<>|#":
         text = text.replace(mark, f"\\{mark}" if mark != "<" else "&lt;")
     return " ".join(text.split())
 
 
 def append_summary(result: Verification) -> None:
-    """Append to the job's summary, where there is one (``GITHUB_STEP_SUMMARY``)."""
+    """Append to the job's summary, where there is one (``GITHUB_STEP_SUMMARY``).
+
+    Raises:
+        OutputError: It cannot be written.
+    """
     path = os.environ.get("GITHUB_STEP_SUMMARY")
-    if path:
-        with Path(path).open("a", encoding="utf-8") as file:
+    if not path:
+        return
+    try:
+        with Path(path).open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(markdown(result))
+    except OSError as error:
+        raise OutputError(f"the summary cannot be written: {error.strerror}", where=path) from error
 
 
 def annotation(message: str) -> str | None:
@@ -266,6 +276,7 @@ def junit(result: Verification) -> bytes:
     suite = ElementTree.Element("testsuite", name="vaeconv verify")
     cases = list(_cases(result))
     for name, classname, problems in cases:
+        name = _xml(name)
         case = ElementTree.SubElement(suite, "testcase", name=name, classname=classname, time="0")
         if problems:
             failure = ElementTree.SubElement(case, "failure", message=_xml(problems[0]))
@@ -292,5 +303,10 @@ def _cases(result: Verification) -> Iterator[tuple[str, str, list[str]]]:
 
 
 def _xml(text: str) -> str:
-    """Leave out what XML 1.0 has no way to say."""
-    return "".join(char for char in text if char >= " " or char in "\t\n")
+    """Leave out what XML 1.0 has no way to say: control characters, halves of pairs."""
+    kept = (char for char in text if char in "\t\n" or (" " <= char and not _is_half(char)))
+    return "".join(kept)
+
+
+def _is_half(char: str) -> bool:
+    return "\ud800" <= char <= "\udfff" or char in "\ufffe\uffff"

@@ -65,7 +65,8 @@ class Comparison(NamedTuple):
     def with_outcomes(self, outcomes: Sequence[Outcome]) -> Comparison:
         """Add what models made of references, and what is wrong with that."""
         problems = [outcome.problem for outcome in outcomes if outcome.problem]
-        if problems and not self.problems:
+        differs = any(one.problem and one.distance.max_abs is not None for one in outcomes)
+        if differs and not self.problems:
             problems.insert(0, "the weights agree and their results do not: config or code differs")
         return self._replace(
             outcomes=(*self.outcomes, *outcomes), problems=(*self.problems, *problems)

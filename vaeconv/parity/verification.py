@@ -29,6 +29,7 @@ from vaeconv.parity.latents import DECODE, ENCODE, ReferenceSet, built_in_set, l
 from vaeconv.parity.loading import Model
 from vaeconv.parity.side import Side, SideOptions, check_averages, match_rounding, open_side
 from vaeconv.parity.verdict import Comparison, SideFacts, Verification
+from vaeconv.parity.weights import WeightResult
 
 if TYPE_CHECKING:
     import torch
@@ -129,7 +130,10 @@ def verify(
         sides = []
         for label, path, how in named:
             if path is not None:
-                sides.append(_open(path, label, how, ema=options.ema))
+                try:
+                    sides.append(open_side(path, label, how, ema=options.ema))
+                except UnmappedKeysError as error:
+                    return _no_autoencoder(label, error, is_drop_in=b is None)
                 stack.callback(sides[-1].close)
         if options.ema:
             check_averages(sides)
@@ -138,13 +142,25 @@ def verify(
         return _Run(sides, options, clock).run(hasher)
 
 
-def _open(path: str | os.PathLike[str], label: str, how: SideOptions, *, ema: bool) -> Side:
-    try:
-        return open_side(path, label, how, ema=ema)
-    except UnmappedKeysError as error:  # it can be read, and is the same as nothing
-        raise CheckFailedError(
-            f"{label} is no whole autoencoder: {error.what}", where=error.where, hint=error.hint
-        ) from error
+def _no_autoencoder(label: str, error: UnmappedKeysError, *, is_drop_in: bool) -> Verification:
+    """Give the verdict on a file that can be read, and is the same as nothing."""
+    problem = f"{label} is no whole autoencoder: {error}"
+    nothing = WeightResult(())
+    comparison = Comparison(
+        ("A", "BASE" if is_drop_in else "B"),
+        nothing,
+        (),
+        (problem,),
+        nothing if is_drop_in else None,
+    )
+    return Verification(
+        sides=(),
+        same=None if is_drop_in else comparison,
+        drop_in=comparison if is_drop_in else None,
+        references=None,
+        environment=describe_environment(None),
+        timing={},
+    )
 
 
 class _Run:

@@ -114,10 +114,10 @@ def find_parting(
     Returns:
         None where every pair of modules agrees.
     """
-    outputs: dict[str, torch.Tensor] = {}
+    outputs: dict[str, list[torch.Tensor]] = {}  # in the order of calls; of tiles there are several
 
     def keep(name: str, output: torch.Tensor) -> None:
-        outputs[name] = output.float().cpu()
+        outputs.setdefault(name, []).append(output.float().cpu())
 
     with Hooks(other, keep):
         run_other()
@@ -125,9 +125,9 @@ def find_parting(
 
     def compare(name: str, output: torch.Tensor) -> None:
         partner = names.get(name)
-        if found or partner not in outputs:
+        if found or partner is None or not outputs.get(partner):
             return
-        mine, theirs = output.float().cpu(), outputs.pop(partner)
+        mine, theirs = output.float().cpu(), outputs[partner].pop(0)
         worst = _largest_difference(mine, theirs)
         if not worst <= tolerance * max(1.0, mine.abs().max().item()):  # NaN, too
             found.append(Parting(name, partner, worst))

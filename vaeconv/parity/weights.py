@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from vaeconv.autoencoder.keys import NamePair
-from vaeconv.checkpoint.dtypes import DType
+from vaeconv.checkpoint.dtypes import BY_CODE, DType
 from vaeconv.checkpoint.tensor import check_storages
 from vaeconv.executor import prefetch_rows
 from vaeconv.plan import Row
@@ -19,8 +19,9 @@ _PIECE = 1 << 16  # elements
 _WORKERS = 2
 # What has more bits behind the point is wider.
 _BITS = {"F64": 52, "F32": 23, "F16": 10, "BF16": 7}
-# Half of the last place of bf16 and of fp16, relative; and of fp16's subnormal numbers.
-_BOTH_ROUNDED, _SUBNORMAL = 2.0**-8 + 2.0**-11, 2.0**-25
+# Of fp16: the smallest normal number; half the distance between numbers below it. Of bf16: half the
+# last place, relative.
+_F16_NORMAL, _F16_HALF_STEP, _BF16_HALF_PLACE = 2.0**-14, 2.0**-25, 2.0**-8
 
 
 class Match(str, Enum):
@@ -102,7 +103,8 @@ def compare_weights(
 
     Where element types differ, the wider side is rounded to the narrower one, to nearest even as
     every cast here and in torch; between fp16 and bf16, of which neither holds the other, values
-    agree where one number rounds to both. NaN agrees with NaN.
+    agree where one number rounds to both. In one type, all bits count; between two, NaN agrees with
+    NaN.
 
     Args:
         one: The first side.
@@ -197,9 +199,8 @@ def _differences(
         return bits[0] != bits[1]
     is_nan = np.isnan(a) & np.isnan(b)
     if {one.code, other.code} == {"F16", "BF16"}:
-        bound = np.maximum(np.abs(a), np.abs(b)) * _BOTH_ROUNDED + _SUBNORMAL
-        with np.errstate(invalid="ignore"):
-            return ~((np.abs(a - b) <= bound) | (a == b) | is_nan)
+        half, brain = (0, 1) if one.code == "F16" else (1, 0)
+        return ~(_agree_in_both(pieces[half], pieces[brain], (a, b)[half], (a, b)[brain]) | is_nan)
     if one.code not in _BITS or other.code not in _BITS:
         return np.ones(a.shape, bool)  # an 8-bit float is only equal to itself
     wide, narrow = (0, 1) if _BITS[one.code] > _BITS[other.code] else (1, 0)
@@ -208,6 +209,36 @@ def _differences(
         np.frombuffer(piece, f"<u{dtypes[narrow].itemsize}") for piece in (rounded, pieces[narrow])
     ]
     return (bits[0] != bits[1]) & ~is_nan
+
+
+def _agree_in_both(half: bytearray, brain: bytearray, a: Any, b: Any) -> Any:
+    """Tell where one number can round to both an fp16 and a bf16 value.
+
+    bf16's ties, halfway between two of its values, are fp16 values themselves wherever fp16 is
+    normal. So a number and its fp16 value lie on one side of each tie and round to one bf16 value,
+    but where the fp16 value is the tie. Below, where fp16 is coarser than bf16, distances decide.
+
+    Args:
+        half: Bytes of the fp16 values.
+        brain: Bytes of the bf16 values.
+        a: The fp16 values in float64.
+        b: The bf16 values in float64.
+    """
+    import numpy as np
+
+    single = a.astype("<f4")
+    bits = single.view("<u4")
+    rounded = round_to(bytearray(single.tobytes()), BY_CODE["F32"], BY_CODE["BF16"])
+    found = np.frombuffer(brain, "<u2")
+    beneath = (bits >> 16).astype("<u2")
+    is_tie = (bits & 0xFFFF) == 0x8000
+    agrees = (found == np.frombuffer(rounded, "<u2")) | (
+        is_tie & ((found == beneath) | (found == beneath + 1))
+    )
+    with np.errstate(invalid="ignore"):
+        near = np.abs(a - b) <= _F16_HALF_STEP + np.abs(b) * _BF16_HALF_PLACE
+    is_small = (np.abs(a) < _F16_NORMAL) & (np.signbit(a) == np.signbit(b))
+    return agrees | (is_small & near)
 
 
 def round_to(data: bytearray, dtype: DType, narrow: DType) -> bytearray:

@@ -1,0 +1,1 @@
+"""Publish an autoencoder: its card, its repository, its release."""

@@ -1,0 +1,277 @@
+"""Write a model card from what the steps before it reported; nothing is typed twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vaeconv._version import __version__
+from vaeconv.checkpoint.atomic import replace_small_file
+from vaeconv.checkpoint.folder import STEM
+from vaeconv.errors import InputError, OutputError, UsageError
+from vaeconv.evaluate.meter import COLUMNS
+from vaeconv.output import MANIFEST
+from vaeconv.publish.meta import CardMeta
+from vaeconv.publish.sections import (
+    Section,
+    evaluation_section,
+    merge_sections,
+    pictures_section,
+    provenance_section,
+    usage_section,
+)
+
+CARD = "README.md"
+PICTURES = (".png", ".webp", ".jpg", ".jpeg")
+_MAX_PICTURES = 12  # a card shows that many; the rest is in the folder
+_TASK = "image-reconstruction"
+
+
+class CardInputs(NamedTuple):
+    """What a card is made of.
+
+    Attributes:
+        folder: The release: weights, manifest, and the card.
+        meta: What people know.
+        evaluations: Results of ``vaeconv eval``.
+        parity: The report of ``vaeconv verify``; None for none.
+        pictures: A folder inside the release with side-by-side pictures; None for none.
+        template: A jinja2 template in place of the shipped one.
+    """
+
+    folder: Path
+    meta: CardMeta = CardMeta()
+    evaluations: tuple[Mapping[str, Any], ...] = ()
+    parity: Mapping[str, Any] | None = None
+    pictures: Path | None = None
+    template: Path | None = None
+
+
+def make_card(inputs: CardInputs) -> str:
+    """Write a card: a new one, or the one that is there with its generated parts made anew.
+
+    Front matter of an existing card keeps what people put there; generated keys are replaced.
+
+    Raises:
+        InputError: The card that is there has broken front matter, or the template does not work.
+        UsageError: The facts do not fit the evaluation.
+    """
+    from huggingface_hub import ModelCard
+
+    sections = _sections(inputs)
+    data: Any = _card_data(inputs)
+    present = inputs.folder / CARD
+    made: dict[str, Any] = data.to_dict()
+    if not present.exists():
+        return _new_card(inputs, made, sections)
+    try:
+        card = ModelCard(present.read_text(encoding="utf-8"))
+        held: Any = card.data
+        kept: dict[str, Any] = held.to_dict()
+    except (ValueError, OSError) as error:
+        raise InputError(
+            f"its front matter cannot be read ({error})", where=str(present)
+        ) from error
+    tags = [*made.get("tags", ()), *kept.get("tags", ())]
+    merged = {**kept, **made, "tags": list(dict.fromkeys(tags))}
+    return f"{_front_matter(merged)}\n{merge_sections(card.text, sections)}"
+
+
+def write_card(inputs: CardInputs) -> Path:
+    """Write the card into the release.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    if not inputs.folder.is_dir():
+        raise OutputError("is not a folder", where=str(inputs.folder))
+    target = inputs.folder / CARD
+    replace_small_file(target, make_card(inputs).encode(), durable=True)
+    return target
+
+
+def read_document(path: Path, command: str) -> dict[str, Any]:
+    """Read the report of another command.
+
+    Raises:
+        InputError: It is not one.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        found = document["command"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"not a report of vaeconv {command} ({error})", where=str(path)) from error
+    if found != command:
+        raise InputError(f"a report of vaeconv {found}, not of {command}", where=str(path))
+    return dict(document)
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """Read what ``convert`` and ``prune`` wrote beside the weights; None where there is nothing."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest["outputs"], manifest["source"]["name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"not a manifest ({error})", where=str(path)) from error
+    return dict(manifest)
+
+
+def variants_of(folder: Path) -> list[str | None]:
+    """List the variants of the weights in a folder; None is the plain one."""
+    found: dict[str | None, None] = {}
+    for path in sorted(folder.glob(f"{STEM}*.safetensors")):
+        middle = path.name[len(STEM) : -len(".safetensors")].strip(".").split("-")[0]
+        found[middle or None] = None
+    return sorted(found, key=lambda variant: variant or "")
+
+
+def _new_card(inputs: CardInputs, data: Mapping[str, Any], sections: Sequence[Section]) -> str:
+    import jinja2
+
+    source = (
+        inputs.template.read_text(encoding="utf-8")
+        if inputs.template
+        else resources.files("vaeconv.publish").joinpath("templates/card.md.j2").read_text("utf-8")
+    )
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    environment.filters["cell"] = lambda value: " ".join(str(value).replace("|", "\\|").split())
+    meta = inputs.meta
+    try:
+        text = environment.from_string(source).render(
+            card_data=_front_matter(data).rstrip(),
+            title=meta.title or meta.repo_id.rpartition("/")[2] or inputs.folder.resolve().name,
+            meta=meta,
+            sections=[section.marked for section in sections],
+        )
+    except jinja2.TemplateError as error:
+        where = str(inputs.template) if inputs.template else None
+        raise InputError(f"the template does not work ({error})", where=where) from error
+    return text.rstrip() + "\n"
+
+
+def _sections(inputs: CardInputs) -> list[Section]:
+    meta = inputs.meta
+    sections = []
+    if meta.repo_id or meta.original_repo_id:
+        sections.append(usage_section(meta, variants_of(inputs.folder)))
+    if inputs.evaluations:
+        sections.append(evaluation_section(inputs.evaluations, meta))
+    if inputs.pictures:
+        sections.append(pictures_section(*_list_pictures(inputs)))
+    manifest = read_manifest(inputs.folder)
+    if manifest or inputs.parity:
+        sections.append(provenance_section(manifest, inputs.parity, __version__))
+    return sections
+
+
+def _list_pictures(inputs: CardInputs) -> tuple[list[str], list[str]]:
+    """List pictures by their path from the card, and the order of panels, if compare told it."""
+    assert inputs.pictures is not None
+    try:
+        base = inputs.pictures.resolve().relative_to(inputs.folder.resolve()).as_posix()
+    except ValueError as error:
+        raise UsageError(
+            "the pictures must lie inside the folder that is published",
+            where=str(inputs.pictures),
+            hint=f"vaeconv compare … --out {inputs.folder / 'assets'}",
+        ) from error
+    names = sorted(
+        one.name
+        for one in inputs.pictures.iterdir()
+        if one.suffix.lower() in PICTURES and one.stem != "sheet"
+    )
+    if not names:
+        raise InputError("no pictures in it", where=str(inputs.pictures))
+    order: list[str] = []
+    report = inputs.pictures / "compare.json"
+    if report.is_file():
+        order = list(read_document(report, "compare").get("order", ()))
+    prefix = "" if base == "." else f"{base}/"
+    return [prefix + name for name in names[:_MAX_PICTURES]], order
+
+
+def _card_data(inputs: CardInputs) -> Any:
+    from huggingface_hub import ModelCardData
+
+    meta = inputs.meta
+    name = meta.title or meta.repo_id.rpartition("/")[2] or inputs.folder.resolve().name
+    results = _eval_results(inputs)
+    optional: dict[str, Any] = {
+        "license": meta.license or None,
+        "base_model": meta.base_model or None,
+        "base_model_relation": meta.base_model_relation if meta.base_model else None,
+        "datasets": list(meta.datasets) or None,
+        "eval_results": results or None,
+        "model_name": name if results else None,
+    }
+    return ModelCardData(
+        library_name="diffusers",
+        tags=list(meta.tags),
+        inference=meta.inference,
+        **{key: value for key, value in optional.items() if value is not None},
+    )
+
+
+def _eval_results(inputs: CardInputs) -> list[Any]:
+    """Make the model-index: every metric of this model, and none of the others it is beside."""
+    from huggingface_hub import EvalResult
+
+    found: list[Any] = []
+    titles = list(inputs.meta.eval_titles)
+    for result in inputs.evaluations:
+        pictures, protocol = result["pictures"], result["protocol"]
+        title = titles.pop(0) if titles else pictures["name"]
+        model = _row_of(result, inputs.meta.model)
+        for name, value in model["metrics"].items():
+            mean = value if name == "rfid" else value["mean"]
+            if mean is None:
+                continue
+            arguments = {"protocol": protocol["description"], "images": pictures["number"]}
+            if name != "rfid":
+                arguments["std"] = value["std"]
+            found.append(
+                EvalResult(
+                    task_type=_TASK,
+                    task_name="Image reconstruction",
+                    dataset_type=pictures["name"],
+                    dataset_name=title,
+                    metric_type=name,
+                    metric_name=metric_title(result, name),
+                    metric_value=mean,
+                    metric_args=arguments,
+                )
+            )
+    return found
+
+
+def metric_title(result: Mapping[str, Any], name: str) -> str:
+    """Name a metric as a result's table does."""
+    default = "rFID" if name == "rfid" else COLUMNS[name][0]
+    return str(result.get("titles", {}).get(name, default))
+
+
+def _row_of(result: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    models: list[Mapping[str, Any]] = result["models"]
+    if not name and len(models) == 1:
+        return models[0]
+    for model in models:
+        if model["name"] == name:
+            return model
+    known = ", ".join(model["name"] for model in models)
+    raise UsageError(
+        f"no row of the evaluation is called {name!r}; there are {known}",
+        hint='say which one this model is: model = "…" in the file of facts',
+    )
+
+
+def _front_matter(data: Mapping[str, Any]) -> str:
+    import yaml
+
+    text = yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True, width=100)
+    return f"---\n{text}---\n"

@@ -1,0 +1,187 @@
+"""The generated sections of a card: use, evaluation, pictures, provenance."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from vaeconv.evaluate.tables import make_tables, markdown_table
+from vaeconv.publish.meta import CardMeta
+
+_BEGIN, _END = "<!-- vaeconv:begin {name} -->", "<!-- vaeconv:end {name} -->"
+_MARKED = re.compile(
+    r"<!-- vaeconv:begin (?P<name>[\w-]+) -->\n.*?<!-- vaeconv:end (?P=name) -->", re.DOTALL
+)
+
+_NAMED = ("gpu", "device", "torch", "diffusers")  # of the environment of a check
+
+
+class Section(NamedTuple):
+    """A part of the card that is written anew each time.
+
+    Attributes:
+        name: Of its markers.
+        text: Markdown, without them.
+    """
+
+    name: str
+    text: str
+
+    @property
+    def marked(self) -> str:
+        """The text between its markers."""
+        begin, end = _BEGIN.format(name=self.name), _END.format(name=self.name)
+        return f"{begin}\n{self.text.strip()}\n{end}"
+
+
+def find_sections(text: str) -> dict[str, str]:
+    """Find the generated sections in a card, with their markers."""
+    return {match["name"]: match[0] for match in _MARKED.finditer(text)}
+
+
+def merge_sections(text: str, sections: Sequence[Section]) -> str:
+    """Write generated sections into a card, and leave what people wrote.
+
+    A section that is there is replaced where it stands; a new one goes to the end; one that is no
+    longer made is taken out.
+    """
+    wanted = {section.name: section.marked for section in sections}
+
+    def replace(match: re.Match[str]) -> str:
+        return wanted.pop(match["name"], "")
+
+    merged = _MARKED.sub(replace, text).rstrip()
+    for marked in wanted.values():
+        merged += f"\n\n{marked}"
+    return re.sub(r"\n{3,}", "\n\n", merged).rstrip() + "\n"
+
+
+def usage_section(meta: CardMeta, variants: Sequence[str | None]) -> Section:
+    """How to use it with diffusers, and in the CompVis layout."""
+    lines = ["## Use", ""]
+    if meta.repo_id:
+        lines += [
+            "With diffusers:",
+            "",
+            "```python",
+            "from diffusers import AutoencoderKL, StableDiffusionPipeline",
+            "",
+            f'vae = AutoencoderKL.from_pretrained("{meta.repo_id}")',
+            f'pipe = StableDiffusionPipeline.from_pretrained("{meta.pipeline}", vae=vae)',
+            "```",
+            "",
+        ]
+        for variant in filter(None, variants):
+            lines += [
+                f'`AutoencoderKL.from_pretrained("{meta.repo_id}", variant="{variant}")` loads the '
+                f"{variant} weights.",
+                "",
+            ]
+    if meta.original_repo_id and meta.original_file:
+        lines += [
+            "In the CompVis layout, for the original code and for web UIs, the weights are "
+            f"[{meta.original_file}](https://huggingface.co/{meta.original_repo_id}/resolve/main/"
+            f"{quote(meta.original_file)}) of "
+            f"[{meta.original_repo_id}](https://huggingface.co/{meta.original_repo_id}):",
+            "",
+            "```python",
+            "from safetensors.torch import load_file",
+            "",
+            "# model: ldm.models.autoencoder.AutoencoderKL, made from its training config",
+            f'model.load_state_dict(load_file("{meta.original_file}"), strict=False)',
+            "```",
+            "",
+        ]
+    return Section("usage", "\n".join(lines))
+
+
+def evaluation_section(results: Sequence[Mapping[str, Any]], meta: CardMeta) -> Section:
+    """The tables of the evaluations, one for each set of pictures."""
+    lines = ["## Evaluation", ""]
+    titles = list(meta.eval_titles)
+    for table in make_tables(results):
+        title = titles.pop(0) if titles else table.title
+        lines += [f"### {title}", "", *markdown_table(table), "", f"_{table.protocol}_", ""]
+    nets = sorted(
+        {f"{net['name']} `{net['sha256'][:16]}`" for result in results for net in result["nets"]}
+    )
+    if nets:
+        lines += [f"Metric nets (sha256): {', '.join(nets)}.", ""]
+    return Section("evaluation", "\n".join(lines))
+
+
+def pictures_section(paths: Sequence[str], order: Sequence[str]) -> Section:
+    """Side-by-side reconstructions, by links relative to the card."""
+    lines = ["## Reconstructions", ""]
+    if order:
+        lines += [f"From left to right: {', '.join(order)}.", ""]
+    for path in paths:
+        name = Path(path).stem.replace("[", "").replace("]", "")
+        lines += [f"![{name}]({quote(path)})", ""]
+    return Section("pictures", "\n".join(lines))
+
+
+def provenance_section(
+    manifest: Mapping[str, Any] | None, parity: Mapping[str, Any] | None, version: str
+) -> Section:
+    """Where the weights come from, and what was proved of them."""
+    rows: list[tuple[str, str]] = [("vaeconv", version)]
+    if manifest:
+        rows += _manifest_rows(manifest)
+    if parity:
+        rows += _parity_rows(parity)
+    lines = ["## Provenance", "", "| | |", "|---|---|"]
+    lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows]
+    return Section("provenance", "\n".join(lines))
+
+
+def _manifest_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+    source, ema = manifest["source"], manifest.get("ema") or {}
+    digest = source.get("sha256")
+    rows = [("made from", source["name"] + (f", sha256 {digest}" if digest else ""))]
+    if ema.get("ema"):
+        rows.append(("EMA", f"{ema['ema']} tensors; {ema['raw']} raw"))
+    scaling = manifest.get("scaling")
+    if scaling:
+        shift = scaling.get("shift_factor")
+        text = f"{scaling['scaling_factor']:g}" + (f", shift {shift:g}" if shift else "")
+        rows.append(("scaling factor", f"{text} ({scaling['from']})"))
+    for name, output in sorted(manifest["outputs"].items()):
+        dtype = output.get("dtype")
+        cast = "" if dtype in (None, "keep") else f"{dtype}, "
+        rows.append((name, f"{cast}sha256 {output['sha256']}"))
+    return rows
+
+
+def _parity_rows(parity: Mapping[str, Any]) -> list[tuple[str, str]]:
+    names = {side["label"]: side["name"].rstrip("/").rpartition("/")[2] for side in parity["sides"]}
+    rows: list[tuple[str, str]] = []
+    for key, verb, said in (
+        ("same", "are", "the same autoencoder"),
+        ("drop_in", "is a drop-in", "replacement"),
+    ):
+        comparison = parity.get(key)
+        if not comparison:
+            continue
+        one, other = (names[side] for side in comparison["sides"])
+        verdict = f"{one} and {other} {verb} {said}"
+        if key == "drop_in":
+            verdict = f"{one} {verb} {said} for {other}"
+        if not comparison["ok"]:
+            verdict = f"FAILED: {comparison['problems'][0]}"
+        rows.append(("parity" if key == "same" else "drop-in", verdict))
+        rows += [
+            (f"{worst['kind']} {worst['dtype']}", f"largest difference {worst['max_abs']:.1e}")
+            for worst in comparison["worst"]
+            if key == "same" and worst["max_abs"] is not None
+        ]
+    environment = parity.get("environment") or {}
+    computed = [f"{name} {environment[name]}" for name in _NAMED if environment.get(name)]
+    return [*rows, ("checked with", ", ".join(computed))]
+
+
+def _cell(value: object) -> str:
+    return " ".join(str(value).replace("|", "\\|").replace("<", "&lt;").split())
