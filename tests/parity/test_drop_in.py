@@ -206,7 +206,7 @@ def test_other_latents_are_no_drop_in(tmp_path: Path, refs: Path) -> None:
     weights = weights_of(wide)
     model = save_ckpt(tmp_path / "a.ckpt", weights)
     result = check(model, None, drop_in_for=FIXTURES / "tiny-kl.safetensors")
-    assert "latent channels differs: 8 in A, 4 in BASE" in failure_of(result)
+    assert "latent channels differ: 8 in A, 4 in BASE" in failure_of(result)
     assert drop_in(result).outcomes == ()
 
 

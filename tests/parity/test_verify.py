@@ -385,11 +385,11 @@ def test_a_dropped_bias(tmp_path: Path, ckpt: Path, out: Path, refs: Path, is_fi
 def test_an_architecture_of_other_width_is_not_run(tmp_path: Path, out: Path, refs: Path) -> None:
     other = save_ckpt(tmp_path / "a.ckpt", weights_of(DDConfig(ch=64, ch_mult=(1, 1, 1, 1))))
     result = check(out, other, refs)
-    assert "channels differs: [32, 32, 32, 32] in A, [64, 64, 64, 64] in B" in failure_of(result)
+    assert "channels differ: [32, 32, 32, 32] in A, [64, 64, 64, 64] in B" in failure_of(result)
     noquant = check(FIXTURES / "tiny-kl.ckpt", FIXTURES / "tiny-noquant.safetensors")
     assert "note: A and B were not run" in noquant.notes
     assert same(noquant).outcomes == ()
-    assert "latent channels differs: 4 in A, 16 in B" in " ".join(noquant.problems)
+    assert "latent channels differ: 4 in A, 16 in B" in " ".join(noquant.problems)
 
 
 # --- what is not: averages ---
@@ -478,7 +478,7 @@ def test_scaling_that_one_side_is_silent_of_is_a_note(ckpt: Path, out: Path, ref
 @pytest.mark.parametrize(
     ("changes", "words", "layer"),
     [
-        ({"norm_num_groups": 16}, "normalisation groups differs: 32 in A, 16 in B", "norm1"),
+        ({"norm_num_groups": 16}, "normalisation groups differ: 32 in A, 16 in B", "norm1"),
         ({"act_fn": "gelu"}, "activation differs: silu in A, gelu in B", "conv1"),
     ],
 )
