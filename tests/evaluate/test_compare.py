@@ -1,0 +1,402 @@
+"""``vaeconv compare``: what is in its pictures, pixel by pixel."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio
+from typer.testing import Result
+
+from tests.evaluate.runs import FOLDER, KL, RAW, SIZE, SMALL, Rows, prepared, rebuilt, run, spec
+from vaeconv.errors import OutputExistsError, UsageError
+from vaeconv.evaluate.comparing import CompareOptions, compare
+from vaeconv.evaluate.grids import (
+    Panel,
+    contact_sheet,
+    find_largest_difference,
+    merge_panels,
+    save_picture,
+)
+
+BAR = 22
+BOX = (255, 0, 140)
+
+
+def run_compare(*args: object) -> Result:
+    return run("compare", *args, "--size", SIZE, "--device", "cpu")
+
+
+def rows_of(path: Path) -> Rows:
+    with Image.open(path) as image:
+        assert image.mode == "RGB"
+        return np.asarray(image)
+
+
+def options(**more: Any) -> CompareOptions:
+    return CompareOptions(protocol=SMALL, device="cpu", **more)
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
+    """Two candidates and the original, as in the cards."""
+    folder = tmp_path_factory.mktemp("bare") / "merged"
+    result = run_compare(FOLDER, KL, "--ema", "--images", photos, "--out", folder, "--no-labels",
+                         "--json")  # fmt: skip
+    # The folder has no average; that of KL is enough only where each is asked by itself.
+    assert result.exit_code == 3
+    folder.rmdir()
+    models = [spec(FOLDER), spec(KL, name="EMA", ema=True)]
+    done = compare(models, photos, folder, options(labels=False))
+    assert done.order == ("tiny-diffusers", "EMA", "original")
+    return folder
+
+
+def test_merged_pictures_have_the_candidates_and_then_the_original(
+    bare: Path, photos: Path
+) -> None:
+    model = AutoencoderKL.from_pretrained(FOLDER)
+    assert sorted(path.name for path in bare.iterdir()) == [
+        *(f"00{at}_merged.png" for at in range(5)), "sheet.png",
+    ]  # fmt: skip
+    for at in range(5):
+        merged = rows_of(bare / f"00{at}_merged.png")
+        assert merged.shape == (SIZE, 3 * SIZE, 3)
+        original = prepared(photos / f"00{at}.png")
+        np.testing.assert_array_equal(merged[:, 2 * SIZE :], original)
+        made = rebuilt(model, original).astype(int)
+        assert abs(merged[:, :SIZE] - made).max() <= 1
+        assert (merged[:, :SIZE] == made).mean() > 0.99
+        assert abs(merged[:, SIZE : 2 * SIZE] - made).max() > 3, "the average is another model"
+
+
+def test_psnr_is_that_of_the_pixels(bare: Path, photos: Path, tmp_path: Path) -> None:
+    result = run_compare(FOLDER, RAW, "--name", "one", "--name", "two", "--images", photos,
+                         "--out", tmp_path / "m", "--json", "--no-labels")  # fmt: skip
+    document = json.loads(result.stdout)
+    assert (document["command"], document["ok"]) == ("compare", True)
+    assert document["order"] == ["one", "two", "original"]
+    assert document["sheet"] == str(tmp_path / "m" / "sheet.png")
+    assert document["skipped"] == []
+    assert len(document["pictures"]) == 5
+    for picture in document["pictures"]:
+        merged = rows_of(Path(picture["path"]))
+        parts = [merged[:, at * SIZE : (at + 1) * SIZE] for at in range(3)]
+        for name, part in zip(("one", "two"), parts, strict=False):
+            expected = peak_signal_noise_ratio(parts[2], part)
+            assert picture["psnr"][name] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_contact_sheet_has_all_of_them(bare: Path) -> None:
+    sheet = rows_of(bare / "sheet.png")
+    assert sheet.shape == (5 * SIZE + 4 * 4, 3 * SIZE, 3)
+    for at in range(5):
+        top = at * (SIZE + 4)
+        np.testing.assert_array_equal(sheet[top : top + SIZE], rows_of(bare / f"00{at}_merged.png"))
+        assert (sheet[top + SIZE : top + SIZE + 4] == 255).all()
+
+
+def test_a_sheet_of_two_columns_and_none(tmp_path: Path, photos: Path) -> None:
+    models = [spec(KL)]
+    done = compare(models, photos, tmp_path / "two", options(labels=False, sheet=2))
+    assert done.sheet == tmp_path / "two" / "sheet.png"
+    sheet = rows_of(done.sheet)
+    assert sheet.shape == (3 * SIZE + 2 * 4, 4 * SIZE + 4, 3)
+    second = rows_of(tmp_path / "two" / "001_merged.png")
+    np.testing.assert_array_equal(sheet[:SIZE, 2 * SIZE + 4 :], second)
+    assert (sheet[2 * (SIZE + 4) :, 2 * SIZE + 4 :] == 255).all(), "nothing is there"
+    assert compare(models, photos, tmp_path / "none", options(sheet=0, limit=2)).sheet is None
+    assert sorted(path.name for path in (tmp_path / "none").iterdir()) == [
+        "000_merged.png", "001_merged.png",
+    ]  # fmt: skip
+
+
+def test_labels_stand_under_the_pictures(bare: Path, tmp_path: Path, photos: Path) -> None:
+    models = [spec(FOLDER), spec(KL, name="EMA", ema=True)]
+    compare(models, photos, tmp_path / "m", options(limit=2))
+    for name in ("000_merged.png", "001_merged.png"):
+        merged = rows_of(tmp_path / "m" / name)
+        assert merged.shape == (SIZE + BAR, 3 * SIZE, 3)
+        np.testing.assert_array_equal(merged[:SIZE], rows_of(bare / name))
+        for at in range(3):
+            bar = merged[SIZE:, at * SIZE : (at + 1) * SIZE]
+            assert (bar < 128).any(), "something is written"
+            assert (bar[:, [0, -1]] == 255).all(), "and it ends before the next begins"
+
+
+def test_a_label_says_name_and_psnr() -> None:
+    grey = np.full((200, 200, 3), 128, np.uint8)
+
+    def bar(label: str) -> Rows:
+        return np.asarray(merge_panels([Panel(label, grey)], labels=True))[200:]
+
+    assert (bar("") == 255).all()
+    assert (bar("ft-EMA  24.31 dB") != bar("ft-EMA  24.32 dB")).any()
+    long = bar("x" * 300)
+    assert (long < 128).any()
+    assert (long[:, :2] == 255).all()
+    assert (bar("日本") != 255).any(), "what the font lacks is marked"
+
+
+# --- zoom ---
+
+
+def differing(*places: tuple[int, int, int, int], side: int = 24) -> list[Rows]:
+    """An original, last, and a candidate that differs in rectangles."""
+    original = np.full((side, side, 3), 100, np.uint8)
+    other = original.copy()
+    for left, top, size, by in places:
+        other[top : top + size, left : left + size] += np.uint8(by)
+    return [other, original]
+
+
+@pytest.mark.parametrize(
+    ("places", "side", "expected"),
+    [
+        ([(10, 4, 6, 30)], 6, (10, 4, 6)),
+        ([(0, 0, 6, 30)], 6, (0, 0, 6)),
+        ([(18, 18, 6, 30)], 6, (18, 18, 6)),
+        ([(0, 18, 6, 30)], 6, (0, 18, 6)),
+        ([(18, 0, 6, 30)], 6, (18, 0, 6)),
+        ([(2, 2, 6, 30), (14, 11, 6, 31)], 6, (14, 11, 6)),
+        ([(5, 9, 1, 200)], 1, (5, 9, 1)),
+        ([(5, 9, 2, 20)], 24, (0, 0, 24)),
+        ([], 6, (0, 0, 6)),
+    ],
+)
+def test_the_largest_difference_is_found(
+    places: list[tuple[int, int, int, int]], side: int, expected: tuple[int, int, int]
+) -> None:
+    assert find_largest_difference(differing(*places), side) == expected
+
+
+def test_differences_of_all_candidates_count_together_whatever_their_sign() -> None:
+    """Neither candidate alone differs most where both do."""
+    one, original = differing((2, 2, 4, 30), (14, 14, 4, 20))
+    darker = original.copy()
+    darker[14:18, 14:18] -= np.uint8(20)
+    assert find_largest_difference([one, darker, original], 4) == (14, 14, 4)
+    assert find_largest_difference([one, original], 4) == (2, 2, 4)
+    naive = [rows.astype(np.int64) for rows in (one, darker, original)]
+    total = sum(abs(rows - naive[2]).sum(2) for rows in naive[:2])
+    sums = {
+        (left, top): total[top : top + 7, left : left + 7].sum()
+        for left in range(18)
+        for top in range(18)
+    }
+    left, top, _ = find_largest_difference([one, darker, original], 7)
+    assert sums[left, top] == max(sums.values())
+
+
+def test_zoom_marks_and_enlarges_the_square() -> None:
+    panels = [Panel("", rows) for rows in differing((10, 4, 6, 30))]
+    merged = np.asarray(merge_panels(panels, labels=False, zoom=6))
+    assert merged.shape == (48, 48, 3)
+    ring = np.zeros((24, 24), bool)
+    ring[4:10, 10:16] = True
+    ring[5:9, 11:15] = False
+    for at, panel in enumerate(panels):
+        shown = merged[:24, at * 24 : (at + 1) * 24]
+        assert (shown[ring] == BOX).all()
+        np.testing.assert_array_equal(shown[~ring], panel.pixels[~ring])
+        crop = merged[24:, at * 24 : (at + 1) * 24]
+        enlarged = panel.pixels[4:10, 10:16].repeat(4, axis=0).repeat(4, axis=1)
+        np.testing.assert_array_equal(crop, enlarged)
+    assert (merged[24:, :24] == 130).all()
+    assert (merged[24:, 24:] == 100).all()
+
+
+def test_zoom_from_the_command_line(tmp_path: Path, photos: Path) -> None:
+    args = (KL, "--images", photos, "--limit", 1, "--sheet", 0)
+    for zoom, labels in ((8, "--labels"), (8, "--no-labels"), (999, "--no-labels")):
+        folder = tmp_path / f"{zoom}{labels}"
+        result = run_compare(*args, "--out", folder, "--zoom", zoom, labels)
+        assert result.exit_code == 0, result.stderr
+        merged = rows_of(folder / "000_merged.png")
+        assert merged.shape == (2 * SIZE + (BAR if labels == "--labels" else 0), 2 * SIZE, 3)
+        marked = (merged[:SIZE, :SIZE] == BOX).all(axis=2).sum()
+        assert marked == 4 * min(zoom, SIZE) - 4
+
+
+# --- files ---
+
+
+def test_webp_has_the_same_pixels(bare: Path, tmp_path: Path, photos: Path) -> None:
+    models = [spec(FOLDER), spec(KL, name="EMA", ema=True)]
+    done = compare(models, photos, tmp_path / "m", options(labels=False, format="webp"))
+    assert done.sheet == tmp_path / "m" / "sheet.webp"
+    for path in (tmp_path / "m").iterdir():
+        with Image.open(path) as image:
+            assert image.format == "WEBP"
+        np.testing.assert_array_equal(rows_of(path), rows_of(bare / f"{path.stem}.png"))
+    noise = np.random.default_rng(1).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    save_picture(Image.fromarray(noise), tmp_path / "noise.webp")
+    np.testing.assert_array_equal(rows_of(tmp_path / "noise.webp"), noise)
+
+
+@pytest.mark.parametrize("form", ["png", "webp"])
+def test_the_same_bytes_twice(tmp_path: Path, photos: Path, form: str) -> None:
+    for name in ("a", "b"):
+        result = run_compare(KL, "--images", photos, "--out", tmp_path / name, "--zoom", 9,
+                             "--format", form)  # fmt: skip
+        assert result.exit_code == 0, result.stderr
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert len(names) == 6
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_what_is_there_is_kept(tmp_path: Path, photos: Path) -> None:
+    folder = tmp_path / "m"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    for name in ("003_merged.png", "sheet.png"):
+        (folder / name).write_text("mine")
+        result = run_compare(KL, "--images", photos, "--out", folder)
+        assert result.exit_code == 5
+        assert f"{name}: exists; --overwrite replaces it" in result.stderr
+        assert (folder / name).read_text() == "mine"
+        assert {path.name for path in folder.iterdir()} == {"notes.txt", name}
+        (folder / name).rename(folder / "kept")
+        (folder / "kept").unlink()
+    (folder / "003_merged.png").write_text("mine")
+    assert run_compare(KL, "--images", photos, "--out", folder, "--overwrite").exit_code == 0
+    assert rows_of(folder / "003_merged.png").shape == (SIZE + BAR, 2 * SIZE, 3)
+    assert (folder / "notes.txt").read_text() == "mine"
+    with pytest.raises(OutputExistsError):
+        compare([spec(KL)], photos, folder, options())
+
+
+def test_names_of_strangers_stay_in_the_folder(tmp_path: Path, photos: Path) -> None:
+    names = ["../../evil.png", "/tmp/absolute.png", "a/same.png", "b/same.png", "a-same.png",
+             "..png", "ü n\n.png", "dots.in.name.png", ".hidden.png", "c\\d.png"]  # fmt: skip
+    archive = tmp_path / "deep" / "er" / "hostile.zip"
+    archive.parent.mkdir(parents=True)
+    with zipfile.ZipFile(archive, "w") as bundle:
+        for at, name in enumerate(names):
+            bundle.write(photos / f"00{at % 5}.png", name)
+    folder = archive.parent / "m"
+    before = {path for path in tmp_path.rglob("*")}
+    done = compare([spec(KL)], archive, folder, options(labels=False))
+    new = {path for path in tmp_path.rglob("*")} - before - {folder}
+    written = {path for path, _ in done.pictures}
+    assert new == {*written, folder / "sheet.png"}
+    assert len(written) == len(names)
+    for path in written:
+        assert path.parent == folder
+        assert not path.name.startswith((".", "-"))
+        assert set(path.name) <= set(
+            "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
+        )
+    kept = [path.name for path, _ in done.pictures]
+    assert {"evil_merged.png", "a-same_merged.png", "a-same-2_merged.png", "b-same_merged.png",
+            "dots.in.name_merged.png", "hidden_merged.png", "picture_merged.png"} <= set(kept)  # fmt: skip
+    # Each is the picture that its name says.
+    for at, name in enumerate(sorted(names)):
+        original = prepared(photos / f"00{names.index(name) % 5}.png")
+        np.testing.assert_array_equal(rows_of(done.pictures[at][0])[:, SIZE:], original)
+
+
+def test_skipped_pictures_are_named(tmp_path: Path, photos: Path) -> None:
+    folder = tmp_path / "some"
+    shutil.copytree(photos, folder)
+    (folder / "002.png").write_text("damaged")
+    told = run_compare(KL, "--images", folder, "--out", tmp_path / "a", "--verbose")
+    assert told.exit_code == 0
+    assert "note: 002.png skipped: cannot be read (UnidentifiedImageError)" in told.stderr
+    assert "compared 4 pictures, from left to right: tiny-kl.ckpt, original" in told.stdout
+    assert str(tmp_path / "a" / "003_merged.png") in told.stdout
+    assert not (tmp_path / "a" / "002_merged.png").exists()
+    document = json.loads(
+        run_compare(KL, "--images", folder, "--out", tmp_path / "b", "--json").stdout
+    )
+    assert document["skipped"] == [
+        {"name": "002.png", "reason": "cannot be read (UnidentifiedImageError)"}
+    ]
+    assert [Path(one["path"]).name for one in document["pictures"]] == [
+        f"00{at}_merged.png" for at in (0, 1, 3, 4)
+    ]
+
+
+def test_pictures_of_which_none_can_be_read(tmp_path: Path) -> None:
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "x.png").write_text("damaged")
+    assert run_compare(KL, "--images", tmp_path / "p", "--out", tmp_path / "m").exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (["--images", "{photos}", "--out", "{out}"], 2, "models, --images and --out"),
+        (["{kl}", "--out", "{out}"], 2, "models, --images and --out"),
+        (["{kl}", "--images", "{photos}"], 2, "models, --images and --out"),
+        (["{kl}", "--images", "{photos}", "--out", "{out}", "--format", "jpeg"], 2, "png, webp"),
+        (["{kl}", "--images", "{photos}", "--out", "{out}", "--protocol", "x"], 2, "card-256"),
+        (["{kl}", "{kl}", "--images", "{photos}", "--out", "{out}"], 2, "two models"),
+        (["{kl}", "--images", "{out}", "--out", "{out}"], 3, "no such folder"),
+        (["{kl}", "--images", "{photos}", "--out", "{out}/no/such"], 5, "cannot be made"),
+        (["{kl}", "--images", "{photos}", "--out", "{kl}"], 5, "cannot be made"),
+    ],
+)  # fmt: skip
+def test_refusals(tmp_path: Path, photos: Path, args: list[str], code: int, said: str) -> None:
+    out = tmp_path / "merged"
+    given = [arg.format(kl=KL, photos=photos, out=out) for arg in args]
+    result = run_compare(*given)
+    assert result.exit_code == code, result.stderr
+    assert said in result.stderr
+    assert not list(out.glob("*"))
+
+
+def test_models_come_from_a_file_too(tmp_path: Path, photos: Path) -> None:
+    (tmp_path / "m.toml").write_text(f"[[model]]\npath = '{KL}'\nname = 'avg'\nema = true\n")
+    result = run_compare(RAW, "--models", tmp_path / "m.toml", "--images", photos, "--limit", 1,
+                         "--out", tmp_path / "o", "--json")  # fmt: skip
+    document = json.loads(result.stdout)
+    assert document["order"] == ["tiny-kl.safetensors", "avg", "original"]
+    one, other = document["pictures"][0]["psnr"].values()
+    assert abs(one - other) > 1e-3
+
+
+def test_samples_follow_the_protocol(tmp_path: Path, photos: Path) -> None:
+    sampled = SMALL._replace(posterior="sample", seed=4)
+    found = [
+        compare([spec(KL)], photos, tmp_path / f"{at}", CompareOptions(protocol=one, device="cpu"))
+        for at, one in enumerate((SMALL, sampled, sampled, sampled._replace(seed=5)))
+    ]
+    mode, one, again, other = ([psnr for _, psnr in done.pictures] for done in found)
+    assert one == again
+    assert one != other
+    assert one != mode
+
+
+def test_a_picture_of_another_size_for_the_model_is_refused(tmp_path: Path, photos: Path) -> None:
+    attn = KL.with_name("tiny-attn.ckpt")
+    with pytest.raises(UsageError, match="factor 4"):
+        compare([spec(attn)], photos, tmp_path / "m",
+                CompareOptions(protocol=SMALL._replace(size=34), device="cpu"))  # fmt: skip
+
+
+def test_a_reconstruction_that_is_not_finite_is_drawn_black(tmp_path: Path, photos: Path) -> None:
+    from tests.support.samples import save_ckpt, weights_of
+
+    weights = weights_of()
+    weights["decoder.conv_out.bias"] = torch.full_like(weights["decoder.conv_out.bias"], torch.nan)
+    broken = save_ckpt(tmp_path / "broken.ckpt", weights)
+    done = compare([spec(broken)], photos, tmp_path / "m", options(labels=False, limit=1))
+    merged = rows_of(done.pictures[0][0])
+    assert (merged[:, :SIZE] == 0).all()
+    np.testing.assert_array_equal(merged[:, SIZE:], prepared(photos / "000.png"))
+
+
+def test_sheets_of_pictures() -> None:
+    pictures = [Image.new("RGB", (10, 6), (at, 0, 0)) for at in range(5)]
+    assert contact_sheet(pictures, 3).size == (38, 16)
+    assert contact_sheet(pictures[:1], 3).size == (38, 6)

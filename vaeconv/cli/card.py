@@ -1,0 +1,135 @@
+"""``vaeconv card``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vaeconv.cli.options import Json, Quiet, Verbose
+
+
+def card(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            help="The folder that is published: weights, config, manifest.",
+            show_default=False,
+        ),
+    ],
+    evaluation: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--eval",
+            metavar="FILE",
+            show_default=False,
+            help="A result of vaeconv eval, one for each set of pictures; repeatable.",
+        ),
+    ] = None,
+    parity: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", show_default=False, help="A report of vaeconv verify."),
+    ] = None,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            show_default=False,
+            help="Side-by-side pictures, as vaeconv compare writes them, inside DIR.",
+        ),
+    ] = None,
+    meta: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.toml",
+            show_default=False,
+            help="What people know: title, repo_id, license, base_model, summary, training, …",
+        ),
+    ] = None,
+    template: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", show_default=False, help="A jinja2 template instead of the shipped one."
+        ),
+    ] = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Write nothing; end with exit code 4 where the card that is there has broken "
+            "front matter, dead links, or numbers that differ from --eval.",
+        ),
+    ] = False,
+    show: Annotated[bool, typer.Option("--print", help="Print the card on the terminal.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write nothing, and print the card's text.")
+    ] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write the model card of a release from what the other commands reported.
+
+    Of a card that is there, the generated parts are made anew, and what people wrote stays.
+
+    Examples:
+
+        vaeconv card out/ --meta card.toml
+
+        vaeconv card out/ --meta card.toml --eval coco.json --eval laion.json --parity parity.json
+
+        vaeconv card out/ --check --eval coco.json
+    """  # fmt: skip
+    from vaeconv.cli.render import make_console, print_json
+    from vaeconv.errors import CheckFailedError, one_line
+    from vaeconv.publish.card import CardInputs, make_card, read_document, write_card
+    from vaeconv.publish.checking import check_card
+    from vaeconv.publish.meta import CardMeta, read_meta
+
+    evaluations = tuple(read_document(path, "eval") for path in evaluation or ())
+    if check:
+        problems = check_card(folder, evaluations)
+        failure = (
+            CheckFailedError(
+                problems[0] + (f" (and {len(problems) - 1} more)" if problems[1:] else ""),
+                where=str(folder / "README.md"),
+                hint="vaeconv card writes it anew",
+            )
+            if problems
+            else None
+        )
+        if json:
+            print_json("card", {"problems": problems}, failure)
+        elif not quiet:
+            sys.stdout.writelines(one_line(f"  {problem}") + "\n" for problem in problems)
+            if not problems:
+                sys.stdout.write(f"{one_line(str(folder / 'README.md'))} is in order\n")
+        if failure:
+            failure.is_reported = json
+            raise failure
+        return
+    inputs = CardInputs(
+        folder,
+        meta=read_meta(meta) if meta else CardMeta(),
+        evaluations=evaluations,
+        parity=read_document(parity, "verify") if parity else None,
+        pictures=pictures,
+        template=template,
+    )
+    text = make_card(inputs)
+    if not dry_run:
+        write_card(inputs)
+    if json:
+        print_json("card", {"path": str(folder / "README.md"), "dry_run": dry_run, "text": text})
+        return
+    if show:
+        from rich.markdown import Markdown
+
+        make_console().print(Markdown(text.split("\n---\n", 1)[-1]))
+    elif dry_run:
+        sys.stdout.write(text)
+    elif not quiet:
+        sys.stdout.write(one_line(f"wrote {folder / 'README.md'}") + "\n")
