@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import struct
 import threading
+import time
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -379,21 +382,36 @@ def test_content_counts_and_not_the_ending(tmp_path: Path) -> None:
     assert np.array_equal(item.pixels, prepare(encoded(photo(), "JPEG"), SMALL))
 
 
-def png_that_claims(width: int, height: int) -> bytes:
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        body = kind + content
-        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
-
-    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)  # one bit per pixel
-    data = zlib.compress(b"\0" * 1000)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        chunk(kind, content)
-        for kind, content in ((b"IHDR", header), (b"IDAT", data), (b"IEND", b""))
+def png_of(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A grey PNG of one bit per pixel with these chunks behind its header."""
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    written = b"".join(
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in ((b"IHDR", header), *chunks, (b"IEND", b""))
     )
+    return b"\x89PNG\r\n\x1a\n" + written
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    return png_of(width, height, (b"IDAT", zlib.compress(b"\0" * 1000)))
+
+
+def test_a_png_with_a_broken_piece_is_skipped(tmp_path: Path) -> None:
+    rows = np.random.default_rng(1).integers(0, 256, (SIZE, 5), dtype="u1")
+    rows[:, 0] = 0  # no filter
+    data = zlib.compress(rows.tobytes())
+    good = png_of(SIZE, SIZE, (b"IDAT", data[:100]), (b"IDAT", data[100:]))
+    assert read_one(tmp_path, good).reason is None
+    broken = png_of(SIZE, SIZE, (b"IDAT", data[:100]), (b"I\0AT", data[100:]))
+    # Pillow's way to say that the syntax of a file is wrong.
+    assert read_one(tmp_path, broken).reason == "cannot be read (SyntaxError)"
 
 
 @pytest.mark.parametrize("is_pillow_guarded", [True, False])
-@pytest.mark.parametrize(("width", "height"), [(100_000, 100_000), (20_000, 10_001)])
+@pytest.mark.parametrize(("width", "height"), [(100_000, 100_000), (66_666_667, 3)])
 def test_bombs_are_refused_by_what_they_claim(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -413,11 +431,24 @@ def test_bombs_are_refused_by_what_they_claim(
     assert item == (0, "a.png", None, "a decompression bomb")
 
 
+def test_as_many_pixels_as_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*args: Any) -> None:
+        raise OSError
+
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", load)
+    item = read_one(tmp_path, png_that_claims(20_000, 10_000))
+    assert item.reason == "cannot be read (OSError)"  # it was to be decoded
+
+
 def test_a_large_picture_is_no_bomb(tmp_path: Path) -> None:
     large = Image.new("1", (12_000, 8_000), 1)  # 96 million: Pillow only warns of it
-    item = read_one(tmp_path, encoded(large))
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        item = read_one(tmp_path, encoded(large))
     assert item.reason is None
     assert (item.pixels == 255).all()
+    assert seen == []
 
 
 def test_a_file_of_more_than_a_gigabyte_is_not_read(
@@ -540,24 +571,41 @@ def test_a_stream_goes_by_its_indices(numbered: ImageSet) -> None:
 def test_not_more_is_read_than_asked_for(
     numbered: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked: list[int] = []
+
+    class Pool(ThreadPoolExecutor):
+        def submit(self, function: Any, index: int, *args: Any) -> Any:
+            asked.append(index)
+            return super().submit(function, index, *args)
+
+    monkeypatch.setattr("vaeconv.evaluate.images.ThreadPoolExecutor", Pool)
+    stream = numbered.stream(range(40), SMALL, 3, workers=4, ahead=5)
+    assert asked == []
+    for number in range(3):
+        assert next(stream).at == number
+        assert asked == list(range(number + 5 + 1))
+    stream.close()
+    assert next(stream, None) is None
+    assert len(asked) == 8
+
+
+def test_what_nobody_waits_for_any_more_is_not_read(
+    numbered: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read = ImageSet.read
     begun: list[int] = []
 
-    def counted(self: ImageSet, index: int, protocol: Protocol, channels: int) -> Item:
+    def slow(self: ImageSet, index: int, protocol: Protocol, channels: int) -> Item:
         begun.append(index)
+        if index:
+            time.sleep(0.05)
         return read(self, index, protocol, channels)
 
-    monkeypatch.setattr(ImageSet, "read", counted)
-    stream = numbered.stream(range(40), SMALL, 3, workers=4, ahead=5)
-    assert begun == []
-    for number in range(3):
-        assert next(stream).at == number
-    assert max(begun) <= 2 + 5 + 1
+    monkeypatch.setattr(ImageSet, "read", slow)
+    stream = numbered.stream(range(40), SMALL, 3, workers=1, ahead=30)
+    assert next(stream).at == 0
     stream.close()
-    assert len(begun) <= 3 + 5 + 1
-    before = len(begun)
-    assert next(stream, None) is None
-    assert len(begun) == before
+    assert len(begun) < 10
 
 
 def test_several_are_read_at_a_time(numbered: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:

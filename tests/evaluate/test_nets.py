@@ -239,6 +239,12 @@ def test_what_is_no_file_of_weights_is_refused(tmp_path: Path, content: bytes) -
     assert caught.value.exit_code == 3
 
 
+def test_a_file_without_any_tensor_is_refused(tmp_path: Path) -> None:
+    save_file({}, tmp_path / "none.safetensors")
+    with pytest.raises(InputError, match="no weights of small in it"):
+        find_weights(net_of(), tmp_path / "none.safetensors", may_download=False, quiet=True)
+
+
 def test_weights_of_another_net_are_refused(nets: dict[str, Path], tmp_path: Path) -> None:
     """Each of the three for each other: the message names the file and the net."""
     wanted = {"inception": ("rfid",), "vgg16": ("psim",), "lpips heads": ("lpips",)}
@@ -278,6 +284,11 @@ def test_a_missing_net_takes_its_metrics_and_no_others(nets: dict[str, Path]) ->
     pixels = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
     seen = meter.look(pixels)
     assert set(meter.compare(seen, seen)) == {"psnr", "ssim"}
+
+
+def test_only_what_was_asked_for_is_missing() -> None:
+    meter = Meter(("psnr", "psim"), {}, CPU, may_download=False)
+    assert set(meter.missing) == {"psim"}
 
 
 @pytest.mark.skipif(lpips_is_installed(), reason="the lpips package has the heads")

@@ -35,7 +35,7 @@ class _Stopped(BaseException):
 _INTERRUPTED = 130, "interrupted; nothing was left behind"
 _TERMINATED = 143, "terminated; nothing was left behind"
 COMMANDS = (
-    "inspect", "convert", "prune", "verify", "latents", "eval", "compare", "card",
+    "inspect", "convert", "prune", "verify", "latents", "eval", "compare", "card", "push",
 )  # fmt: skip
 _BROKEN_PIPE = (141,)  # who read the output has gone, and would not read a message either
 

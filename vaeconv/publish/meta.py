@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vaeconv.errors import UsageError
+from vaeconv.publish.schema import build, read_toml
 
 DEFAULT_TAGS = ("stable-diffusion", "stable-diffusion-diffusers", "vae", "autoencoder-kl")
 
@@ -63,48 +61,4 @@ def read_meta(path: Path) -> CardMeta:
     Raises:
         UsageError: It is no TOML, or a key is unknown or of another type.
     """
-    try:
-        table = parse_toml(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"not a TOML file ({error})", where=str(path)) from error
-    return meta_of(table, str(path))
-
-
-def meta_of(table: Mapping[str, Any], where: str) -> CardMeta:
-    """Check a table of facts.
-
-    Raises:
-        UsageError: A key is unknown or of another type.
-    """
-    defaults = {one.name: getattr(CardMeta(), one.name) for one in fields(CardMeta)}
-    found: dict[str, Any] = {}
-    for key, value in table.items():
-        if key not in defaults:
-            meant = get_close_matches(key, defaults, 1)
-            hint = f"did you mean {meant[0]}?" if meant else f"known: {', '.join(defaults)}"
-            raise UsageError(f"unknown key {key}", where=where, hint=hint)
-        default = defaults[key]
-        if isinstance(default, tuple):
-            if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-                raise UsageError(f"{key} is a list of texts", where=where)
-            found[key] = tuple(value)
-        elif not isinstance(value, type(default)):
-            kind = {str: "a text", bool: "true or false", dict: "a table"}[type(default)]
-            raise UsageError(f"{key} is {kind}", where=where)
-        else:
-            found[key] = value
-    return CardMeta(**found)
-
-
-def parse_toml(text: str) -> dict[str, Any]:
-    """Parse TOML, also on Python 3.10.
-
-    Raises:
-        ValueError: It is none.
-    """
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    document: dict[str, Any] = tomllib.loads(text)
-    return document
+    return build(CardMeta, read_toml(path), str(path))

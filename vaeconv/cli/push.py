@@ -1,0 +1,153 @@
+"""``vaeconv push``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vaeconv.cli.options import Json, Quiet, Verbose
+
+CHECKS = "Checks"
+
+
+def push(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="The folder to publish.", show_default=False),
+    ],
+    repo_id: Annotated[
+        str, typer.Argument(metavar="REPO_ID", help="owner/name on the Hub.", show_default=False)
+    ],
+    revision: Annotated[
+        str, typer.Option(metavar="BRANCH", help="The branch; made where it is not there.")
+    ] = "main",
+    private: Annotated[
+        bool | None,
+        typer.Option(
+            "--private/--no-private",
+            show_default=False,
+            help="Whether a repository that is made is private.",
+        ),
+    ] = None,
+    create_pr: Annotated[
+        bool, typer.Option("--create-pr/--no-create-pr", help="Open a pull request instead.")
+    ] = False,
+    tag: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", show_default=False, help="Tag the commit, such as v1.0."),
+    ] = None,
+    commit_message: Annotated[
+        str | None, typer.Option(metavar="TEXT", show_default=False, help="Of the commit.")
+    ] = None,
+    repo_type: Annotated[str, typer.Option(metavar="TYPE", help="model.")] = "model",
+    include: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", show_default=False, help="Publish only these; repeatable."),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", show_default=False, help="Leave these out; repeatable."),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Check, look at the repository, say what would go, change nothing."
+        ),
+    ] = False,
+    parity: Annotated[
+        bool,
+        typer.Option(
+            "--parity/--no-parity",
+            rich_help_panel=CHECKS,
+            help="Every file of weights must be in a report of vaeconv verify that passed.",
+        ),
+    ] = True,
+    report: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=CHECKS,
+            show_default=False,
+            help="A parity report; by default parity*.json in DIR. Repeatable.",
+        ),
+    ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify", rich_help_panel=CHECKS, help="Download what was published, and compare."
+        ),
+    ] = False,
+    timeout: Annotated[
+        float,
+        typer.Option(metavar="SECONDS", min=1, rich_help_panel=CHECKS, help="For everything."),
+    ] = 3600.0,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Publish a folder on the Hub as one commit, after checking that it may be.
+
+    What is there already is not sent again, and where nothing changed, there is no commit. The
+    token is the client's own: hf auth login, HF_TOKEN, or OIDC in a CI job.
+
+    Examples:
+
+        vaeconv push out/ user/my-vae --dry-run
+
+        vaeconv push out/ user/my-vae --tag v1.0 --verify
+
+        vaeconv push out/ user/my-vae --create-pr
+    """  # fmt: skip
+    from vaeconv.cli.progress import StepProgress
+    from vaeconv.cli.render import print_json
+    from vaeconv.errors import one_line
+    from vaeconv.publish.pushing import PushOptions
+    from vaeconv.publish.pushing import push as run
+
+    shown = not (quiet or json)
+    with StepProgress(enabled=shown) as steps:
+        done = run(
+            folder,
+            repo_id,
+            PushOptions(
+                revision=revision,
+                private=private,
+                create_pr=create_pr,
+                tag=tag,
+                message=commit_message,
+                repo_type=repo_type,
+                include=tuple(include or ()),
+                exclude=tuple(exclude or ()),
+                parity=parity,
+                reports=tuple(report or ()),
+                verify=verify,
+                timeout=timeout,
+                on_progress=steps.advance,
+            ),
+            dry_run=dry_run,
+        )
+    if json:
+        facts = done._asdict()
+        print_json("push", {**facts, "dry_run": dry_run, "changed": list(done.changed),
+                            "unchanged": list(done.unchanged)})  # fmt: skip
+        return
+    if quiet:
+        return
+    verb = "would publish" if dry_run else "published"
+    if not done.changed:
+        lines = [f"nothing changed: {done.repo_id} has all {len(done.unchanged)} files"]
+    else:
+        lines = [f"{verb} {len(done.changed)} files to {done.repo_id}, branch {done.revision}"]
+    if verbose or dry_run:
+        lines += [f"  {path}" for path in done.changed]
+        lines += [f"  {path} (there)" for path in done.unchanged]
+    if done.oid:
+        lines.append(f"  commit {done.oid}{f', tag {done.tag}' if done.tag else ''}")
+    if done.url:
+        lines.append(f"  {done.url}")
+    if done.is_verified:
+        lines.append("  downloaded again, and equal")
+    sys.stdout.writelines(one_line(line) + "\n" for line in lines)

@@ -1,0 +1,336 @@
+"""Publish a folder as one commit, and never as two."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vaeconv.errors import CheckFailedError, HubError, UsageError, VaeconvError
+from vaeconv.publish.hub_session import Deadline, bounded_client, explain, is_lost, status_of
+from vaeconv.publish.release_files import (
+    ReleaseFile,
+    check_release,
+    hash_file,
+    list_release,
+    parity_reports,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushOptions:
+    """How to push.
+
+    Attributes:
+        revision: The branch; made where it is not there.
+        private: Whether a repository that is made is private; None for the namespace's default.
+        create_pr: Open a pull request instead of a commit to the branch.
+        tag: Tag the commit.
+        message: Of the commit; None for one that names the files.
+        repo_type: ``model``.
+        include: Patterns of paths to publish.
+        exclude: Patterns of paths to leave out.
+        parity: Whether every file of weights must be in a parity report that passed.
+        reports: Parity reports; none means those in the folder.
+        verify: Download what was published, and compare hashes.
+        timeout: Seconds for everything.
+        on_progress: Called with what is being done, and how much of it is done of how much.
+    """
+
+    revision: str = "main"
+    private: bool | None = None
+    create_pr: bool = False
+    tag: str | None = None
+    message: str | None = None
+    repo_type: str = "model"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    parity: bool = True
+    reports: tuple[Path, ...] = ()
+    verify: bool = False
+    timeout: float = 3600.0
+    on_progress: Callable[[str, int, int], None] | None = None
+
+
+class Pushed(NamedTuple):
+    """What was published, or would be.
+
+    Attributes:
+        repo_id: ``owner/name``.
+        revision: The branch.
+        oid: Of the commit that has these files; None for a dry run, or where there is none yet.
+        url: Of the commit or pull request; empty for none.
+        changed: Paths that were new or different.
+        unchanged: Paths that were there already.
+        tag: The tag that stands on the commit; None for none.
+        is_new: Whether a commit was made.
+        is_verified: Whether what was published was downloaded and compared.
+    """
+
+    repo_id: str
+    revision: str
+    oid: str | None
+    url: str
+    changed: tuple[str, ...]
+    unchanged: tuple[str, ...]
+    tag: str | None
+    is_new: bool
+    is_verified: bool = False
+
+
+def push(
+    folder: Path, repo_id: str, options: PushOptions | None = None, *, dry_run: bool = False
+) -> Pushed:
+    """Publish a folder: local checks, then exactly one commit, then the tag.
+
+    A commit names the head that it follows, so what somebody else pushed in between is never
+    overwritten. Where an answer is lost, the repository is compared with the files before anything
+    is done again.
+
+    Args:
+        folder: Weights, config, card, pictures.
+        repo_id: ``owner/name``.
+        options: How.
+        dry_run: Check everything here, look at the repository, and change nothing.
+
+    Raises:
+        CheckFailedError: The release may not be published as it is.
+        HubError: The Hub refused, or did not answer.
+        UsageError: The options do not fit together.
+        OutputError: There is nothing to publish.
+    """
+    options = options or PushOptions()
+    _check_options(repo_id, options)
+    report = options.on_progress or (lambda step, done, total: None)
+    report("hashing", 0, 1)
+    files = list_release(folder, include=options.include, exclude=options.exclude)
+    problems = check_release(
+        folder,
+        files,
+        reports=options.reports or parity_reports(folder),
+        needs_parity=options.parity,
+    )
+    if problems:
+        more = f" (and {len(problems) - 1} more problems)" if problems[1:] else ""
+        raise CheckFailedError(f"not fit to be published: {problems[0]}{more}", where=str(folder))
+    report("hashing", 1, 1)
+    return push_files(files, repo_id, options, dry_run=dry_run)
+
+
+def _check_options(repo_id: str, options: PushOptions) -> None:
+    if repo_id.count("/") != 1 or not all(repo_id.split("/")):
+        raise UsageError(f"{repo_id} is not owner/name")
+    if options.create_pr and (options.revision != "main" or options.tag):
+        raise UsageError(
+            "--create-pr goes with neither --revision nor --tag",
+            hint="a pull request goes to main, and gets its tag once it is merged",
+        )
+
+
+def push_files(
+    files: Sequence[ReleaseFile], repo_id: str, options: PushOptions, *, dry_run: bool = False
+) -> Pushed:
+    """Publish files that were checked."""
+    with bounded_client(Deadline(options.timeout)) as api:
+        pusher = _Push(api, files, repo_id, options)
+        try:
+            return pusher.run(dry_run=dry_run)
+        except VaeconvError:
+            raise
+        except Exception as error:
+            raise explain(error, repo_id) from error
+
+
+class _Push:
+    """One push on its way."""
+
+    def __init__(
+        self, api: Any, files: Sequence[ReleaseFile], repo_id: str, options: PushOptions
+    ) -> None:
+        self._api = api
+        self._files = files
+        self._repo = repo_id
+        self._options = options
+        self._report = options.on_progress or (lambda step, done, total: None)
+
+    def run(self, *, dry_run: bool) -> Pushed:
+        head = self._find_head(may_create=not dry_run)
+        changed = self._changed(head)
+        unchanged = tuple(f.path for f in self._files if f not in changed)
+        result = Pushed(
+            self._repo,
+            self._options.revision,
+            head,
+            "",
+            tuple(file.path for file in changed),
+            unchanged,
+            None,
+            is_new=False,
+        )
+        if dry_run:
+            return result._replace(oid=None)
+        if changed:
+            oid, url = self._commit(changed, head)
+            result = result._replace(oid=oid, url=url, is_new=True)
+        if self._options.tag and result.oid:
+            self._tag(result.oid)
+            result = result._replace(tag=self._options.tag)
+        if self._options.verify and result.oid:
+            self._verify(result.oid)
+            result = result._replace(is_verified=True)
+        return result
+
+    def _find_head(self, *, may_create: bool) -> str | None:
+        """Find the commit that the branch is at; make the repository, or the branch, for a push."""
+        from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+        options = self._options
+        try:
+            return self._sha(options.revision)
+        except RevisionNotFoundError:
+            if not may_create:
+                return None
+            self._api.create_branch(self._repo, branch=options.revision, exist_ok=True)
+        except RepositoryNotFoundError:
+            if not may_create:
+                return None
+            self._api.create_repo(
+                self._repo, private=options.private, repo_type=options.repo_type, exist_ok=True
+            )
+            if options.revision != "main":
+                self._api.create_branch(self._repo, branch=options.revision, exist_ok=True)
+        return self._sha(options.revision)
+
+    def _sha(self, revision: str) -> str | None:
+        info = self._api.repo_info(self._repo, revision=revision, repo_type=self._options.repo_type)
+        sha: str | None = info.sha
+        return sha
+
+    def _changed(self, revision: str | None) -> list[ReleaseFile]:
+        """List the files that are not at a revision as they are here."""
+        if revision is None:
+            return list(self._files)
+        remote: dict[str, Any] = {}
+        for entry in self._api.list_repo_tree(
+            self._repo, recursive=True, revision=revision, repo_type=self._options.repo_type
+        ):
+            if hasattr(entry, "blob_id"):
+                remote[entry.path] = entry
+        return [file for file in self._files if not _is_there(file, remote.get(file.path))]
+
+    def _commit(self, changed: Sequence[ReleaseFile], head: str | None) -> tuple[str, str]:
+        """Commit, and where the answer is lost, look before anything is done again."""
+        from huggingface_hub import CommitOperationAdd
+
+        options = self._options
+        self._report("uploading", 0, len(changed))
+        operations = [
+            CommitOperationAdd(path_in_repo=file.path, path_or_fileobj=str(file.local))
+            for file in changed
+        ]
+        try:
+            done = self._api.create_commit(
+                self._repo,
+                operations,
+                commit_message=options.message or _message(changed),
+                repo_type=options.repo_type,
+                revision=None if options.create_pr else options.revision,
+                create_pr=options.create_pr,
+                parent_commit=head,
+            )
+        except Exception as error:
+            if options.create_pr or not is_lost(error):
+                raise
+            found = self._find_lost(changed)
+            if found is None:
+                raise
+            return found, ""
+        self._report("uploading", len(changed), len(changed))
+        return done.oid, done.pr_url or done.commit_url
+
+    def _find_lost(self, changed: Sequence[ReleaseFile]) -> str | None:
+        """Tell whether a commit whose answer is lost was made: its files are at the head."""
+        try:
+            head = self._sha(self._options.revision)
+            present = head is not None and not self._changed(head)
+        except Exception as error:
+            if status_of(error) is not None:
+                return None
+            raise HubError(
+                "the answer to the commit was lost, and the Hub cannot be asked",
+                where=self._repo,
+                hint="push again: a commit that was made is recognised",
+            ) from error
+        return head if present else None
+
+    def _tag(self, oid: str) -> None:
+        """Put the tag on the commit; one that stands elsewhere is left, and is an error."""
+        tag = self._options.tag
+        present = self._find_tag()
+        if present is None:
+            try:
+                self._api.create_tag(
+                    self._repo, tag=tag, revision=oid, repo_type=self._options.repo_type
+                )
+            except Exception as error:
+                if not is_lost(error) and status_of(error) != 409:
+                    raise
+                present = self._find_tag()
+                if present is None:
+                    raise
+            else:
+                return
+        if present != oid:
+            raise HubError(
+                f"the tag {tag} stands on {present[:12]}, not on {oid[:12]}",
+                where=self._repo,
+                hint="choose another tag, or remove that one: hf repo tag delete",
+            )
+
+    def _find_tag(self) -> str | None:
+        refs = self._api.list_repo_refs(self._repo, repo_type=self._options.repo_type)
+        for tag in refs.tags:
+            if tag.name == self._options.tag:
+                commit: str = tag.target_commit
+                return commit
+        return None
+
+    def _verify(self, oid: str) -> None:
+        """Download what was published, and compare.
+
+        Raises:
+            CheckFailedError: A file came back different.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            for number, file in enumerate(self._files):
+                self._report("downloading", number, len(self._files))
+                path = self._api.hf_hub_download(
+                    self._repo,
+                    file.path,
+                    revision=oid,
+                    repo_type=self._options.repo_type,
+                    local_dir=folder,
+                    force_download=True,
+                )
+                if hash_file(Path(path), file.path).sha256 != file.sha256:
+                    raise CheckFailedError(
+                        f"{file.path} came back different from what was published",
+                        where=self._repo,
+                    )
+                Path(path).unlink()
+
+
+def _is_there(file: ReleaseFile, remote: Any) -> bool:
+    if remote is None or remote.size != file.size:
+        return False
+    if remote.lfs is not None:
+        return bool(remote.lfs.sha256 == file.sha256)
+    return bool(remote.blob_id == file.blob)
+
+
+def _message(changed: Sequence[ReleaseFile]) -> str:
+    names = [file.path for file in changed]
+    first = ", ".join(names[:3])
+    return f"Publish {first}" + (f" and {len(names) - 3} more" if names[3:] else "")

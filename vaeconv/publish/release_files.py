@@ -1,0 +1,183 @@
+"""The files of a release, and whether they may be published."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vaeconv.checkpoint.folder import CONFIG, STEM
+from vaeconv.checkpoint.open import open_checkpoint
+from vaeconv.errors import OutputError, VaeconvError
+from vaeconv.publish.card import CARD, read_document, read_manifest
+from vaeconv.publish.checking import check_card
+from vaeconv.survey import survey_checkpoint
+
+_PIECE = 1 << 20
+_WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+# What is never published: version control, caches, leftovers of a run, results in the making.
+_HIDDEN = (".git", ".cache", ".huggingface", ".DS_Store", "__pycache__")
+
+
+class ReleaseFile(NamedTuple):
+    """A file to publish.
+
+    Attributes:
+        path: Its path in the repository.
+        local: The file.
+        size: Its bytes.
+        sha256: Of its content: what the Hub knows a large file by.
+        blob: Of its content as git has it (SHA-1): what the Hub knows a small file by.
+    """
+
+    path: str
+    local: Path
+    size: int
+    sha256: str
+    blob: str
+
+    @property
+    def is_weights(self) -> bool:
+        """Whether it holds weights."""
+        return self.path.endswith(_WEIGHTS)
+
+
+def list_release(
+    folder: Path, *, include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> list[ReleaseFile]:
+    """List and hash the files of a release, in order of their paths.
+
+    Args:
+        folder: The release.
+        include: Patterns of paths to publish; none means all.
+        exclude: Patterns of paths to leave out.
+
+    Raises:
+        OutputError: It is not a folder, or has no files.
+    """
+    if not folder.is_dir():
+        raise OutputError("is not a folder", where=str(folder))
+    found = []
+    for local in sorted(folder.rglob("*")):
+        path = local.relative_to(folder).as_posix()
+        parts = path.split("/")
+        if not local.is_file() or any(part in _HIDDEN or ".vaeconv-" in part for part in parts):
+            continue
+        if include and not _matches(path, include):
+            continue
+        if not _matches(path, exclude):
+            found.append(hash_file(local, path))
+    if not found:
+        raise OutputError("there is nothing to publish", where=str(folder))
+    return found
+
+
+def _matches(path: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def hash_file(local: Path, path: str) -> ReleaseFile:
+    """Hash a file in both ways that the Hub knows files by."""
+    size = local.stat().st_size
+    sha256, blob = hashlib.sha256(), hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+    with local.open("rb") as file:
+        while piece := file.read(_PIECE):
+            sha256.update(piece)
+            blob.update(piece)
+    return ReleaseFile(path, local, size, sha256.hexdigest(), blob.hexdigest())
+
+
+def check_release(
+    folder: Path,
+    files: Sequence[ReleaseFile],
+    *,
+    reports: Sequence[Path],
+    needs_parity: bool = True,
+    evaluations: Sequence[Mapping[str, Any]] = (),
+) -> list[str]:
+    """List why a release may not be published; empty where it may.
+
+    Args:
+        folder: The release.
+        files: What would be published.
+        reports: Reports of ``vaeconv verify``; every file of weights must be in one that passed.
+        needs_parity: Whether there must be such reports.
+        evaluations: Results that the card's tables must agree with.
+    """
+    problems: list[str] = []
+    by_path = {file.path: file for file in files}
+    problems += _weights_problems(folder, files)
+    problems += _manifest_problems(folder, by_path)
+    if CARD in by_path:
+        problems += [f"{CARD}: {problem}" for problem in check_card(folder, evaluations)]
+    else:
+        problems.append(f"there is no {CARD}: vaeconv card writes one")
+    if needs_parity:
+        problems += _parity_problems(files, reports)
+    return problems
+
+
+def _weights_problems(folder: Path, files: Sequence[ReleaseFile]) -> list[str]:
+    """Open every file of weights, and the folder as diffusers would."""
+    problems = []
+    weights = [file for file in files if file.is_weights]
+    if not weights:
+        problems.append("there are no weights in it")
+    for file in weights:
+        try:
+            with open_checkpoint(file.local) as checkpoint:
+                if not file.path.startswith(STEM) or "-of-" not in file.path:
+                    survey_checkpoint(checkpoint)
+        except VaeconvError as error:
+            problems.append(f"{file.path}: {error.what}")
+    if any(file.path.startswith(STEM) for file in weights) and not (folder / CONFIG).is_file():
+        problems.append(f"there is no {CONFIG} beside the weights")
+    return problems
+
+
+def _manifest_problems(folder: Path, files: Mapping[str, ReleaseFile]) -> list[str]:
+    """Compare files with the hashes that were taken when they were written."""
+    try:
+        manifest = read_manifest(folder)
+    except VaeconvError as error:
+        return [str(error)]
+    problems = []
+    for name, entry in (manifest or {"outputs": {}})["outputs"].items():
+        file = files.get(name)
+        if file and entry.get("sha256") not in (None, file.sha256):
+            problems.append(
+                f"{name} is not what vaeconv wrote: its sha256 differs from the manifest's"
+            )
+    return problems
+
+
+def _parity_problems(files: Sequence[ReleaseFile], reports: Sequence[Path]) -> list[str]:
+    """Name weights that no report proves, and reports that failed."""
+    if not reports:
+        return ["there is no parity report: vaeconv verify --report writes one"]
+    problems, proved = [], set()
+    for path in reports:
+        try:
+            report = read_document(path, "verify")
+            hashes = {one["sha256"] for side in report["sides"] for one in side["files"]}
+            if not report["ok"]:
+                problems.append(f"{path.name} says: {report['problems'][0]}")
+            elif not any(report[key] and report[key]["decoded"] for key in ("same", "drop_in")):
+                problems.append(f"{path.name} compared weights only, and decoded nothing")
+            else:
+                proved |= hashes
+        except (VaeconvError, KeyError, TypeError, IndexError) as error:
+            problems.append(f"{path.name} is not a parity report ({error})")
+    problems += [
+        f"{file.path} is in no parity report that passed: what was verified is another file"
+        for file in files
+        if file.is_weights and file.sha256 not in proved
+    ]
+    return problems
+
+
+def parity_reports(folder: Path) -> list[Path]:
+    """Find the parity reports in a release."""
+    return sorted(folder.glob("parity*.json"))
