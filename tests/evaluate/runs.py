@@ -170,15 +170,20 @@ def start(*args: object, module: str = "tests.evaluate.runs", **env: str) -> sub
 def torchrun(processes: int, *args: object, **env: str) -> subprocess.CompletedProcess[str]:
     """Run a module in several processes, each with one thread."""
     entry = Path(sys.executable).with_name("torchrun")
-    return subprocess.run(
+    process = subprocess.Popen(
         [str(entry), "--standalone", "--nproc-per-node", str(processes), "-m", *map(str, args)],
         cwd=ROOT,
         env=environment(**env),
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
-        check=False,
     )
+    try:
+        said, complaints = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # it ends its processes, which are not in its group
+        said, complaints = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(process.args, process.returncode, said, complaints)
 
 
 # --- what others make of the same ---

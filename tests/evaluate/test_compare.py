@@ -82,7 +82,10 @@ def test_psnr_is_that_of_the_pixels(bare: Path, photos: Path, tmp_path: Path) ->
     assert document["sheet"] == str(tmp_path / "m" / "sheet.png")
     assert document["skipped"] == []
     assert len(document["pictures"]) == 5
+    report = json.loads((tmp_path / "m" / "compare.json").read_text())
+    assert report["order"] == document["order"]
     for picture in document["pictures"]:
+        assert report["psnr"][Path(picture["path"]).name] == list(picture["psnr"].values())
         merged = rows_of(Path(picture["path"]))
         parts = [merged[:, at * SIZE : (at + 1) * SIZE] for at in range(3)]
         for name, part in zip(("one", "two"), parts, strict=False):
@@ -244,7 +247,8 @@ def test_the_same_bytes_twice(tmp_path: Path, photos: Path, form: str) -> None:
                              "--format", form)  # fmt: skip
         assert result.exit_code == 0, result.stderr
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert len(names) == 6
+    pictures = [f"00{at}_merged.{form}" for at in range(5)]
+    assert names == [*pictures, "compare.json", f"sheet.{form}"]
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 

@@ -353,6 +353,14 @@ def test_restart_without_a_run_is_just_a_start(tmp_path: Path, photos: Path) -> 
     assert found["pictures"]["number"] == 5
 
 
+def test_restart_keeps_what_is_of_the_same_run(tmp_path: Path, photos: Path) -> None:
+    first = measure([KL], photos, tmp_path / "parts")
+    cut(tmp_path / "parts" / "shard-0000-0000.jsonl", -3)
+    assert_same(measure([KL], photos, tmp_path / "parts", restart=True), first)
+    shards = lines_of(tmp_path / "parts")
+    assert [record["at"] for record in shards["shard-0000-0001.jsonl"]] == [4]
+
+
 # --- the result's file ---
 
 

@@ -36,6 +36,7 @@ _INTERRUPTED = 130, "interrupted; nothing was left behind"
 _TERMINATED = 143, "terminated; nothing was left behind"
 COMMANDS = (
     "inspect", "convert", "prune", "verify", "latents", "eval", "compare", "card", "push",
+    "release",
 )  # fmt: skip
 _BROKEN_PIPE = (141,)  # who read the output has gone, and would not read a message either
 

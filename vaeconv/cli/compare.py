@@ -103,7 +103,8 @@ def compare(
 ) -> None:
     """Put reconstructions side by side: candidates first, the original last.
 
-    Writes NAME_merged.png for each picture, and a contact sheet of all.
+    Writes NAME_merged.png for each picture, a contact sheet of all, and compare.json, which tells
+    the order to vaeconv card.
 
     Examples:
 
@@ -117,7 +118,7 @@ def compare(
     from vaeconv.cli.progress import ByteProgress, StepProgress
     from vaeconv.cli.render import print_json, print_notes
     from vaeconv.errors import UsageError, one_line
-    from vaeconv.evaluate.comparing import CompareOptions
+    from vaeconv.evaluate.comparing import CompareOptions, write_comparison
     from vaeconv.evaluate.comparing import compare as run
     from vaeconv.evaluate.grids import FORMATS
     from vaeconv.evaluate.protocol import preset
@@ -152,6 +153,7 @@ def compare(
                 on_progress=steps.advance,
             ),
         )
+    write_comparison(done, out)
     if json:
         pictures = [
             {"path": str(path), "psnr": dict(zip(done.order, found, strict=False))}

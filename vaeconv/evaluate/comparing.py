@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vaeconv.checkpoint.atomic import replace_small_file
 from vaeconv.errors import InputError, OutputError, OutputExistsError
 from vaeconv.evaluate.grids import Panel, contact_sheet, merge_panels, save_picture
 from vaeconv.evaluate.images import ImageSet
@@ -20,6 +22,7 @@ from vaeconv.parity.devices import import_torch, pick_device, reproducible
 from vaeconv.parity.side import SideOptions
 
 ORIGINAL = "original"
+REPORT = "compare.json"
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -97,6 +100,23 @@ def compare(
         device = pick_device(options.device)
         candidates = load_candidates(specs, options.protocol, device, stack, how=options.sides)
         return _Comparison(candidates, pictures, targets, device, options).run(folder)
+
+
+def write_comparison(done: Compared, folder: Path) -> Path:
+    """Write what was compared, and in which order, beside the pictures.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    document = {
+        "schema_version": 1,
+        "command": "compare",
+        "order": list(done.order),
+        "psnr": {path.name: list(found) for path, found in done.pictures},
+    }
+    target = folder / REPORT
+    replace_small_file(target, json.dumps(document, indent=1).encode() + b"\n", durable=False)
+    return target
 
 
 def _targets(names: Sequence[str], folder: Path, suffix: str) -> list[Path]:

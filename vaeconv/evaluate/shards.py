@@ -97,7 +97,7 @@ def open_folder(folder: Path, run: dict[str, Any], *, restart: bool) -> None:
     Args:
         folder: Where shards go.
         run: What decides the results: models, pictures, protocol, nets.
-        restart: Whether to remove the results of another run.
+        restart: Whether to remove the results of another run; those of this one stay.
 
     Raises:
         UsageError: It holds results of another run.
@@ -105,7 +105,7 @@ def open_folder(folder: Path, run: dict[str, Any], *, restart: bool) -> None:
     """
     known = folder / _RUN
     wanted = json.dumps(run, indent=2, sort_keys=True).encode() + b"\n"
-    if restart and known.exists():
+    if restart and known.exists() and known.read_bytes() != wanted:
         shutil.rmtree(folder)
     try:
         folder.mkdir(exist_ok=True)

@@ -85,8 +85,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     types, said = _KINDS[kind]
     if not isinstance(value, types) or (isinstance(value, bool) and kind in (int, float)):
         raise UsageError(f"is {said}", where=where)
-    if kind is tuple:
+    if isinstance(value, list):
         if not all(isinstance(one, str) for one in value):
             raise UsageError(f"is {said}", where=where)
         return tuple(value)
-    return float(value) if kind is float else value
+    return float(value) if isinstance(value, int) and kind is float else value

@@ -53,7 +53,7 @@ def merge_sections(text: str, sections: Sequence[Section]) -> str:
     def replace(match: re.Match[str]) -> str:
         return wanted.pop(match["name"], "")
 
-    merged = _MARKED.sub(replace, text).rstrip()
+    merged = _MARKED.sub(replace, text).strip()
     for marked in wanted.values():
         merged += f"\n\n{marked}"
     return re.sub(r"\n{3,}", "\n\n", merged).rstrip() + "\n"

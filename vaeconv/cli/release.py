@@ -1,0 +1,165 @@
+"""``vaeconv release``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vaeconv.cli.options import Json, Quiet, Verbose
+
+if TYPE_CHECKING:
+    from vaeconv.publish.release import Release
+
+
+def release(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE.toml", help="What to release, and its gates.")
+    ] = Path("release.toml"),
+    first: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="STEP",
+            show_default=False,
+            help="Do this step and those after it again, whatever is done.",
+        ),
+    ] = None,
+    last: Annotated[
+        str | None,
+        typer.Option("--until", metavar="STEP", show_default=False, help="Stop after this step."),
+    ] = None,
+    init: Annotated[
+        bool, typer.Option("--init", help="Write FILE with every key, its meaning and default.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say which steps would run, and do nothing.")
+    ] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Make a release: convert, prune, verify, eval, compare, card, push.
+
+    Steps that are done, and whose inputs are the same, are not done again. The first gate that says
+    no (parity, PSNR, rFID) ends it with exit code 4, and nothing is pushed unless all said yes.
+
+    Examples:
+
+        vaeconv release --init
+
+        vaeconv release --until card
+
+        vaeconv release release.toml
+    """  # fmt: skip
+    from vaeconv.checkpoint.atomic import replace_small_file
+    from vaeconv.cli.progress import StepProgress
+    from vaeconv.cli.render import print_json
+    from vaeconv.errors import OutputExistsError, VaeconvError, one_line
+    from vaeconv.publish.release import check_steps
+    from vaeconv.publish.release import release as run
+    from vaeconv.publish.release_config import commented_file, read_release
+
+    if init:
+        if file.exists():
+            raise OutputExistsError("exists", where=str(file), hint="remove it, or name another")
+        replace_small_file(file, commented_file().encode(), durable=False)
+        if not quiet:
+            sys.stdout.write(one_line(f"wrote {file}") + "\n")
+        return
+    check_steps(first, last)
+    config = read_release(file)
+    shown = not (quiet or json)
+
+    def tell(step: str) -> None:
+        if shown:
+            sys.stderr.write(f"{step} …\n")
+            sys.stderr.flush()
+
+    with StepProgress(enabled=shown) as steps:
+        try:
+            done = run(
+                config,
+                file.absolute().parent,
+                first=first,
+                last=last,
+                dry_run=dry_run,
+                on_step=tell,
+                on_progress=steps.advance,
+            )
+        except VaeconvError as error:
+            _annotate(error)
+            raise
+    _tell_ci(done)
+    if json:
+        print_json("release", _document(done, dry_run=dry_run))
+    elif not quiet:
+        lines = [f"{step.name}: {step.outcome}{_said(step.facts)}" for step in done.steps]
+        lines += [f"  {one.repo_id} {one.oid} {one.url}".rstrip() for one in done.pushed]
+        sys.stdout.writelines(one_line(line) + "\n" for line in lines)
+
+
+def _said(facts: dict[str, Any]) -> str:
+    text = ", ".join(f"{key} {value}" for key, value in facts.items())
+    return f" ({text})" if text else ""
+
+
+def _document(done: Release, *, dry_run: bool) -> dict[str, Any]:
+    return {
+        "dry_run": dry_run,
+        "folder": str(done.folder),
+        "steps": [step._asdict() for step in done.steps],
+        "pushed": [
+            {**one._asdict(), "changed": list(one.changed), "unchanged": list(one.unchanged)}
+            for one in done.pushed
+        ],
+    }
+
+
+def _annotate(error: Exception) -> None:
+    """Show the failure at the job, where this runs in one."""
+    from vaeconv.parity.report import annotation
+
+    said = annotation(str(error))
+    if said:
+        sys.stderr.write(said.replace("vaeconv verify", "vaeconv release", 1) + "\n")
+
+
+def _tell_ci(done: Release) -> None:
+    """Write the job's summary and outputs (``GITHUB_STEP_SUMMARY``, ``GITHUB_OUTPUT``)."""
+    from vaeconv.evaluate.tables import format_markdown
+    from vaeconv.publish.card import read_document
+
+    summary, output = os.environ.get("GITHUB_STEP_SUMMARY"), os.environ.get("GITHUB_OUTPUT")
+    if summary:
+        lines = ["### vaeconv release", ""]
+        lines += [f"- {step.name}: {step.outcome}" for step in done.steps]
+        lines += [
+            f"- [{one.repo_id}](https://huggingface.co/{one.repo_id}) at {one.oid}"
+            for one in done.pushed
+        ]
+        evaluation = done.folder / "diffusers" / "eval.json"
+        if evaluation.is_file():
+            lines += ["", format_markdown([read_document(evaluation, "eval")])]
+        _append(summary, "\n".join(lines) + "\n")
+    if output:
+        facts = {
+            "folder": str(done.folder),
+            "pushed": "true" if any(one.is_new for one in done.pushed) else "false",
+            "repo_ids": " ".join(one.repo_id for one in done.pushed),
+            "commits": " ".join(one.oid or "" for one in done.pushed),
+        }
+        _append(output, "".join(f"{key}={value}\n" for key, value in facts.items()))
+
+
+def _append(path: str, text: str) -> None:
+    from vaeconv.errors import OutputError
+
+    try:
+        with Path(path).open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+    except OSError as error:
+        raise OutputError(f"cannot be written: {error.strerror}", where=path) from error

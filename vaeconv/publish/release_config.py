@@ -1,0 +1,188 @@
+"""``release.toml``: everything that a release is made of and judged by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from vaeconv.errors import UsageError
+from vaeconv.publish.meta import CardMeta
+from vaeconv.publish.schema import build, read_toml
+
+
+def _key(default: Any, doc: str) -> Any:
+    """Make a field with a default and a line for the commented file."""
+    if default in ({}, ()):
+        return field(default_factory=type(default), metadata={"doc": doc})
+    return field(default=default, metadata={"doc": doc})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceTable:
+    """What is released."""
+
+    checkpoint: str = field(metadata={"doc": "The training checkpoint: anything convert opens."})
+    ema: bool = _key(True, "Use EMA weights where a tensor has some.")
+    scaling_factor: float | None = _key(
+        None, "What latents are multiplied by; must be given, or family."
+    )
+    shift_factor: float | None = _key(None, "What is subtracted from latents before.")
+    family: str | None = _key(None, "sd1, sdxl, sd3, flux1, …: settles scaling and shift.")
+    config: str | None = _key(None, "A config file, for what shapes do not tell.")
+    source_prefix: str | None = _key(None, "Which autoencoder, where there are several.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputTable:
+    """What is written, and where."""
+
+    folder: str = _key("release", "Where everything goes.")
+    dtypes: tuple[str, ...] = _key(
+        ("fp32", "fp16"), "Weights of the diffusers folder: fp32 plain, others as variants."
+    )
+    original: str = _key("", "Name of the CompVis file, without ending; empty for none.")
+    original_formats: tuple[str, ...] = _key(("safetensors", "ckpt"), "Its endings.")
+    original_dtype: str = _key("fp32", "Its dtype.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyTable:
+    """The gate of parity."""
+
+    device: str = _key("auto", "auto, cpu, cuda, cuda:N or mps.")
+    dtype: str = _key("fp32", "Compare in this type as well, after fp32.")
+    latents: str | None = _key(None, "A file of vaeconv latents.")
+    drop_in_for: str | None = _key(None, "Prove that it can stand in for this model.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalTable:
+    """The evaluation, and its gates."""
+
+    images: str | None = _key(None, "A folder or a zip file of pictures; no evaluation without.")
+    title: str = _key("", "Title of the table.")
+    limit: int | None = _key(None, "Take the first so many pictures.")
+    protocol: str = _key("card-256", "The protocol's preset.")
+    size: int | None = _key(None, "Side of a picture in pixels.")
+    metrics: tuple[str, ...] = _key(("rfid", "psnr", "ssim", "psim", "lpips"), "What to compute.")
+    models: str | None = _key(None, "A TOML file with models to stand beside this one.")
+    device: str = _key("auto", "auto, cpu, cuda, cuda:N or mps.")
+    allow_missing_metrics: bool = _key(False, "Leave out metrics whose nets are nowhere.")
+    min_psnr: float | None = _key(None, "Gate: smallest mean PSNR in dB.")
+    baseline: str | None = _key(None, "Gate: an earlier eval.json to compare rFID with.")
+    max_rfid_regression: float = _key(0.0, "Gate: how much larger than the baseline's rFID may be.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareTable:
+    """The pictures of the card."""
+
+    images: str | None = _key(None, "A folder or a zip file of pictures; none without.")
+    limit: int = _key(6, "Take the first so many.")
+    size: int | None = _key(None, "Side of a picture in pixels.")
+    labels: bool = _key(False, "Write names and PSNR under the pictures.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushTable:
+    """Where it is published."""
+
+    repo_id: str = _key("", "owner/name of the diffusers repository; no push without.")
+    original_repo_id: str = _key("", "owner/name of the repository with the CompVis file.")
+    revision: str = _key("main", "The branch.")
+    private: bool | None = _key(None, "Whether repositories that are made are private.")
+    tag: str | None = _key(None, "Tag of both commits.")
+    message: str | None = _key(None, "Of both commits.")
+    verify: bool = _key(True, "Download what was published, and compare.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseConfig:
+    """A release."""
+
+    source: SourceTable
+    output: OutputTable = OutputTable()
+    verify: VerifyTable = VerifyTable()
+    eval: EvalTable = EvalTable()
+    compare: CompareTable = CompareTable()
+    card: CardMeta = CardMeta()
+    push: PushTable = PushTable()
+
+
+def read_release(path: Path) -> ReleaseConfig:
+    """Read and check a release file.
+
+    Raises:
+        UsageError: A key is unknown, of another type or missing; or a value that convert would
+            only assume is not given.
+    """
+    table = read_toml(path)
+    if "source" not in table:
+        raise UsageError("[source] must be given", where=str(path), hint="see release --init")
+    config = build(ReleaseConfig, table, str(path))
+    if config.source.scaling_factor is None and config.source.family is None:
+        raise UsageError(
+            "[source] needs scaling_factor or family",
+            where=str(path),
+            hint="a release states its scaling; vaeconv inspect says what the file gives away",
+        )
+    dtypes = config.output.dtypes
+    unknown = [one for one in (*dtypes, config.output.original_dtype) if one not in _DTYPES]
+    if unknown or not dtypes or len(set(dtypes)) != len(dtypes):
+        raise UsageError(
+            f"[output] dtypes are some of {', '.join(_DTYPES)}, each once", where=str(path)
+        )
+    if config.push.original_repo_id and not config.output.original:
+        raise UsageError(
+            "[push] original_repo_id needs a name in [output] original", where=str(path)
+        )
+    return config
+
+
+_DTYPES = ("fp32", "fp16", "bf16")
+
+
+def commented_file() -> str:
+    """Write a release file with every key, its meaning and its default."""
+    lines = [
+        "# A release for vaeconv release. Keys that are commented out have these defaults.",
+        "",
+    ]
+    hints = get_type_hints(ReleaseConfig)
+    for table in fields(ReleaseConfig):
+        kind = hints[table.name]
+        assert is_dataclass(kind)
+        lines += [f"# {(kind.__doc__ or '').splitlines()[0]}", f"[{table.name}]"]
+        for key in fields(kind):
+            doc = key.metadata.get("doc")
+            if doc:
+                lines.append(f"# {doc}")
+            lines.append(_line(table.name, key))
+        lines.append("")
+    return "\n".join(lines)
+
+
+_EXAMPLES = {
+    ("source", "checkpoint"): 'checkpoint = "last.ckpt"',
+    ("source", "scaling_factor"): "scaling_factor = 0.18215",
+    ("card", "license"): 'license = "mit"',
+}
+
+
+def _line(table: str, key: Any) -> str:
+    example = _EXAMPLES.get((table, key.name))
+    if example:
+        return example
+    default = key.default_factory() if callable(key.default_factory) else key.default
+    if isinstance(default, bool):
+        text = str(default).lower()
+    elif isinstance(default, tuple):
+        text = "[" + ", ".join(f'"{one}"' for one in default) + "]"
+    elif isinstance(default, str):
+        text = f'"{default}"'
+    elif isinstance(default, dict):
+        text = "{}"
+    else:
+        text = "(not set)" if default is None else str(default)
+    return f"# {key.name} = {text}"
