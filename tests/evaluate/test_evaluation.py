@@ -693,7 +693,7 @@ def test_weights_come_from_options_variables_and_the_cache(
 
 @pytest.mark.usefixtures("no_weights")
 def test_a_file_of_weights_that_is_not_there_is_missing(tmp_path: Path, photos: Path) -> None:
-    with pytest.raises(MissingDependencyError, match="no weights of vgg16"):
+    with pytest.raises(MissingDependencyError, match="weights missing: vgg16"):
         measure([KL], photos, tmp_path / "p", metrics=["psim"], weights={"vgg16": tmp_path / "x"})
 
 

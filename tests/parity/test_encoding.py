@@ -232,8 +232,8 @@ def bomb(path: Path) -> None:
 
 
 def large(path: Path) -> None:
-    """Beyond what Pillow warns of, which nobody would see."""
-    head = struct.pack(">IIBBBBB", 10_000, 10_000, 8, 0, 0, 0, 0)
+    """Beyond what is read, and below where Pillow itself refuses."""
+    head = struct.pack(">IIBBBBB", 13_000, 13_000, 8, 0, 0, 0, 0)
     path.write_bytes(
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(1000)))
         + chunk(b"IEND", b"")

@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vaeconv.errors import CheckFailedError, InputError, MissingDependencyError
-from vaeconv.evaluate.frechet import Moments, frechet_distance, moments_of, no_moments
+from vaeconv.evaluate.frechet import (
+    Moments,
+    factor_of,
+    frechet_distance,
+    moments_of,
+    no_moments,
+)
 from vaeconv.evaluate.images import ImageSet, Item
 from vaeconv.evaluate.meter import METRICS, Meter
 from vaeconv.evaluate.models import Candidate, ModelSpec, load_candidates, sample_posterior
@@ -346,7 +352,8 @@ class _Evaluation:
                 "skipped": skipped,
             },
             "models": [
-                self._describe_model(at, measured, moments) for at in range(len(self._candidates))
+                self._describe_model(at, measured, distance)
+                for at, distance in enumerate(self._distances(moments, len(measured)))
             ],
             "not_computed": {name: str(error) for name, error in self._meter.missing.items()},
             "nets": [net._asdict() for net in self._meter.nets],
@@ -356,15 +363,26 @@ class _Evaluation:
             "per_picture": _columns(measured, len(self._candidates)),
         }
 
+    def _distances(self, moments: list[Moments], number: int) -> list[float | None]:
+        """Compute each model's rFID; None where there is none, or features are not finite."""
+        import numpy as np
+
+        if not moments or number < 2:
+            return [None] * len(self._candidates)
+        original, *others = moments
+        is_finite = bool(np.isfinite(original.outer).all())
+        factor = factor_of(original.covariance) if is_finite else None
+        found = [frechet_distance(original, other, factor=factor) for other in others]
+        return [distance if math.isfinite(distance) else None for distance in found]
+
     def _describe_model(
-        self, at: int, records: list[Record], moments: list[Moments]
+        self, at: int, records: list[Record], distance: float | None
     ) -> dict[str, Any]:
         candidate = self._candidates[at]
         spec = candidate.spec
         metrics: dict[str, Any] = summarise_model(records, at)
-        if moments and len(records) > 1:
-            distance = frechet_distance(moments[0], moments[1 + at])
-            metrics = {"rfid": distance if math.isfinite(distance) else None, **metrics}
+        if self._meter.width:
+            metrics = {"rfid": distance, **metrics}
         return {
             "name": candidate.name,
             "path": spec.path,

@@ -64,14 +64,21 @@ def moments_of(features: Any) -> Moments:
     return Moments(len(wide), wide.sum(axis=0), wide.T @ wide)
 
 
-def frechet_distance(one: Moments, other: Moments) -> float:
+def frechet_distance(one: Moments, other: Moments, *, factor: Array | None = None) -> float:
     """Compute ``|m1 - m2|² + tr(S1 + S2 - 2 (S1 S2)^½)``.
 
-    Dowson and Landau 1982; Heusel et al. 2017 for the features of pictures.
+    Dowson and Landau 1982; Heusel et al. 2017 for the features of pictures. With ``Sᵢ = Bᵢ Bᵢᵀ``
+    the trace of the root is the sum of the singular values of ``B1ᵀ B2``: real by construction, and
+    precise also where covariances have no full rank, where a matrix square root of the product is
+    not to be trusted.
 
-    The trace of the root is the sum of the singular values of ``R1 R2``, where ``Rᵢ`` is the
-    symmetric root of ``Sᵢ``: real by construction, and as precise as the roots themselves also
-    where covariances have no full rank, where a matrix square root of the product is not.
+    Args:
+        one: Moments of a set.
+        other: Of another.
+        factor: :func:`factor_of` the first's covariance, where it is known.
+
+    Returns:
+        NaN where features are not finite.
 
     Raises:
         InputError: There are fewer than two vectors in a set.
@@ -80,18 +87,24 @@ def frechet_distance(one: Moments, other: Moments) -> float:
 
     if min(one.number, other.number) < 2:
         raise InputError("a Fréchet distance needs at least two pictures")
+    if not all(np.isfinite(moments.outer).all() for moments in (one, other)):
+        return float("nan")
     gap = one.mean - other.mean
-    covariances = one.covariance, other.covariance
-    roots = [_symmetric_root(covariance) for covariance in covariances]
-    shared = np.linalg.svd(roots[0] @ roots[1], compute_uv=False).sum()
-    distance = gap @ gap + np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * shared
+    mine, theirs = one.covariance, other.covariance
+    if factor is None:
+        factor = factor_of(mine)
+    shared = np.linalg.svd(factor.T @ factor_of(theirs), compute_uv=False).sum()
+    distance = gap @ gap + np.trace(mine) + np.trace(theirs) - 2 * shared
     return max(float(distance), 0.0)
 
 
-def _symmetric_root(covariance: Array) -> Array:
+def factor_of(covariance: Array) -> Array:
+    """Factor a covariance ``[d, d]`` into ``B Bᵀ``; ``B`` is ``[d, rank]``."""
     import numpy as np
 
     values, vectors = np.linalg.eigh(covariance)
-    # Rounding makes some eigenvalues of a covariance without full rank slightly negative.
-    root: Array = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
-    return root
+    # What rounding leaves of eigenvalues that are zero, some of it negative.
+    floor = values.max(initial=0.0) * len(values) * np.finfo(np.float64).eps
+    kept = values > floor
+    factor: Array = vectors[:, kept] * np.sqrt(values[kept])
+    return factor

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,12 +12,10 @@ from typing import Any, NamedTuple
 
 from vaeconv.errors import CheckpointNotFoundError, InputError
 from vaeconv.evaluate.protocol import Protocol
-from vaeconv.parity.images import SUFFIXES, flatten
+from vaeconv.parity.images import FORMATS, MAX_PIXELS, SUFFIXES, flatten, quiet_pillow
 
-_MAX_PIXELS = 200_000_000  # of one picture; more is refused, as a decompression bomb
 _MAX_FILE = 1 << 30
-# What Pillow and zipfile raise for damaged files; a SyntaxError is a broken PNG.
-_DAMAGE = (OSError, ValueError, SyntaxError, EOFError, zipfile.BadZipFile)
+_MAX_ASPECT = 64
 
 
 class Item(NamedTuple):
@@ -88,7 +85,8 @@ class ImageSet:
         """Hash of names and sizes: tells one set from another, and reads no picture."""
         digest = hashlib.sha256()
         for name in self.names:
-            digest.update(f"{name}\0{self._size(name)}\n".encode())
+            line = f"{name}\0{self._size(name)}\n"
+            digest.update(line.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
     def _size(self, name: str) -> int:
@@ -102,22 +100,17 @@ class ImageSet:
                 return Item(index, name, None, "larger than 1 GiB")
             data = self._zip.read(name) if self._zip else (self.path / name).read_bytes()
             return Item(index, name, prepare(data, protocol, channels))
-        except (
-            OSError,
-            ValueError,
-            SyntaxError,
-            zipfile.BadZipFile,
-            EOFError,
-            InputError,
-        ) as error:
-            return Item(index, name, None, _reason(error))
+        except InputError as error:
+            return Item(index, name, None, error.what)
+        except Exception as error:  # noqa: BLE001 - decoders raise what they like for odd bytes
+            return Item(index, name, None, f"cannot be read ({type(error).__name__})")
 
     def stream(
         self, indices: Sequence[int], protocol: Protocol, channels: int, *, workers: int, ahead: int
     ) -> Iterator[Item]:
         """Read pictures in the order of indices, several at a time, some ahead of the consumer."""
         waiting: list[Future[Item]] = []
-        with ThreadPoolExecutor(workers) as pool:
+        with quiet_pillow(), ThreadPoolExecutor(workers) as pool:
             try:
                 for index in indices:
                     waiting.append(pool.submit(self.read, index, protocol, channels))
@@ -133,12 +126,6 @@ class ImageSet:
         """Close the zip file."""
         if self._zip:
             self._zip.close()
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, InputError):
-        return error.what
-    return f"cannot be read ({type(error).__name__})"
 
 
 def prepare(data: bytes, protocol: Protocol, channels: int = 3) -> Any:
@@ -157,23 +144,21 @@ def prepare(data: bytes, protocol: Protocol, channels: int = 3) -> Any:
     import numpy as np
     from PIL import Image, ImageOps
 
-    with warnings.catch_warnings():
-        # Sizes are checked here, and odd metadata is of no interest.
-        warnings.simplefilter("ignore")
-        try:
-            opened = Image.open(io.BytesIO(data))
-        except Image.DecompressionBombError as error:
-            raise InputError("a decompression bomb") from error
-        with opened:
-            if opened.width * opened.height > _MAX_PIXELS:
-                raise InputError("a decompression bomb")
-            opened.load()
-            image = flatten(ImageOps.exif_transpose(opened), "L" if channels == 1 else "RGB")
+    try:
+        opened = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise InputError("a decompression bomb") from error
+    with opened:
+        if opened.width * opened.height > MAX_PIXELS:
+            raise InputError("a decompression bomb")
+        opened.load()
+        image = flatten(ImageOps.exif_transpose(opened), "L" if channels == 1 else "RGB")
     side = protocol.size
     resampling = Image.Resampling[protocol.filter.upper()]
     if protocol.resize == "squash":
         image = image.resize((side, side), resampling)
     elif protocol.resize == "shorter-side":
+        image = _cut_ends(image)
         scale = side / min(image.size)
         # Never below the side, whatever rounding does to the longer one.
         size = tuple(max(side, round(length * scale)) for length in image.size)
@@ -185,3 +170,10 @@ def prepare(data: bytes, protocol: Protocol, channels: int = 3) -> Any:
     if pixels.ndim == 2:
         pixels = pixels[:, :, np.newaxis]
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _cut_ends(image: Any) -> Any:
+    """Cut the ends of a very long picture, which no centre crop shows, before it is enlarged."""
+    longest = min(image.size) * _MAX_ASPECT
+    left, top = (max(0, (length - longest) // 2) for length in image.size)
+    return image.crop((left, top, image.width - left, image.height - top))

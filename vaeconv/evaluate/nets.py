@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -110,7 +111,7 @@ def find_weights(net: Net, given: Path | None, *, may_download: bool, quiet: boo
     named = given or (Path(os.environ[net.variable]) if os.environ.get(net.variable) else None)
     if named is not None:
         if not named.is_file():
-            raise MissingWeightsError(f"no weights of {net.name}", where=str(named))
+            raise _missing(net, f"{named} is not there")
         return _load(net, named)
     cached = _cache() / net.file_name
     if net is LPIPS_HEADS:
@@ -150,12 +151,12 @@ def _missing(net: Net, reason: str) -> MissingWeightsError:
 def _download(net: Net, target: Path, *, quiet: bool) -> None:
     import torch
 
-    target.parent.mkdir(parents=True, exist_ok=True)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(
             net.url, str(target), hash_prefix=net.sha256_prefix, progress=not quiet
         )
-    except (OSError, RuntimeError) as error:  # no network; another hash
+    except (OSError, RuntimeError, ValueError, HTTPException) as error:  # network; another hash
         raise _missing(net, f"it could not be fetched ({error})") from error
 
 

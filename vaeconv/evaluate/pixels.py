@@ -54,10 +54,13 @@ def ssim(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
             rows, taps.reshape(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels
         )
 
-    mean_one, mean_other = blur(one), blur(other)
-    variance_one = blur(one.square()) - mean_one.square()
-    variance_other = blur(other.square()) - mean_other.square()
-    covariance = blur(one * other) - mean_one * mean_other
+    # Around grey, where squares are small: of bright values, float32 would lose the difference.
+    centred_one, centred_other = one - 0.5, other - 0.5
+    around_one, around_other = blur(centred_one), blur(centred_other)
+    variance_one = blur(centred_one.square()) - around_one.square()
+    variance_other = blur(centred_other.square()) - around_other.square()
+    covariance = blur(centred_one * centred_other) - around_one * around_other
+    mean_one, mean_other = around_one + 0.5, around_other + 0.5
     c1, c2 = K1**2, K2**2
     numerator = (2 * mean_one * mean_other + c1) * (2 * covariance + c2)
     denominator = (mean_one.square() + mean_other.square() + c1) * (

@@ -58,7 +58,7 @@ def summarise_latents(records: Sequence[Record], at: int) -> dict[str, Any] | No
     values of a batch as the scaling factor; here it is over all pictures.
     """
     found = [record["models"][at].get("latents") for record in records]
-    stats = [one for one in found if one]
+    stats = [one for one in found if one and all(map(math.isfinite, one["sum"] + one["squares"]))]
     if not stats:
         return None
     number = round(sum(one["number"] for one in stats))

@@ -6,6 +6,7 @@ Results of different protocols or pictures never share a table.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,9 @@ _LATEX = {char: f"\\{char}" for char in "&%$#_{}"} | {
     "^": r"\textasciicircum{}",
     "\\": r"\textbackslash{}",
 }
+
+_MARKUP = re.compile(r"[\\`*_\[\]!|#~]")
+_ADDRESS = re.compile(r"https?://[^\s|<>`\\]+")
 
 
 class Table(NamedTuple):
@@ -37,22 +41,21 @@ class Table(NamedTuple):
     left: frozenset[int]
 
 
-def make_tables(results: Sequence[Mapping[str, Any]], *, plus_minus: str = "+/-") -> list[Table]:
+def make_tables(results: Sequence[Mapping[str, Any]]) -> list[Table]:
     """Make a table of every protocol and set of pictures.
 
     Args:
         results: Documents, as :func:`~vaeconv.evaluate.evaluation.evaluate` gives them.
-        plus_minus: What stands between mean and deviation.
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for result in results:
         pictures = result["pictures"]
         alike = [result["protocol"]["description"], pictures["sha256"], pictures["number"]]
         groups.setdefault(json.dumps([*alike, result["nets"]]), []).append(result)
-    return [_make_table(group, plus_minus) for group in groups.values()]
+    return [_make_table(group) for group in groups.values()]
 
 
-def _make_table(results: Sequence[Mapping[str, Any]], plus_minus: str) -> Table:
+def _make_table(results: Sequence[Mapping[str, Any]]) -> Table:
     first = results[0]
     protocol, pictures = first["protocol"], first["pictures"]
     models = [model for result in results for model in result["models"]]
@@ -66,7 +69,7 @@ def _make_table(results: Sequence[Mapping[str, Any]], plus_minus: str) -> Table:
             (
                 COLUMNS[name][0],
                 False,
-                [_statistic(model["metrics"].get(name), name, plus_minus) for model in models],
+                [_statistic(model["metrics"].get(name), name) for model in models],
             )
             for name in names
         ),
@@ -93,13 +96,13 @@ def _rfid(metrics: Mapping[str, Any]) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _statistic(found: Mapping[str, Any] | None, name: str, plus_minus: str) -> str:
+def _statistic(found: Mapping[str, Any] | None, name: str) -> str:
     if found is None:
         return "-"
     if found["mean"] is None:
         return "inf" if found["infinite"] else "not finite"
     digits = COLUMNS[name][1]
-    text = f"{found['mean']:.{digits}f} {plus_minus} {found['std']:.{digits}f}"
+    text = f"{found['mean']:.{digits}f} +/- {found['std']:.{digits}f}"
     marks = [
         f"{found[kind]} {said}"
         for kind, said in (("infinite", "equal"), ("invalid", "not finite"))
@@ -125,20 +128,27 @@ def markdown_table(table: Table) -> list[str]:
 
 
 def _escape_markdown(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
+    """Keep text from becoming markup; a plain address becomes a link."""
+    if _ADDRESS.fullmatch(text):
+        return f"<{text}>"
+    escaped = text.replace("&", "&amp;").replace("<", "&lt;")
+    return " ".join(_MARKUP.sub(r"\\\g<0>", escaped).split())
 
 
 def format_latex(results: Sequence[Mapping[str, Any]]) -> str:
     """Write tables in LaTeX, with booktabs."""
     lines: list[str] = []
-    for table in make_tables(results, plus_minus="@pm@"):
+    for table in make_tables(results):
         columns = "".join("l" if at in table.left else "r" for at in range(len(table.head)))
         body = [
-            " & ".join(_escape_latex(cell).replace("@pm@", r"$\pm$") for cell in row) + r" \\"
+            " & ".join(
+                _escape_latex(cell, is_number=at not in table.left) for at, cell in enumerate(row)
+            )
+            + r" \\"
             for row in (table.head, *table.rows)
         ]
         lines += [
-            f"% {table.title}; {table.protocol}".replace("\n", " "),
+            " ".join(f"% {table.title}; {table.protocol}".split()),
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
             body[0],
@@ -151,5 +161,6 @@ def format_latex(results: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _escape_latex(text: str) -> str:
-    return "".join(_LATEX.get(char, char) for char in text)
+def _escape_latex(text: str, *, is_number: bool) -> str:
+    escaped = "".join(_LATEX.get(char, char) for char in " ".join(text.split()))
+    return escaped.replace("+/-", r"$\pm$") if is_number else escaped

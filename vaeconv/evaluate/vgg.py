@@ -63,7 +63,7 @@ def psim(one: list[Tensor], other: list[Tensor]) -> Tensor:
         other: The same for another.
 
     Returns:
-        ``[b]``, from 0 to 20.
+        ``[b]``, from 0 to 10: features behind a ReLU have no angle beyond 90 degrees.
     """
     distances = [
         (a - b).square().sum(dim=1).mean(dim=(1, 2)) for a, b in zip(one, other, strict=True)

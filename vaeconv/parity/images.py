@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vaeconv.errors import CheckpointNotFoundError, InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # Pillow knows more, and runs others
+MAX_PIXELS = 150_000_000  # of one picture; more is refused, as a decompression bomb
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -75,19 +78,31 @@ def _read(path: Path, mode: str, side: int) -> Any:
     from PIL import Image, ImageOps
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            warnings.simplefilter("ignore", UserWarning)  # odd metadata
-            with Image.open(path) as opened:
-                image = flatten(ImageOps.exif_transpose(opened), mode)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombWarning,
-            Image.DecompressionBombError) as error:  # fmt: skip
+        with quiet_pillow(), Image.open(path, formats=FORMATS) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise ValueError("a decompression bomb")
+            image = flatten(ImageOps.exif_transpose(opened), mode)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"not a picture that can be read ({error})", where=str(path)) from error
     fitted = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
     pixels = np.asarray(fitted)
     return np.ascontiguousarray(
         pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[np.newaxis]
     )
+
+
+@contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Let Pillow say nothing of odd metadata and large pictures; sizes are checked here.
+
+    Filters belong to the whole process: to be entered by the thread that starts others.
+    """
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\b")
+        warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+        yield
 
 
 def flatten(image: Any, mode: str) -> Any:
@@ -101,6 +116,8 @@ def flatten(image: Any, mode: str) -> Any:
 
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise InputError("holds NaN or infinity")
         top = 65535.0 if image.mode.startswith("I") else max(float(values.max(initial=1.0)), 1.0)
         image = Image.fromarray(np.clip(values / top * 255, 0, 255).round().astype(np.uint8))
     if mode != "RGBA" and ("A" in image.getbands() or "transparency" in image.info):

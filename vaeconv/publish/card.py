@@ -111,15 +111,17 @@ def read_document(path: Path, command: str) -> dict[str, Any]:
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """Read what ``convert`` and ``prune`` wrote beside the weights; None where there is nothing."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        return None
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        manifest["outputs"], manifest["source"]["name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"not a manifest ({error})", where=str(path)) from error
-    return dict(manifest)
+    paths = [folder / MANIFEST] if (folder / MANIFEST).is_file() else []
+    paths += sorted(folder.glob(f"*.{MANIFEST}"))  # of single files
+    found: dict[str, Any] | None = None
+    for path in paths:
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            outputs, _ = manifest["outputs"], manifest["source"]["name"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"not a manifest ({error})", where=str(path)) from error
+        found = {**manifest, "outputs": {**(found or manifest)["outputs"], **outputs}}
+    return found
 
 
 def variants_of(folder: Path) -> list[str | None]:

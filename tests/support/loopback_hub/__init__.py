@@ -28,6 +28,7 @@ POST /api/models/{id}/tag/{rev}, DELETE .../{tag}    409 if there, wherever it p
 HEAD, GET /{id}/resolve/{rev}/{path}                 the file, or a 302 to the second server (LFS)
 HEAD, GET (storage) /{id}/blob/{sha256}              an LFS file, also by ranges
 POST /oauth/token                                    a token for an id token that ``trust`` named
+GET /api/agent-harnesses                             404, unrecorded: the client asks on its own
 ===================================================  ==============================================
 
 A revision is a branch, a tag, ``refs/pr/N`` or a commit, in full or its first seven digits or more.
@@ -53,6 +54,7 @@ from tests.support.loopback_hub.repository import Commit, File, Repository
 from tests.support.loopback_hub.routes import Account
 from tests.support.loopback_hub.rules import (
     FOREVER,
+    Action,
     Call,
     Cut,
     Drop,
@@ -67,6 +69,7 @@ from tests.support.loopback_hub.rules import (
 __all__ = [
     "FOREVER",
     "Account",
+    "Action",
     "Call",
     "Commit",
     "Cut",

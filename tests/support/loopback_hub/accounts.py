@@ -56,6 +56,11 @@ def create(ask: Ask) -> Answer:
     return reply({**where, "id": repo_id})
 
 
+@route("GET", "/api/agent-harnesses")
+def harnesses(ask: Ask) -> Answer:
+    raise Refusal(404, "none known")
+
+
 @route("POST", "/oauth/token")
 def exchange(ask: Ask) -> Answer:
     """Give a token of its own for the id token of a job that the repository trusts (RFC 8693)."""

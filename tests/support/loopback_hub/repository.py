@@ -27,7 +27,7 @@ def git_hash(kind: str, data: bytes) -> str:
 class File:
     """A file in a commit."""
 
-    content: bytes
+    content: bytes = field(repr=False)
     is_lfs: bool = False
 
     @property
@@ -100,8 +100,8 @@ class Repository:
     tags: dict[str, str] = field(default_factory=dict)
     pulls: dict[int, str] = field(default_factory=dict)
     tag_messages: dict[str, str | None] = field(default_factory=dict)
-    lfs: dict[str, bytes] = field(default_factory=dict)  # uploaded, whether committed or not
-    _commits: dict[str, Commit] = field(default_factory=dict)
+    lfs: dict[str, bytes] = field(default_factory=dict, repr=False)  # committed or not
+    _commits: dict[str, Commit] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         first = {".gitattributes": File(GIT_ATTRIBUTES)}

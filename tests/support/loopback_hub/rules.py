@@ -87,7 +87,7 @@ class Action:
 class Rule:
     """What happens to which requests.
 
-    The first rule that matches a request and isn't used up decides.
+    The first rule that matches a request and isn't used up decides; those after it don't see it.
     """
 
     actions: tuple[Action, ...]
