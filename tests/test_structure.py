@@ -23,7 +23,7 @@ PACKAGE = Path(vaeconv.__file__).parent
 # floor do not know each other. A new module gets its place here, or nobody may import it.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("vaeconv.errors", "vaeconv._version", "vaeconv.parts"),
-    ("vaeconv.autoencoder", "vaeconv.checkpoint"),
+    ("vaeconv.autoencoder", "vaeconv.checkpoint", "vaeconv.schema"),
     ("vaeconv.plan",),
     ("vaeconv.shards", "vaeconv.survey", "vaeconv.workers"),
     ("vaeconv.averages", "vaeconv.executor"),
@@ -41,11 +41,12 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # What is not in the standard library, by room; other rooms have none of it.
 EXTERNAL: dict[str, set[str]] = {
     "vaeconv.autoencoder": {"yaml"},
+    "vaeconv.schema": {"tomli"},
     "vaeconv.checkpoint": {"numpy", "huggingface_hub", "isal", "numkong"},
     "vaeconv.parity": {"torch", "diffusers", "numpy", "safetensors", "PIL", "jinja2"},
     "vaeconv.evaluate": {
         "torch", "torchvision", "torchmetrics", "diffusers", "accelerate", "lpips", "numpy",
-        "scipy", "safetensors", "PIL", "matplotlib", "tomli",
+        "scipy", "safetensors", "PIL", "matplotlib",
     },
     "vaeconv.publish": {"huggingface_hub", "jinja2", "yaml"},
     "vaeconv.cli": {"typer", "rich"},

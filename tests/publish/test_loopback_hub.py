@@ -33,6 +33,7 @@ from tests.support.loopback_hub import (
     Trickle,
 )
 from tests.support.loopback_hub.client import Client, Failure, start
+from tests.support.loopback_hub.repository import GIT_ATTRIBUTES, folders
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 CARD = b"---\nlicense: mit\ntags:\n- vae\n---\n# A model\n"
@@ -47,7 +48,7 @@ ops = [hub.CommitOperationAdd(path, bytes.fromhex(content)) for path, content in
 info = api.create_commit(repo, ops, commit_message="Push", **options)
 vars(info)
 """
-TOKENS = {
+TOKENS: dict[str, str | Account] = {
     "hf_test": Account("user", orgs=("lab",)),
     "hf_other": "other",
     "hf_read": Account("user", can_write=False),
@@ -364,7 +365,7 @@ def test_storage_takes_what_was_agreed_on_only(hub: LoopbackHub, repo: Repositor
     url = f"{hub.endpoint}/{repo.id}.git/info/lfs/objects/batch"
     actions = ask("POST", url, json.dumps(batch).encode())[1]["objects"][0]["actions"]
     href, verify = actions["upload"]["href"], actions["verify"]["href"]
-    pointer = json.dumps(batch["objects"][0]).encode()  # type: ignore[index]
+    pointer = json.dumps(batch["objects"][0]).encode()
     assert ask("PUT", href, b"weightz")[0] == 400
     assert ask("PUT", href.partition("?")[0], content)[0] == 403
     assert ask("POST", verify, pointer)[0] == 404
@@ -405,6 +406,9 @@ def test_a_pull_request_leaves_the_branch_alone(
     assert f"target_commit='{repo.pulls[1]}'" in str(refs["pull_requests"])
     push(client, repo, {"more.txt": b"more"}, revision="refs/pr/1")
     assert repo.files("refs/pr/1") == {**FILES, "more.txt": b"more"}
+    hub.move_head(repo.id)
+    push(client, repo, create_pr=True, parent_commit=head, token=token)
+    assert repo.commit("refs/pr/2").parent == head != repo.head()
 
 
 def test_a_tag_stays_where_it_is(hub: LoopbackHub, client: Client, repo: Repository) -> None:
@@ -431,28 +435,34 @@ def test_a_tag_stays_where_it_is(hub: LoopbackHub, client: Client, repo: Reposit
 
 
 def test_lists_say_what_git_would(client: Client, repo: Repository, tmp_path: Path) -> None:
-    push(client, repo)
+    files = {**FILES, "pictures.txt": b"", "pictures/a/b.txt": b"b"}  # sorted in a way of its own
+    push(client, repo, files)
     listed = client.get(
-        "[(f.path, getattr(f, 'size', None), getattr(f, 'blob_id', None) or f.tree_id,"
-        " f.lfs.sha256 if getattr(f, 'lfs', None) else None)"
+        "[(f.path, getattr(f, 'size', None), getattr(f, 'blob_id', None) or f.tree_id)"
         " for f in api.list_repo_tree(repo, recursive=True)]",
         repo=repo.id,
     )
-    assert {path: size for path, size, _, _ in listed if path != ".gitattributes"} == {
-        **{path: len(content) for path, content in FILES.items()},
-        "pictures": None,
+    sizes: dict[str, int | None] = {path: len(content) for path, content in files.items()}
+    sizes |= {".gitattributes": len(GIT_ATTRIBUTES), "pictures": None, "pictures/a": None}
+    assert {path: size for path, size, _ in listed} == sizes
+    large = {
+        path: [hashlib.sha256(FILES[path]).hexdigest(), len(FILES[path]), len(file.pointer)]
+        for path, file in repo.commit().files.items()
+        if file.is_lfs
     }
-    assert {path: sha for path, _, _, sha in listed if sha} == {
-        path: hashlib.sha256(FILES[path]).hexdigest()
-        for path in ("pictures/grid.png", "weights.safetensors")
-    }
+    lfs = "{f.path: (f.lfs.sha256, f.lfs.size, f.lfs.pointer_size) for f in found if f.lfs}"
+    for found in (
+        "[f for f in api.list_repo_tree(repo, recursive=True) if isinstance(f, hub.RepoFile)]",
+        "api.get_paths_info(repo, api.list_repo_files(repo))",
+    ):
+        assert client.get(f"found = {found}\n{lfs}", repo=repo.id) == large
+    info = "api.model_info(repo, files_metadata=True).siblings"
+    lfs = "{f.rfilename: (f.lfs.sha256, f.lfs.size, f.lfs.pointer_size) for f in found if f.lfs}"
+    assert client.get(f"found = {info}\n{lfs}", repo=repo.id) == large
     shallow = client.get("[f.path for f in api.list_repo_tree(repo)]", repo=repo.id)
-    assert shallow == [".gitattributes", "README.md", "config.json", "pictures", *shallow[4:]]
+    assert shallow == sorted(path for path in sizes if "/" not in path)
     inner = "[f.path for f in api.list_repo_tree(repo, 'pictures')]"
-    assert client.get(inner, repo=repo.id) == ["pictures/grid.png"]
-    assert client.get("api.list_repo_files(repo)", repo=repo.id) == [
-        path for path, size, *_ in listed if size is not None
-    ]
+    assert client.get(inner, repo=repo.id) == ["pictures/a", "pictures/grid.png"]
     some = "[f.path for f in api.get_paths_info(repo, ['config.json', 'pictures', 'none'])]"
     assert client.get(some, repo=repo.id) == ["config.json", "pictures"]
     history = "[(c.commit_id, c.title) for c in api.list_repo_commits(repo)]"
@@ -471,9 +481,10 @@ def test_lists_say_what_git_would(client: Client, repo: Repository, tmp_path: Pa
     at = [git, "-C", str(tmp_path), "--work-tree", str(tmp_path / "work")]
     subprocess.run([*at, "add", "."], check=True)
     tree = subprocess.run([*at, "write-tree"], check=True, capture_output=True, text=True).stdout
+    assert folders(repo.commit().files)[""] == tree.strip()
     names = [*at, "ls-tree", "-rt", "--format=%(path) %(objectname)", tree.strip()]
     lines = subprocess.run(names, check=True, capture_output=True, text=True).stdout.splitlines()
-    assert dict(line.split() for line in lines) == {path: oid for path, _, oid, _ in listed}
+    assert dict(line.split() for line in lines) == {path: oid for path, _, oid in listed}
 
 
 def test_files_come_back_from_any_revision(

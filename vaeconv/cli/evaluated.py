@@ -95,6 +95,10 @@ def run_job(job: EvalJob, knobs: Knobs, **settings: Any) -> None:
         raise UsageError("no models", hint="name some, or results of earlier runs with --add")
     if job.dry_run:
         raise UsageError("--dry-run goes with --reproduce-card")
+    if job.plots:
+        from vaeconv.evaluate.plots import import_figure
+
+        import_figure()  # before the work, where it is missing
     result = None
     if specs:
         result = run_evaluation(job, specs, protocol, settings)
@@ -256,7 +260,7 @@ def print_results(results: Sequence[Mapping[str, Any]], form: str) -> None:
 def _latent_lines(result: Mapping[str, Any]) -> list[str]:
     lines = []
     for model in result["models"]:
-        stats = model["latents"]
+        stats = model.get("latents")
         if stats:
             channels = ", ".join(
                 f"{mean:.3f} +/- {std:.3f}"

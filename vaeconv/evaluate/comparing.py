@@ -23,6 +23,7 @@ from vaeconv.parity.side import SideOptions
 
 ORIGINAL = "original"
 REPORT = "compare.json"
+_MAX_STEM = 160  # a file name has 255 bytes
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -95,7 +96,11 @@ def compare(
         pictures = ImageSet(images, options.limit)
         stack.callback(pictures.close)
         targets = _targets(pictures.names, folder, suffix)
-        _check_folder(folder, [*targets, folder / f"sheet{suffix}"], overwrite=options.overwrite)
+        _check_folder(
+            folder,
+            [*targets, folder / f"sheet{suffix}", folder / REPORT],
+            overwrite=options.overwrite,
+        )
         import_torch()
         device = pick_device(options.device)
         candidates = load_candidates(specs, options.protocol, device, stack, how=options.sides)
@@ -121,16 +126,16 @@ def write_comparison(done: Compared, folder: Path) -> Path:
 
 def _targets(names: Sequence[str], folder: Path, suffix: str) -> list[Path]:
     """Name the merged pictures as the cards do; names come from files of strangers."""
-    targets: list[Path] = []
+    taken: dict[Path, None] = {}
     for name in names:
-        stem = _UNSAFE.sub("-", name.rpartition(".")[0]).strip(".-") or "picture"
+        stem = _UNSAFE.sub("-", name.rpartition(".")[0]).strip(".-")[:_MAX_STEM] or "picture"
         target = folder / f"{stem}_merged{suffix}"
         number = 2
-        while target in targets:
+        while target in taken:
             target = folder / f"{stem}-{number}_merged{suffix}"
             number += 1
-        targets.append(target)
-    return targets
+        taken[target] = None
+    return list(taken)
 
 
 def _check_folder(folder: Path, targets: Sequence[Path], *, overwrite: bool) -> None:
@@ -158,6 +163,8 @@ class _Comparison:
         self._device = device
         self._options = options
         self._report = options.on_progress or (lambda step, done, total: None)
+        is_taken = any(candidate.name == ORIGINAL for candidate in candidates)
+        self._last = "picture" if is_taken else ORIGINAL
 
     def run(self, folder: Path) -> Compared:
         import torch
@@ -190,8 +197,8 @@ class _Comparison:
         path = None
         if merged:
             path = folder / f"sheet.{options.format}"
-            save_picture(contact_sheet(merged, options.sheet), path)
-        order = (*(candidate.name for candidate in self._candidates), ORIGINAL)
+            save_picture(contact_sheet(merged, options.sheet, options.format), path)
+        order = (*(candidate.name for candidate in self._candidates), self._last)
         return Compared(order, tuple(written), path, tuple(skipped))
 
     def _merge(self, at: int, pixels: Any) -> tuple[Any, tuple[float | None, ...]]:
@@ -212,7 +219,7 @@ class _Comparison:
             found.append(ratio if math.isfinite(ratio) else None)
             said = f"{ratio:.2f} dB" if math.isfinite(ratio) else "equal"
             panels.append(Panel(f"{candidate.name}  {said}", _to_rows(rounded[0])))
-        panels.append(Panel(ORIGINAL, _to_rows(original[0])))
+        panels.append(Panel(self._last, _to_rows(original[0])))
         options = self._options
         return merge_panels(panels, labels=options.labels, zoom=options.zoom), tuple(found)
 

@@ -22,6 +22,7 @@ from vaeconv.evaluate.frechet import (
 from vaeconv.evaluate.images import ImageSet, Item
 from vaeconv.evaluate.meter import METRICS, Meter
 from vaeconv.evaluate.models import Candidate, ModelSpec, load_candidates, sample_posterior
+from vaeconv.evaluate.pixels import WINDOW
 from vaeconv.evaluate.protocol import PRESETS, Protocol
 from vaeconv.evaluate.ranks import Ranks, joined_ranks
 from vaeconv.evaluate.shards import (
@@ -199,7 +200,10 @@ class _Evaluation:
     def _describe_run(self) -> dict[str, Any]:
         return {
             "schema_version": SCHEMA_VERSION,
-            "models": [[candidate.name, *candidate.sha256] for candidate in self._candidates],
+            "models": [
+                [one.name, one.spec.ema, one.side.survey.autoencoder.prefix, *one.sha256]
+                for one in self._candidates
+            ],
             "pictures": self._pictures.sha256,
             "protocol": self._options.protocol._asdict(),
             "metrics": list(self._meter.metrics),
@@ -355,13 +359,19 @@ class _Evaluation:
                 self._describe_model(at, measured, distance)
                 for at, distance in enumerate(self._distances(moments, len(measured)))
             ],
-            "not_computed": {name: str(error) for name, error in self._meter.missing.items()},
+            "not_computed": self._not_computed(),
             "nets": [net._asdict() for net in self._meter.nets],
             "environment": self._environment,
             "processes": self._ranks.world,
             "seconds": round(seconds, 2),
             "per_picture": _columns(measured, len(self._candidates)),
         }
+
+    def _not_computed(self) -> dict[str, str]:
+        reasons = {name: str(error) for name, error in self._meter.missing.items()}
+        if "ssim" in self._meter.metrics and self._options.protocol.size < WINDOW:
+            reasons["ssim"] = f"pictures are smaller than its window of {WINDOW} pixels"
+        return reasons
 
     def _distances(self, moments: list[Moments], number: int) -> list[float | None]:
         """Compute each model's rFID; None where there is none, or features are not finite."""

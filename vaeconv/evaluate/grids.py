@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vaeconv.checkpoint.atomic import replace_small_file
+from vaeconv.errors import OutputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     Pixels = npt.NDArray[np.uint8]
 
 FORMATS = ("png", "webp")
+_WEBP_SIDE = 16383
 _BAR = 22  # pixels of a label's line
 _PAPER, _INK = (255, 255, 255), (32, 32, 32)
 _BOX = (255, 0, 140)
@@ -93,12 +95,15 @@ def find_largest_difference(pictures: Sequence[Pixels], side: int) -> tuple[int,
     return int(left), int(top), side
 
 
-def contact_sheet(pictures: Sequence[Any], columns: int) -> Any:
-    """Put merged pictures of one size into a grid."""
+def contact_sheet(pictures: Sequence[Any], columns: int, form: str = "png") -> Any:
+    """Put merged pictures of one size into a grid, of more columns where WebP ends."""
     from PIL import Image
 
     width, height = pictures[0].size
     gap = 4
+    if form == "webp":
+        most = max(1, _WEBP_SIDE // (height + gap))
+        columns = max(columns, math.ceil(len(pictures) / most))
     rows = math.ceil(len(pictures) / columns)
     size = (columns * (width + gap) - gap, rows * (height + gap) - gap)
     sheet = Image.new("RGB", size, _PAPER)
@@ -116,6 +121,12 @@ def save_picture(image: Any, path: Path) -> None:
     """
     buffer = io.BytesIO()
     if path.suffix == ".webp":
+        if max(image.size) > _WEBP_SIDE:
+            raise OutputError(
+                f"{image.width}x{image.height} pixels are more than WebP holds",
+                where=str(path),
+                hint="--format png",
+            )
         image.save(buffer, "WEBP", lossless=True, quality=80, method=4)
     else:
         image.save(buffer, "PNG", optimize=False, compress_level=6)

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 COLUMNS = {"psnr": ("PSNR", 1), "ssim": ("SSIM", 2), "psim": ("PSIM (VGG, unweighted)", 2),
            "lpips": ("LPIPS", 3)}  # fmt: skip
 METRICS = ("rfid", *COLUMNS)
-_MIN_SSIM = 11
 
 
 class NetFacts(NamedTuple):
@@ -133,14 +132,14 @@ class Meter:
 
     def compare(self, original: Seen, other: Seen) -> dict[str, torch.Tensor]:
         """Compute the metrics of single pictures; ``[b]`` each."""
-        from vaeconv.evaluate.pixels import psnr, ssim
+        from vaeconv.evaluate.pixels import WINDOW, psnr, ssim
         from vaeconv.evaluate.vgg import lpips, psim
 
         found: dict[str, torch.Tensor] = {}
         for name in self.metrics:
             if name == "psnr":
                 found[name] = psnr(original.values, other.values)
-            elif name == "ssim" and min(original.values.shape[2:]) >= _MIN_SSIM:
+            elif name == "ssim" and min(original.values.shape[2:]) >= WINDOW:
                 found[name] = ssim(original.values, other.values)
             elif name == "psim":
                 found[name] = psim(original.layers, other.layers)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
-from difflib import get_close_matches
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from vaeconv.errors import InputError, UsageError
 from vaeconv.evaluate.protocol import DTYPES, Protocol
 from vaeconv.output import hash_bytes
 from vaeconv.parity.loading import Model
 from vaeconv.parity.side import Side, SideOptions, check_averages, open_side
+from vaeconv.schema import build, read_toml
 
 if TYPE_CHECKING:
     import torch
@@ -51,37 +50,15 @@ def read_models_file(path: Path) -> list[ModelSpec]:
     Raises:
         UsageError: It is no such file.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        tables = _parse_toml(text)["model"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(
-            f"not a file of models ({error})", where=str(path), hint="it has [[model]] tables"
-        ) from error
-    known = {field.name: field.type for field in fields(ModelSpec)}
+    tables = read_toml(path).get("model")
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise UsageError("not a file of models", where=str(path), hint="it has [[model]] tables")
     specs = []
-    for table in tables if isinstance(tables, list) else [tables]:
-        for key in table:
-            if key not in known:
-                meant = get_close_matches(key, known, 1)
-                hint = f"did you mean {meant[0]}?" if meant else f"known: {', '.join(known)}"
-                raise UsageError(f"unknown key {key}", where=str(path), hint=hint)
-        if not isinstance(table.get("path"), str):
-            raise UsageError("a model without a path", where=str(path))
-        place = table["path"]
-        if "://" not in place:
-            place = str(path.parent / place)
-        specs.append(ModelSpec(**{**table, "path": place}))
+    for number, table in enumerate(tables, 1):
+        spec = build(ModelSpec, table, f"{path}: model {number}")
+        place = spec.path if "://" in spec.path else str(path.parent / spec.path)
+        specs.append(replace(spec, path=place))
     return specs
-
-
-def _parse_toml(text: str) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    document: dict[str, Any] = tomllib.loads(text)
-    return document
 
 
 def name_models(specs: Sequence[ModelSpec]) -> list[str]:
@@ -106,7 +83,7 @@ class Candidate(NamedTuple):
         side: The open file.
         model: On its device.
         dtype: What it runs in.
-        sha256: Of its files.
+        sha256: Of its files, and of the config that came along.
     """
 
     spec: ModelSpec
@@ -154,8 +131,6 @@ def load_candidates(
             on_step(f"loading {name}")
         side = open_side(spec.path, name, how._replace(variant=spec.variant), ema=spec.ema)
         stack.callback(side.close)
-        if spec.ema:
-            check_averages([side])
         if side.problem:
             raise InputError(side.problem, where=side.name)
         factor = 2 ** (side.topology.levels - 1)
@@ -171,7 +146,10 @@ def load_candidates(
             model.module.encoder = torch.compile(model.module.encoder)
             model.module.decoder = torch.compile(model.module.decoder)
         sha256 = tuple(hash_bytes(source) for source in side.checkpoint.sources if source.map(0, 1))
-        candidates.append(Candidate(spec, name, side, model, dtype, sha256))
+        candidates.append(Candidate(spec, name, side, model, dtype, tuple(sha256)))
+    averaged = [one.side for one in candidates if one.spec.ema]
+    if averaged:
+        check_averages(averaged)
     channels = {(c.side.topology.in_channels, c.side.topology.out_channels) for c in candidates}
     if len(channels) > 1 or any(given != made for given, made in channels):
         raise UsageError("the models take or make pictures of different numbers of channels")
@@ -187,11 +165,9 @@ def sample_posterior(
     """
     import torch
 
+    seeds = [(seed * 1_000_003 + index) % 2**63 for index in indices]
     noise = [
-        torch.randn(
-            mean.shape[1:], generator=torch.Generator().manual_seed(seed * 1_000_003 + index)
-        )
-        for index in indices
+        torch.randn(mean.shape[1:], generator=torch.Generator().manual_seed(one)) for one in seeds
     ]
     std = (logvar.clamp(-30, 20) / 2).exp()
     return mean + std * torch.stack(noise).to(mean.device)

@@ -15,6 +15,21 @@ _UNITS = {"psnr": "PSNR in dB (higher is better)", "ssim": "SSIM (higher is bett
 _BINS = 40
 
 
+def import_figure() -> Any:
+    """Import matplotlib's figure.
+
+    Raises:
+        MissingDependencyError: There is no matplotlib.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"plots need matplotlib: {error}", hint="pip install 'vaeconv[eval]'"
+        ) from error
+    return Figure
+
+
 def draw_plots(folder: Path, results: Sequence[Mapping[str, Any]]) -> list[Path]:
     """Draw one figure for each metric of each result: a histogram for each model, and its mean.
 
@@ -26,12 +41,7 @@ def draw_plots(folder: Path, results: Sequence[Mapping[str, Any]]) -> list[Path]
         MissingDependencyError: There is no matplotlib.
         OutputError: A figure cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"plots need matplotlib: {error}", hint="pip install 'vaeconv[eval]'"
-        ) from error
+    figure_class = import_figure()
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
@@ -42,7 +52,7 @@ def draw_plots(folder: Path, results: Sequence[Mapping[str, Any]]) -> list[Path]
             series = _series(result, name)
             if not series:
                 continue
-            figure = Figure(figsize=(6.4, 3.6), dpi=160, layout="constrained")
+            figure = figure_class(figsize=(6.4, 3.6), dpi=160, layout="constrained")
             _draw(figure, series, name, result)
             buffer = io.BytesIO()
             figure.savefig(buffer, format="png", metadata={"Software": None})

@@ -50,6 +50,8 @@ class Shard:
         if not self.width or not self.rows_path.exists():
             return
         indices = [record["at"] for record in self.records if "skipped" not in record]
+        if not indices:  # an empty file cannot be mapped
+            return
         stored = np.memmap(self.rows_path, np.float32, "r", shape=(len(indices), self.width))
         for start in range(0, len(indices), _CHUNK):
             part = indices[start : start + _CHUNK]

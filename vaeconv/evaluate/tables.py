@@ -60,6 +60,8 @@ def _make_table(results: Sequence[Mapping[str, Any]]) -> Table:
     protocol, pictures = first["protocol"], first["pictures"]
     models = [model for result in results for model in result["models"]]
     names = [name for name in COLUMNS if any(name in model["metrics"] for model in models)]
+    # A published result may call a metric by its own name.
+    titles = {name: COLUMNS[name][0] for name in COLUMNS} | first.get("titles", {})
     # The card's order: rFID, single pictures, then where it is from and what to say.
     columns: list[tuple[str, bool, list[str]]] = [
         ("Model", True, [model["name"] for model in models]),
@@ -67,7 +69,7 @@ def _make_table(results: Sequence[Mapping[str, Any]]) -> Table:
         ("rFID", False, [_rfid(model["metrics"]) for model in models]),
         *(
             (
-                COLUMNS[name][0],
+                titles[name],
                 False,
                 [_statistic(model["metrics"].get(name), name) for model in models],
             )
@@ -79,7 +81,7 @@ def _make_table(results: Sequence[Mapping[str, Any]]) -> Table:
     shown = [column for column in columns if any(cell not in ("", "-") for cell in column[2])]
     size = protocol["size"]
     return Table(
-        f"{pictures['name']} ({size}x{size}, {pictures['number']} images)",
+        pictures.get("title") or f"{pictures['name']} ({size}x{size}, {pictures['number']} images)",
         protocol["description"],
         tuple(title for title, _, _ in shown),
         tuple(zip(*(cells for _, _, cells in shown), strict=True)),

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from json import JSONDecodeError
+from typing import Any, TypeVar
 
 from vaeconv._version import __version__
-from vaeconv.errors import HubError
+from vaeconv.errors import HubError, VaeconvError
+
+Answer = TypeVar("Answer")
 
 TIMEOUT = 60.0  # seconds without a byte
 MAX_WAIT = 60  # seconds that a server may ask for before a retry
 DEADLINE = 3600.0  # seconds for everything
 
+WAITS = (1.0, 2.0, 4.0)  # seconds between tries
+_AGAIN = (408, 429, 500, 502, 503, 504)
+_UNSETTLED = (408, 412, 429, 500, 502, 503, 504)
 _REMEDIES = {
     401: ("the token is not accepted", "log in with: hf auth login, or set HF_TOKEN"),
     403: ("the token may not write there", "use a token with write access to this namespace"),
@@ -43,10 +51,15 @@ class Deadline:
             HubError: It is.
         """
         if time.monotonic() > self._end:
-            raise HubError(
-                f"not done within {self._seconds:.0f} seconds",
-                hint="push again: what was uploaded is not sent twice",
-            )
+            raise self.over(self._seconds)
+
+    @staticmethod
+    def over(seconds: float) -> HubError:
+        """Say that the time is over."""
+        return HubError(
+            f"not done within {seconds:.0f} seconds",
+            hint="push again: what was uploaded is not sent twice",
+        )
 
 
 @contextmanager
@@ -59,6 +72,7 @@ def bounded_client(deadline: Deadline) -> Iterator[Any]:
         HubError: The time is over.
     """
     from huggingface_hub import HfApi, set_client_factory
+    from huggingface_hub.utils import disable_progress_bars
     from huggingface_hub.utils._http import default_client_factory
 
     def limit_wait(response: Any) -> None:
@@ -66,6 +80,7 @@ def bounded_client(deadline: Deadline) -> Iterator[Any]:
         asked = response.headers.get("retry-after", "")
         if asked.isdecimal() and int(asked) > MAX_WAIT:
             response.headers["retry-after"] = str(MAX_WAIT)
+        response.headers.pop("ratelimit", None)  # another way to ask for a long wait
 
     def check_time(request: Any) -> None:
         deadline.check()
@@ -79,6 +94,8 @@ def bounded_client(deadline: Deadline) -> Iterator[Any]:
         client.event_hooks = hooks
         return client
 
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     set_client_factory(factory)
     try:
         yield HfApi(library_name="vaeconv", library_version=__version__)
@@ -89,18 +106,91 @@ def bounded_client(deadline: Deadline) -> Iterator[Any]:
 def is_lost(error: BaseException) -> bool:
     """Tell whether an error leaves open if the server did what it was asked."""
     status = status_of(error)
-    return status is None or status >= 500 or status in (408, 412)
+    return (status is None and not _is_refused_card(error)) or (status or 0) in _UNSETTLED
 
 
 def status_of(error: BaseException) -> int | None:
-    """The status of the answer; None where there was none."""
-    response = getattr(error, "response", None)
-    status = getattr(response, "status_code", None)
-    return status if isinstance(status, int) else None
+    """The status of the answer; None where there was none.
+
+    The client wraps what went wrong with an upload in a plain RuntimeError.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        if isinstance(status, int):
+            return status
+        cause = cause.__cause__
+    return None
+
+
+def _is_refused_card(error: BaseException) -> bool:
+    return isinstance(error, ValueError) and "metadata in README" in str(error)
+
+
+def ask(call: Callable[[], Answer], deadline: Deadline) -> Answer:
+    """Ask something that may be asked again: where no answer comes, or the server failed.
+
+    The client itself tries uploads again, and nothing else.
+
+    Raises:
+        Exception: What the last try raised.
+    """
+    for wait in WAITS:
+        try:
+            return call()
+        except Exception as error:
+            status = status_of(error)
+            if isinstance(error, VaeconvError) or not (status is None or status in _AGAIN):
+                raise
+            if status is None and not _is_no_answer(error):
+                raise
+        deadline.check()
+        time.sleep(wait)
+    return call()
+
+
+def _is_no_answer(error: BaseException) -> bool:
+    """Whether the connection failed, or what came was no answer of a Hub."""
+    module = type(error).__module__.partition(".")[0]
+    return module in ("httpx2", "httpx", "httpcore") or isinstance(error, OSError | JSONDecodeError)
+
+
+def within(seconds: float, work: Callable[[], Answer]) -> Answer:
+    """Do something in a thread, and stop waiting for it when its time is over.
+
+    Timeouts of the client count from byte to byte, and a server may send one every minute.
+
+    Raises:
+        HubError: The time is over.
+    """
+    box: list[Answer] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            box.append(work())
+        except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
+            failure.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds + 1)
+    if failure:
+        raise failure[0]
+    if not box:
+        raise Deadline.over(seconds)
+    return box[0]
 
 
 def explain(error: BaseException, where: str) -> HubError:
     """Turn what the client raises into one line with a remedy; tokens never get into it."""
+    if _is_refused_card(error):
+        first = " ".join(str(error).split())
+        return HubError(
+            f"the Hub refuses the card's front matter: {first}",
+            where=where,
+            hint="mend README.md, or see vaeconv card --check",
+        )
     status = status_of(error)
     if status in _REMEDIES:
         what, hint = _REMEDIES[status]
@@ -111,12 +201,6 @@ def explain(error: BaseException, where: str) -> HubError:
             f"the Hub failed ({status})", where=where, hint="push again: nothing is done twice"
         )
     name = type(error).__name__
-    if isinstance(error, ValueError) and "metadata" in str(error):
-        first = " ".join(str(error).split())
-        return HubError(
-            f"the Hub refuses the card's front matter: {first}", where=where,
-            hint="mend README.md, or see vaeconv card --check",
-        )  # fmt: skip
     return HubError(
         f"no answer from the Hub ({name})",
         where=where,

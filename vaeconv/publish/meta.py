@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vaeconv.publish.schema import build, read_toml
+from vaeconv.schema import build, read_toml
 
 DEFAULT_TAGS = ("stable-diffusion", "stable-diffusion-diffusers", "vae", "autoencoder-kl")
 

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vaeconv.errors import CheckFailedError, HubError, UsageError, VaeconvError
-from vaeconv.publish.hub_session import Deadline, bounded_client, explain, is_lost, status_of
+from vaeconv.publish.hub_session import (
+    WAITS,
+    Deadline,
+    ask,
+    bounded_client,
+    explain,
+    is_lost,
+    status_of,
+    within,
+)
 from vaeconv.publish.release_files import (
     ReleaseFile,
     check_release,
@@ -133,10 +143,11 @@ def push_files(
     files: Sequence[ReleaseFile], repo_id: str, options: PushOptions, *, dry_run: bool = False
 ) -> Pushed:
     """Publish files that were checked."""
-    with bounded_client(Deadline(options.timeout)) as api:
-        pusher = _Push(api, files, repo_id, options)
+    deadline = Deadline(options.timeout)
+    with bounded_client(deadline) as api:
+        pusher = _Push(api, files, repo_id, options, deadline)
         try:
-            return pusher.run(dry_run=dry_run)
+            return within(options.timeout, lambda: pusher.run(dry_run=dry_run))
         except VaeconvError:
             raise
         except Exception as error:
@@ -147,9 +158,15 @@ class _Push:
     """One push on its way."""
 
     def __init__(
-        self, api: Any, files: Sequence[ReleaseFile], repo_id: str, options: PushOptions
+        self,
+        api: Any,
+        files: Sequence[ReleaseFile],
+        repo_id: str,
+        options: PushOptions,
+        deadline: Deadline,
     ) -> None:
         self._api = api
+        self._deadline = deadline
         self._files = files
         self._repo = repo_id
         self._options = options
@@ -169,6 +186,8 @@ class _Push:
             None,
             is_new=False,
         )
+        if self._options.tag and head:
+            self._check_tag(None if changed else head)
         if dry_run:
             return result._replace(oid=None)
         if changed:
@@ -192,16 +211,27 @@ class _Push:
         except RevisionNotFoundError:
             if not may_create:
                 return None
-            self._api.create_branch(self._repo, branch=options.revision, exist_ok=True)
+            self._make_branch()
         except RepositoryNotFoundError:
             if not may_create:
                 return None
-            self._api.create_repo(
-                self._repo, private=options.private, repo_type=options.repo_type, exist_ok=True
+            ask(
+                lambda: self._api.create_repo(
+                    self._repo, private=options.private, repo_type=options.repo_type, exist_ok=True
+                ),
+                self._deadline,
             )
             if options.revision != "main":
-                self._api.create_branch(self._repo, branch=options.revision, exist_ok=True)
+                self._make_branch()
         return self._sha(options.revision)
+
+    def _make_branch(self) -> None:
+        ask(
+            lambda: self._api.create_branch(
+                self._repo, branch=self._options.revision, exist_ok=True
+            ),
+            self._deadline,
+        )
 
     def _sha(self, revision: str) -> str | None:
         info = self._api.repo_info(self._repo, revision=revision, repo_type=self._options.repo_type)
@@ -212,12 +242,18 @@ class _Push:
         """List the files that are not at a revision as they are here."""
         if revision is None:
             return list(self._files)
-        remote: dict[str, Any] = {}
-        for entry in self._api.list_repo_tree(
-            self._repo, recursive=True, revision=revision, repo_type=self._options.repo_type
-        ):
-            if hasattr(entry, "blob_id"):
-                remote[entry.path] = entry
+        entries = ask(
+            lambda: list(
+                self._api.list_repo_tree(
+                    self._repo,
+                    recursive=True,
+                    revision=revision,
+                    repo_type=self._options.repo_type,
+                )
+            ),
+            self._deadline,
+        )
+        remote = {entry.path: entry for entry in entries if hasattr(entry, "blob_id")}
         return [file for file in self._files if not _is_there(file, remote.get(file.path))]
 
     def _commit(self, changed: Sequence[ReleaseFile], head: str | None) -> tuple[str, str]:
@@ -230,25 +266,32 @@ class _Push:
             CommitOperationAdd(path_in_repo=file.path, path_or_fileobj=str(file.local))
             for file in changed
         ]
-        try:
-            done = self._api.create_commit(
-                self._repo,
-                operations,
-                commit_message=options.message or _message(changed),
-                repo_type=options.repo_type,
-                revision=None if options.create_pr else options.revision,
-                create_pr=options.create_pr,
-                parent_commit=head,
-            )
-        except Exception as error:
-            if options.create_pr or not is_lost(error):
-                raise
-            found = self._find_lost(changed)
-            if found is None:
-                raise
-            return found, ""
-        self._report("uploading", len(changed), len(changed))
-        return done.oid, done.pr_url or done.commit_url
+        for wait in (*WAITS, None):
+            try:
+                done = self._api.create_commit(
+                    self._repo,
+                    operations,
+                    commit_message=options.message or _message(changed),
+                    repo_type=options.repo_type,
+                    revision=None if options.create_pr else options.revision,
+                    create_pr=options.create_pr,
+                    parent_commit=head,
+                )
+            except Exception as error:
+                if options.create_pr or not is_lost(error):
+                    raise
+                found = self._find_lost(changed)
+                if found is not None:
+                    return found, ""
+                if wait is None or status_of(error) == 412:
+                    raise
+                # It was not made: the head is where it was, or the next try is refused.
+                self._deadline.check()
+                time.sleep(wait)
+            else:
+                self._report("uploading", len(changed), len(changed))
+                return done.oid, done.pr_url or done.commit_url
+        raise AssertionError
 
     def _find_lost(self, changed: Sequence[ReleaseFile]) -> str | None:
         """Tell whether a commit whose answer is lost was made: its files are at the head."""
@@ -271,8 +314,11 @@ class _Push:
         present = self._find_tag()
         if present is None:
             try:
-                self._api.create_tag(
-                    self._repo, tag=tag, revision=oid, repo_type=self._options.repo_type
+                ask(
+                    lambda: self._api.create_tag(
+                        self._repo, tag=tag, revision=oid, repo_type=self._options.repo_type
+                    ),
+                    self._deadline,
                 )
             except Exception as error:
                 if not is_lost(error) and status_of(error) != 409:
@@ -283,14 +329,26 @@ class _Push:
             else:
                 return
         if present != oid:
-            raise HubError(
-                f"the tag {tag} stands on {present[:12]}, not on {oid[:12]}",
-                where=self._repo,
-                hint="choose another tag, or remove that one: hf repo tag delete",
-            )
+            raise self._misplaced(present)
+
+    def _check_tag(self, oid: str | None) -> None:
+        """Refuse, before anything is done, a tag that stands on another commit than it would."""
+        present = self._find_tag()
+        if present is not None and present != oid:
+            raise self._misplaced(present)
+
+    def _misplaced(self, present: str) -> HubError:
+        return HubError(
+            f"the tag {self._options.tag} stands on another commit, {present}",
+            where=self._repo,
+            hint="choose another tag, or remove that one: hf repo tag delete",
+        )
 
     def _find_tag(self) -> str | None:
-        refs = self._api.list_repo_refs(self._repo, repo_type=self._options.repo_type)
+        refs = ask(
+            lambda: self._api.list_repo_refs(self._repo, repo_type=self._options.repo_type),
+            self._deadline,
+        )
         for tag in refs.tags:
             if tag.name == self._options.tag:
                 commit: str = tag.target_commit

@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 
 from vaeconv.errors import UsageError
 from vaeconv.publish.meta import CardMeta
-from vaeconv.publish.schema import build, read_toml
+from vaeconv.schema import build, read_toml
 
 
 def _key(default: Any, doc: str) -> Any:

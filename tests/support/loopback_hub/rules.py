@@ -193,7 +193,7 @@ class Hang(Action):
             self._wait(wire)
 
     def _wait(self, wire: Wire) -> None:
-        while not (self.release.wait(0.02) or wire.stopped.is_set() or wire.has_gone()):
+        while not (self.release.wait(0.02) or wire.has_gone()):  # as it has once the Hub stops
             pass
         wire.drop(reset=False)
 
