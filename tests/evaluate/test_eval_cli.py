@@ -296,9 +296,9 @@ def test_a_key_that_is_unknown_is_named(tmp_path: Path) -> None:
     [
         ("", "[[model]] tables"),
         ("[[models]]\npath = 'x'", "[[model]] tables"),
-        ("this is no toml", "not a file of models"),
-        ("[[model]]\nname = 'x'", "a model without a path"),
-        ("[[model]]\npath = 3", "a model without a path"),
+        ("this is no toml", "not a TOML file"),
+        ("[[model]]\nname = 'x'", "model 1: path must be given"),
+        ("[[model]]\npath = 3", "model 1: path: is a text"),
     ],
 )
 def test_files_that_are_no_list_of_models(tmp_path: Path, text: str, said: str) -> None:

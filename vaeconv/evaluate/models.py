@@ -145,7 +145,9 @@ def load_candidates(
         if compiles:
             model.module.encoder = torch.compile(model.module.encoder)
             model.module.decoder = torch.compile(model.module.decoder)
-        sha256 = tuple(hash_bytes(source) for source in side.checkpoint.sources if source.map(0, 1))
+        sha256 = [hash_bytes(source) for source in side.checkpoint.sources if source.map(0, 1)]
+        if side.checkpoint.config:
+            sha256.append(hashlib.sha256(side.checkpoint.config.text.encode()).hexdigest())
         candidates.append(Candidate(spec, name, side, model, dtype, tuple(sha256)))
     averaged = [one.side for one in candidates if one.spec.ema]
     if averaged:
