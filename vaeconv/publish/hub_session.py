@@ -72,8 +72,8 @@ def bounded_client(deadline: Deadline) -> Iterator[Any]:
         HubError: The time is over.
     """
     from huggingface_hub import HfApi, set_client_factory
-    from huggingface_hub.utils.tqdm import disable_progress_bars
     from huggingface_hub.utils._http import default_client_factory
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     def limit_wait(response: Any) -> None:
         deadline.check()

@@ -1,0 +1,48 @@
+"""The workflow and the release file in docs/release-in-ci.md are what they say they are."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import yaml
+
+from vaeconv.publish.release_config import read_release
+
+TEXT = (Path(__file__).parents[2] / "docs" / "release-in-ci.md").read_text(encoding="utf-8")
+
+
+def block(kind: str) -> str:
+    (found,) = re.findall(rf"```{kind}\n(.*?)```", TEXT, re.DOTALL)
+    return found
+
+
+def test_the_workflow_has_what_a_release_needs() -> None:
+    workflow = yaml.safe_load(block("yaml"))
+    assert workflow["permissions"] == {"contents": "read", "id-token": "write"}
+    assert workflow[True]["push"]["tags"] == ["v*"]  # YAML 1.1 reads "on" as true
+    (job,) = workflow["jobs"].values()
+    assert job["timeout-minutes"] > 0
+    assert "HF_OIDC_RESOURCE" in job["env"]
+    for step in job["steps"]:
+        assert step.keys() <= {"uses", "with", "run", "id", "if", "env", "name"}
+        assert ("uses" in step) != ("run" in step)
+        assert "uses" not in step or re.fullmatch(r"[\w-]+/[\w-]+@v\d+", step["uses"])
+    commands = [step["run"] for step in job["steps"] if "run" in step]
+    assert "vaeconv release release.toml" in commands
+    assert "HF_TOKEN" not in block("yaml")
+
+
+def test_the_release_file_is_one(tmp_path: Path) -> None:
+    file = tmp_path / "release.toml"
+    file.write_text(block("toml"), encoding="utf-8")
+    config = read_release(file)
+    assert config.source.scaling_factor == 0.18215
+    assert config.push.repo_id == "user/my-vae"
+
+
+def test_the_outputs_are_those_of_the_command() -> None:
+    source = Path(__file__).parents[2] / "vaeconv" / "cli" / "release.py"
+    for name in ("folder", "pushed", "repo_ids", "commits"):
+        assert f"`{name}`" in TEXT
+        assert f'"{name}":' in source.read_text(encoding="utf-8")
