@@ -6,6 +6,7 @@ of 1.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -120,4 +121,5 @@ def joined_ranks(expected: int | None = None) -> Iterator[Ranks]:
     # Once, and kept to the end: joining again races with those who have not left yet.
     if not distributed.is_initialized():
         distributed.init_process_group("gloo", rank=ranks.rank, world_size=ranks.world)
+        atexit.register(distributed.destroy_process_group)
     yield ranks
