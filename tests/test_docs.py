@@ -57,7 +57,7 @@ def test_the_python_example_runs(workplace):
 
 
 def test_the_command_list_is_the_programs():
-    listed = re.findall(r"^\| `vaeconv (\w+)", README, re.MULTILINE)
+    listed = re.findall(r"^\| `vaeconv ([\w-]+)", README, re.MULTILINE)
     assert listed == list(COMMANDS)
 
 

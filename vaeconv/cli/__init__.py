@@ -36,7 +36,7 @@ _INTERRUPTED = 130, "interrupted; nothing was left behind"
 _TERMINATED = 143, "terminated; nothing was left behind"
 COMMANDS = (
     "inspect", "convert", "prune", "verify", "latents", "eval", "compare", "card", "push",
-    "release",
+    "release", "verify-signature",
 )  # fmt: skip
 _BROKEN_PIPE = (141,)  # who read the output has gone, and would not read a message either
 
@@ -57,7 +57,8 @@ class Commands(TyperGroup):
         if cmd_name not in COMMANDS:
             return None
         single = typer.Typer(add_completion=False)
-        single.command(cmd_name)(getattr(import_module(f"vaeconv.cli.{cmd_name}"), cmd_name))
+        name = cmd_name.replace("-", "_")
+        single.command(cmd_name)(getattr(import_module(f"vaeconv.cli.{name}"), name))
         return typer.main.get_command(single)
 
     def invoke(self, ctx: Any) -> Any:

@@ -1,0 +1,122 @@
+"""Signatures over a release: what they cover, and what they do not."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vaeconv.errors import CheckFailedError, InputError, MissingDependencyError, OutputError
+from vaeconv.publish.signing import SIGNATURE, sign_folder, verify_signature
+
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+ENTRY = Path(sys.executable).with_name("vaeconv")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # sigstore's imports
+
+
+def make_key(folder: Path, name: str = "key") -> tuple[Path, Path]:
+    from cryptography.hazmat.primitives import serialization as out
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    private = ec.generate_private_key(ec.SECP256R1())
+    paths = folder / f"{name}.pem", folder / f"{name}.pub"
+    paths[0].write_bytes(
+        private.private_bytes(out.Encoding.PEM, out.PrivateFormat.PKCS8, out.NoEncryption())
+    )
+    paths[1].write_bytes(
+        private.public_key().public_bytes(out.Encoding.PEM, out.PublicFormat.SubjectPublicKeyInfo)
+    )
+    return paths
+
+
+@pytest.fixture
+def signed(tmp_path: Path) -> tuple[Path, Path]:
+    pytest.importorskip("model_signing", reason="model-signing is not installed")
+    private, public = make_key(tmp_path)
+    folder = tmp_path / "release"
+    shutil.copytree(FIXTURES / "tiny-diffusers", folder)
+    (folder / "README.md").write_text("a card")
+    assert sign_folder(folder, private) == folder / SIGNATURE
+    return folder, public
+
+
+def test_a_signed_folder_is_what_was_signed(signed: tuple[Path, Path], tmp_path: Path) -> None:
+    verify_signature(*signed)
+    elsewhere = tmp_path / "download"
+    shutil.copytree(signed[0], elsewhere)
+    (elsewhere / ".gitattributes").write_text("*.safetensors filter=lfs")
+    verify_signature(elsewhere, signed[1])
+
+
+def test_the_card_may_be_edited(signed: tuple[Path, Path]) -> None:
+    (signed[0] / "README.md").write_text("another card")
+    verify_signature(*signed)
+
+
+@pytest.mark.parametrize("name", ["config.json", "diffusion_pytorch_model.safetensors"])
+def test_a_changed_file_is_found(signed: tuple[Path, Path], name: str) -> None:
+    path = signed[0] / name
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckFailedError, match="does not fit"):
+        verify_signature(*signed)
+
+
+def test_a_missing_and_a_new_file_are_found(signed: tuple[Path, Path]) -> None:
+    (signed[0] / "extra.bin").write_text("new")
+    with pytest.raises(CheckFailedError):
+        verify_signature(*signed)
+    (signed[0] / "extra.bin").unlink()
+    (signed[0] / "config.json").unlink()
+    with pytest.raises(CheckFailedError):
+        verify_signature(*signed)
+
+
+def test_another_key_is_another_signer(signed: tuple[Path, Path], tmp_path: Path) -> None:
+    _, other = make_key(tmp_path, "other")
+    with pytest.raises(CheckFailedError):
+        verify_signature(signed[0], other)
+
+
+def test_what_cannot_be_signed_or_checked(signed: tuple[Path, Path], tmp_path: Path) -> None:
+    folder, public = signed
+    junk = tmp_path / "junk.pem"
+    junk.write_text("no key")
+    with pytest.raises(InputError, match="not a key to sign with"):
+        sign_folder(folder, junk)
+    with pytest.raises(InputError, match="no such key"):
+        sign_folder(folder, tmp_path / "none.pem")
+    with pytest.raises(OutputError):
+        sign_folder(tmp_path / "none", junk)
+    with pytest.raises(InputError, match="not a key to check with"):
+        verify_signature(folder, junk)
+    with pytest.raises(InputError, match="no such signature"):
+        verify_signature(folder, public, tmp_path / "none.sig")
+    (folder / SIGNATURE).write_text("no bundle")
+    with pytest.raises(CheckFailedError):
+        verify_signature(folder, public)
+
+
+def test_the_command(signed: tuple[Path, Path]) -> None:
+    def run() -> subprocess.CompletedProcess[str]:
+        command = [str(ENTRY), "verify-signature", str(signed[0]), "--key", str(signed[1])]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert run().returncode == 0
+    (signed[0] / "config.json").write_text("{}")
+    done = run()
+    assert done.returncode == 4
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_without_the_extra_it_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "model_signing", None)
+    with pytest.raises(MissingDependencyError, match=r"vaeconv\[sign\]"):
+        verify_signature(tmp_path, tmp_path)
