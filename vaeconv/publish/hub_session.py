@@ -20,6 +20,7 @@ MAX_WAIT = 60  # seconds that a server may ask for before a retry
 DEADLINE = 3600.0  # seconds for everything
 
 WAITS = (1.0, 2.0, 4.0)  # seconds between tries
+_DIGITS = 9  # of a number of seconds; Python reads no text of thousands
 _AGAIN = (408, 429, 500, 502, 503, 504)
 _UNSETTLED = (408, 412, 429, 500, 502, 503, 504)
 _REMEDIES = {
@@ -31,6 +32,7 @@ _REMEDIES = {
     413: ("a file is too large for the Hub", "leave it out with --exclude"),
     429: ("the Hub asks for fewer requests", "wait a while, and push again"),
 }
+_REFUSED = ("the Hub refuses what it was asked", "change what it names, and push again")
 
 
 class Deadline:
@@ -77,8 +79,8 @@ def bounded_client(deadline: Deadline) -> Iterator[Any]:
 
     def limit_wait(response: Any) -> None:
         deadline.check()
-        asked = response.headers.get("retry-after", "")
-        if asked.isdecimal() and int(asked) > MAX_WAIT:
+        asked = response.headers.get("retry-after", "").strip()
+        if asked.isdecimal() and (len(asked) > _DIGITS or int(asked) > MAX_WAIT):
             response.headers["retry-after"] = str(MAX_WAIT)
         response.headers.pop("ratelimit", None)  # another way to ask for a long wait
 
@@ -192,8 +194,8 @@ def explain(error: BaseException, where: str) -> HubError:
             hint="mend README.md, or see vaeconv card --check",
         )
     status = status_of(error)
-    if status in _REMEDIES:
-        what, hint = _REMEDIES[status]
+    if status is not None and status < 500:
+        what, hint = _REMEDIES.get(status, _REFUSED)
         said = getattr(error, "server_message", None)
         return HubError(f"{what} ({status}{f': {said}' if said else ''})", where=where, hint=hint)
     if status is not None:

@@ -228,13 +228,21 @@ class _Push:
     def _make_branch(self) -> None:
         ask(
             lambda: self._api.create_branch(
-                self._repo, branch=self._options.revision, exist_ok=True
+                self._repo,
+                branch=self._options.revision,
+                repo_type=self._options.repo_type,
+                exist_ok=True,
             ),
             self._deadline,
         )
 
     def _sha(self, revision: str) -> str | None:
-        info = self._api.repo_info(self._repo, revision=revision, repo_type=self._options.repo_type)
+        info = ask(
+            lambda: self._api.repo_info(
+                self._repo, revision=revision, repo_type=self._options.repo_type
+            ),
+            self._deadline,
+        )
         sha: str | None = info.sha
         return sha
 
@@ -257,15 +265,24 @@ class _Push:
         return [file for file in self._files if not _is_there(file, remote.get(file.path))]
 
     def _commit(self, changed: Sequence[ReleaseFile], head: str | None) -> tuple[str, str]:
-        """Commit, and where the answer is lost, look before anything is done again."""
+        """Commit, and where the answer is lost, look before anything is done again.
+
+        Raises:
+            CheckFailedError: A file is no longer what was checked.
+        """
         from huggingface_hub import CommitOperationAdd
 
         options = self._options
         self._report("uploading", 0, len(changed))
-        operations = [
-            CommitOperationAdd(path_in_repo=file.path, path_or_fileobj=str(file.local))
-            for file in changed
-        ]
+        operations = []
+        for file in changed:
+            try:
+                operation = CommitOperationAdd(file.path, str(file.local))
+            except (OSError, ValueError):  # what the client says of a file that has gone
+                raise _has_changed(file) from None
+            if operation.upload_info.sha256.hex() != file.sha256:
+                raise _has_changed(file)
+            operations.append(operation)
         for wait in (*WAITS, None):
             try:
                 done = self._api.create_commit(
@@ -277,6 +294,8 @@ class _Push:
                     create_pr=options.create_pr,
                     parent_commit=head,
                 )
+            except VaeconvError:  # the time is over
+                raise
             except Exception as error:
                 if options.create_pr or not is_lost(error):
                     raise
@@ -378,6 +397,10 @@ class _Push:
                         where=self._repo,
                     )
                 Path(path).unlink()
+
+
+def _has_changed(file: ReleaseFile) -> CheckFailedError:
+    return CheckFailedError("it changed after it was checked", where=str(file.local))
 
 
 def _is_there(file: ReleaseFile, remote: Any) -> bool:
