@@ -48,7 +48,7 @@ def sha256_of(path: Path) -> str:
 
 
 def make_release(folder: Path) -> Path:
-    """Write all of a release: two variants, config, manifest, a report that passed, card, picture."""
+    """Write all of a release: two variants, config, manifest, a passed report, card."""
     (folder / "assets").mkdir(parents=True)
     weights = load_file(FIXTURES / "tiny-diffusers" / PLAIN)
     save_file(weights, folder / FP16)
@@ -194,6 +194,8 @@ def pushes_to(hub: LoopbackHub, folder: Path) -> Iterator[Pushes]:
         for name in ("HF_TOKEN", "NO_PROXY"):
             patch.setenv(name, env[name])
         patch.setattr(constants, "ENDPOINT", hub.endpoint)
+        template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         for module in (hub_session, pushing, _http, file_download):
             patch.setattr(module, "time", clock)

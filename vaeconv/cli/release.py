@@ -70,8 +70,6 @@ def release(
         if not quiet:
             sys.stdout.write(one_line(f"wrote {file}") + "\n")
         return
-    check_steps(first, last)
-    config = read_release(file)
     shown = not (quiet or json)
 
     def tell(step: str) -> None:
@@ -81,6 +79,8 @@ def release(
 
     with StepProgress(enabled=shown) as steps:
         try:
+            check_steps(first, last)
+            config = read_release(file)
             done = run(
                 config,
                 file.absolute().parent,
@@ -92,6 +92,7 @@ def release(
             )
         except VaeconvError as error:
             _annotate(error)
+            _tell_failure(error)
             raise
     _tell_ci(done)
     if json:
@@ -128,14 +129,25 @@ def _annotate(error: Exception) -> None:
         sys.stderr.write(said.replace("vaeconv verify", "vaeconv release", 1) + "\n")
 
 
+def _tell_failure(error: Exception) -> None:
+    """Write the verdict into the job's summary."""
+    from vaeconv.errors import one_line
+
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    if summary:
+        said = one_line(str(error)).replace("`", "'")
+        _append(summary, f"### vaeconv release\n\n**stopped**: `{said}`\n")
+
+
 def _tell_ci(done: Release) -> None:
     """Write the job's summary and outputs (``GITHUB_STEP_SUMMARY``, ``GITHUB_OUTPUT``)."""
+    from vaeconv.errors import one_line
     from vaeconv.evaluate.tables import format_markdown
     from vaeconv.publish.card import read_document
 
     summary, output = os.environ.get("GITHUB_STEP_SUMMARY"), os.environ.get("GITHUB_OUTPUT")
     if summary:
-        lines = ["### vaeconv release", ""]
+        lines = ["### vaeconv release", "", f"**{_verdict(done)}**", ""]
         lines += [f"- {step.name}: {step.outcome}" for step in done.steps]
         lines += [
             f"- [{one.repo_id}](https://huggingface.co/{one.repo_id}) at {one.oid}"
@@ -147,12 +159,21 @@ def _tell_ci(done: Release) -> None:
         _append(summary, "\n".join(lines) + "\n")
     if output:
         facts = {
-            "folder": str(done.folder),
+            "folder": one_line(str(done.folder)),
             "pushed": "true" if any(one.is_new for one in done.pushed) else "false",
             "repo_ids": " ".join(one.repo_id for one in done.pushed),
             "commits": " ".join(one.oid or "" for one in done.pushed),
         }
         _append(output, "".join(f"{key}={value}\n" for key, value in facts.items()))
+
+
+def _verdict(done: Release) -> str:
+    """Say in a few words what came of it."""
+    if any(one.is_new for one in done.pushed):
+        return "published"
+    if done.pushed:
+        return "nothing changed since it was published"
+    return "not pushed"
 
 
 def _append(path: str, text: str) -> None:

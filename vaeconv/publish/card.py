@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from vaeconv.publish.sections import (
     pictures_section,
     provenance_section,
     usage_section,
+    without_markers,
 )
 
 CARD = "README.md"
@@ -60,9 +62,17 @@ def make_card(inputs: CardInputs) -> str:
         UsageError: The facts do not fit the evaluation.
     """
     from huggingface_hub import ModelCard
+    from yaml import YAMLError
 
-    sections = _sections(inputs)
-    data: Any = _card_data(inputs)
+    try:
+        sections = _sections(inputs)
+        data: Any = _card_data(inputs)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise InputError(
+            f"a report or manifest lacks what a card says ({type(error).__name__}: {error})",
+            where=str(inputs.folder),
+            hint="give reports as vaeconv eval and vaeconv verify write them",
+        ) from error
     present = inputs.folder / CARD
     made: dict[str, Any] = data.to_dict()
     if not present.exists():
@@ -71,12 +81,15 @@ def make_card(inputs: CardInputs) -> str:
         card = ModelCard(present.read_text(encoding="utf-8"))
         held: Any = card.data
         kept: dict[str, Any] = held.to_dict()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, YAMLError) as error:
         raise InputError(
             f"its front matter cannot be read ({error})", where=str(present)
         ) from error
     tags = [*made.get("tags", ()), *kept.get("tags", ())]
     merged = {**kept, **made, "tags": list(dict.fromkeys(tags))}
+    # In the file's order: the client has its own, which would move lines at every run.
+    order = [key for key in getattr(card, "_original_order", ()) if key in merged]
+    merged = {key: merged[key] for key in dict.fromkeys([*order, *merged])}
     return f"{_front_matter(merged)}\n{merge_sections(card.text, sections)}"
 
 
@@ -102,7 +115,7 @@ def read_document(path: Path, command: str) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         found = document["command"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"not a report of vaeconv {command} ({error})", where=str(path)) from error
     if found != command:
         raise InputError(f"a report of vaeconv {found}, not of {command}", where=str(path))
@@ -118,7 +131,10 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
             outputs, _ = manifest["outputs"], manifest["source"]["name"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            _ = {name: dict(output) for name, output in outputs.items()}
+        except (
+            OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError
+        ) as error:  # fmt: skip
             raise InputError(f"not a manifest ({error})", where=str(path)) from error
         found = {**manifest, "outputs": {**(found or manifest)["outputs"], **outputs}}
     return found
@@ -136,14 +152,20 @@ def variants_of(folder: Path) -> list[str | None]:
 def _new_card(inputs: CardInputs, data: Mapping[str, Any], sections: Sequence[Section]) -> str:
     import jinja2
 
-    source = (
-        inputs.template.read_text(encoding="utf-8")
-        if inputs.template
-        else resources.files("vaeconv.publish").joinpath("templates/card.md.j2").read_text("utf-8")
-    )
+    shipped = resources.files("vaeconv.publish").joinpath("templates/card.md.j2")
+    try:
+        source = (inputs.template or shipped).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        where = str(inputs.template) if inputs.template else None
+        raise InputError(f"the template cannot be read ({error})", where=where) from error
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     environment.filters["cell"] = lambda value: " ".join(str(value).replace("|", "\\|").split())
-    meta = inputs.meta
+    meta = replace(
+        inputs.meta,
+        summary=without_markers(inputs.meta.summary),
+        training=without_markers(inputs.meta.training),
+        limits=without_markers(inputs.meta.limits),
+    )
     try:
         text = environment.from_string(source).render(
             card_data=_front_matter(data).rstrip(),
@@ -183,11 +205,21 @@ def _list_pictures(inputs: CardInputs) -> tuple[list[str], list[str]]:
             where=str(inputs.pictures),
             hint=f"vaeconv compare … --out {inputs.folder / 'assets'}",
         ) from error
-    names = sorted(
-        one.name
-        for one in inputs.pictures.iterdir()
-        if one.suffix.lower() in PICTURES and one.stem != "sheet"
-    )
+    try:
+        names = sorted(
+            one.name
+            for one in inputs.pictures.iterdir()
+            if one.suffix.lower() in PICTURES and one.stem != "sheet"
+        )
+    except OSError as error:
+        raise InputError(f"no folder of pictures ({error})", where=str(inputs.pictures)) from error
+    for name in names:
+        if any("\ud800" <= char <= "\udfff" for char in name):
+            raise InputError(
+                "its name is not UTF-8",
+                where=str(inputs.pictures / name),
+                hint="rename it: no link and no repository can have it",
+            )
     if not names:
         raise InputError("no pictures in it", where=str(inputs.pictures))
     order: list[str] = []

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from vaeconv.errors import InputError
 from vaeconv.evaluate.tables import make_tables, markdown_table
 from vaeconv.publish.card import CARD, metric_title
 from vaeconv.publish.sections import find_sections
 
-_LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)|<img[^>]+src=[\"']?([^\"'\s>]+)")
+_LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)(?:\s[^)]*)?\)|<img[^>]+src=[\"']?([^\"'\s>]+)")
 _REMOTE = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:|#|//")
+# Of code, brackets beside parentheses are no links.
+_CODE = re.compile(r"^(```+|~~~+).*?^\1[`~]*$|(?<!`)(`+)(?!`)[^\n]+?(?<!`)\2(?!`)", re.M | re.S)
 _LISTS = ("tags", "datasets")
 _TEXTS = ("license", "library_name", "base_model_relation", "pipeline_tag")
 
@@ -24,6 +27,9 @@ def check_card(folder: Path, evaluations: Sequence[Mapping[str, Any]] = ()) -> l
     Args:
         folder: The release that it lies in.
         evaluations: Results whose numbers the tables must have.
+
+    Raises:
+        InputError: An evaluation is none.
     """
     path = folder / CARD
     try:
@@ -34,8 +40,13 @@ def check_card(folder: Path, evaluations: Sequence[Mapping[str, Any]] = ()) -> l
     if problem:
         return [problem]
     problems = [*_front_problems(front), *_link_problems(folder, body)]
-    problems += _table_problems(body, evaluations)
-    problems += _index_problems(front, evaluations)
+    try:
+        problems += _table_problems(body, evaluations)
+        problems += _index_problems(front, evaluations)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise InputError(
+            f"not a result of vaeconv eval ({type(error).__name__}: {error})"
+        ) from error
     return problems
 
 
@@ -72,14 +83,18 @@ def _front_problems(front: Mapping[str, Any]) -> Iterator[str]:
 def _link_problems(folder: Path, body: str) -> Iterator[str]:
     """Name links to files that are not there, or that lie outside the release."""
     root = folder.resolve()
-    for match in _LINK.finditer(body):
+    for match in _LINK.finditer(_CODE.sub("", body)):
         target = match[1] or match[2]
         if _REMOTE.match(target):
             continue
-        path = (folder / unquote(target.partition("#")[0])).resolve()
+        try:
+            path = (folder / unquote(target.partition("#")[0])).resolve()
+            is_there = path.exists()
+        except (OSError, ValueError):  # no name that a file can have
+            path, is_there = root / "nothing", False
         if root not in path.parents:
             yield f"the link {target} leads out of the release"
-        elif not path.exists():
+        elif not is_there:
             yield f"the link {target} leads to nothing"
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from json import JSONDecodeError
+from logging import ERROR
 from typing import Any, TypeVar
 
 from vaeconv._version import __version__
@@ -20,6 +21,8 @@ MAX_WAIT = 60  # seconds that a server may ask for before a retry
 DEADLINE = 3600.0  # seconds for everything
 
 WAITS = (1.0, 2.0, 4.0)  # seconds between tries
+_TIMEOUTS = ("connect", "read", "write", "pool")
+_CLIENTS = ("httpx2", "httpx", "httpcore2", "httpcore")
 _DIGITS = 9  # of a number of seconds; Python reads no text of thousands
 _AGAIN = (408, 429, 500, 502, 503, 504)
 _UNSETTLED = (408, 412, 429, 500, 502, 503, 504)
@@ -74,6 +77,7 @@ def bounded_client(deadline: Deadline) -> Iterator[Any]:
         HubError: The time is over.
     """
     from huggingface_hub import HfApi, set_client_factory
+    from huggingface_hub.utils import logging
     from huggingface_hub.utils._http import default_client_factory
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -86,6 +90,8 @@ def bounded_client(deadline: Deadline) -> Iterator[Any]:
 
     def check_time(request: Any) -> None:
         deadline.check()
+        # Some calls of the client say that they have no timeout.
+        request.extensions["timeout"] = dict.fromkeys(_TIMEOUTS, TIMEOUT)
 
     def factory() -> Any:
         client = default_client_factory()
@@ -98,10 +104,14 @@ def bounded_client(deadline: Deadline) -> Iterator[Any]:
 
     if not sys.stderr.isatty():
         disable_progress_bars()
+    said = logging.get_verbosity()
+    # Each try that fails would be a line, with the upload's address.
+    logging.set_verbosity(ERROR)
     set_client_factory(factory)
     try:
         yield HfApi(library_name="vaeconv", library_version=__version__)
     finally:
+        logging.set_verbosity(said)
         set_client_factory(default_client_factory)
 
 
@@ -153,8 +163,13 @@ def ask(call: Callable[[], Answer], deadline: Deadline) -> Answer:
 
 def _is_no_answer(error: BaseException) -> bool:
     """Whether the connection failed, or what came was no answer of a Hub."""
-    module = type(error).__module__.partition(".")[0]
-    return module in ("httpx2", "httpx", "httpcore") or isinstance(error, OSError | JSONDecodeError)
+    cause: BaseException | None = error
+    while cause is not None:
+        module = type(cause).__module__.partition(".")[0]
+        if module in _CLIENTS or isinstance(cause, OSError | JSONDecodeError):
+            return True
+        cause = cause.__cause__
+    return False
 
 
 def within(seconds: float, work: Callable[[], Answer]) -> Answer:

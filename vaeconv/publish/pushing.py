@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,8 @@ from vaeconv.publish.release_files import (
     list_release,
     parity_reports,
 )
+
+_TYPES = ("model", "dataset", "space")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,8 +133,20 @@ def push(
 
 
 def _check_options(repo_id: str, options: PushOptions) -> None:
-    if repo_id.count("/") != 1 or not all(repo_id.split("/")):
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+        is_named = repo_id.count("/") == 1 and all(repo_id.split("/"))
+    except HFValidationError:
+        is_named = False
+    if not is_named:
         raise UsageError(f"{repo_id} is not owner/name")
+    if options.repo_type not in _TYPES:
+        raise UsageError(
+            f"{options.repo_type} is no type of repository", hint=f"known: {', '.join(_TYPES)}"
+        )
     if options.create_pr and (options.revision != "main" or options.tag):
         raise UsageError(
             "--create-pr goes with neither --revision nor --tag",
@@ -383,20 +398,25 @@ class _Push:
         with tempfile.TemporaryDirectory() as folder:
             for number, file in enumerate(self._files):
                 self._report("downloading", number, len(self._files))
-                path = self._api.hf_hub_download(
-                    self._repo,
-                    file.path,
-                    revision=oid,
-                    repo_type=self._options.repo_type,
-                    local_dir=folder,
-                    force_download=True,
-                )
+                path = ask(partial(self._download, file.path, oid, folder), self._deadline)
                 if hash_file(Path(path), file.path).sha256 != file.sha256:
                     raise CheckFailedError(
                         f"{file.path} came back different from what was published",
                         where=self._repo,
                     )
                 Path(path).unlink()
+
+    def _download(self, path: str, oid: str, folder: str) -> str:
+        """Download a file into a folder, whatever a cache may have of it."""
+        found: str = self._api.hf_hub_download(
+            self._repo,
+            path,
+            revision=oid,
+            repo_type=self._options.repo_type,
+            local_dir=folder,
+            force_download=True,
+        )
+        return found
 
 
 def _has_changed(file: ReleaseFile) -> CheckFailedError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from vaeconv.autoencoder.topology import Layout
 from vaeconv.checkpoint.atomic import replace_small_file
 from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.conversion import ConvertOptions, convert
-from vaeconv.errors import CheckFailedError, OutputError, UsageError
+from vaeconv.errors import CheckFailedError, InputError, OutputError, UsageError
 from vaeconv.evaluate.comparing import CompareOptions, compare, write_comparison
 from vaeconv.evaluate.evaluation import EvalOptions, evaluate
 from vaeconv.evaluate.models import ModelSpec, read_models_file
@@ -36,7 +37,12 @@ from vaeconv.publish.checking import check_card
 from vaeconv.publish.meta import CardMeta
 from vaeconv.publish.pushing import Pushed, PushOptions, push
 from vaeconv.publish.release_config import ReleaseConfig
-from vaeconv.publish.release_files import hash_file
+from vaeconv.publish.release_files import (
+    check_release,
+    hash_file,
+    list_release,
+    parity_reports,
+)
 from vaeconv.survey import Survey, survey_checkpoint
 
 STEPS = ("convert", "prune", "verify", "eval", "compare", "card", "push")
@@ -121,6 +127,8 @@ class _Release:
         self._original = self._folder / "original"
         self._state: dict[str, Any] = {}
         self._hashes: dict[Path, str] = {}
+        self._contents: dict[Path, Any] = {}
+        self._forced = False
         self._source_hashes: list[str] | None = None
         self._known_survey: Survey | None = None
         self._pushed: list[Pushed] = []
@@ -139,25 +147,31 @@ class _Release:
         if not dry_run:
             self._make_folders()
         self._state = self._read_state()
-        forced = False
         results: list[StepResult] = []
         for name in wanted:
-            forced = forced or name == first
-            results.append(self._run_step(name, forced=forced, dry_run=dry_run))
+            self._forced = self._forced or name == first
+            results.append(self._run_step(name, dry_run=dry_run))
         return Release(tuple(results), self._folder, tuple(self._pushed))
 
-    def _run_step(self, name: str, *, forced: bool, dry_run: bool) -> StepResult:
+    def _run_step(self, name: str, *, dry_run: bool) -> StepResult:
         work: Callable[[], tuple[list[Path], dict[str, Any]] | None] = getattr(self, f"_do_{name}")
         inputs = self._inputs_of(name)
-        if inputs is None:
-            return StepResult(name, "left out", {})
         known = self._state.get(name, {})
-        is_done = not forced and known.get("inputs") == inputs and name not in _ALWAYS
+        if inputs is None:
+            if known and not dry_run:
+                self._remove_stale(known["outputs"], [])
+                del self._state[name]
+                self._write_state()
+            return StepResult(name, "left out", {})
+        is_done = not self._forced and known.get("inputs") == inputs and name not in _ALWAYS
         if is_done and self._outputs_stand(name, known["outputs"]):
             return StepResult(name, "unchanged", known["facts"])
         if dry_run:
             return StepResult(name, "to do", {})
         self._on_step(name)
+        if known:  # until it is done, its files are neither what they were nor what they will be
+            known["inputs"] = None
+            self._write_state()
         done = work()
         outputs, facts = done or ([], {})
         self._remove_stale(known.get("outputs", {}), outputs)
@@ -166,9 +180,12 @@ class _Release:
             "outputs": {self._name(path): self._sha256(path, fresh=True) for path in outputs},
             "facts": facts,
         }
+        self._write_state()
+        return StepResult(name, "done", facts)
+
+    def _write_state(self) -> None:
         data = json.dumps(self._state, indent=1, sort_keys=True).encode() + b"\n"
         replace_small_file(self._folder / _STATE, data, durable=True)
-        return StepResult(name, "done", facts)
 
     def _remove_stale(self, before: dict[str, str], outputs: Sequence[Path]) -> None:
         """Remove what an earlier run of the step wrote and this one did not."""
@@ -180,7 +197,7 @@ class _Release:
     def _make_folders(self) -> None:
         try:
             for folder in (self._folder, self._diffusers, self._original):
-                folder.mkdir(exist_ok=True)
+                folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(
                 f"cannot be made: {error.strerror}", where=str(self._folder)
@@ -191,7 +208,7 @@ class _Release:
             state = json.loads((self._folder / _STATE).read_bytes())
         except (OSError, ValueError):
             return {}
-        return dict(state) if isinstance(state, dict) else {}
+        return dict(state) if isinstance(state, dict) and _is_state(state) else {}
 
     def _outputs_stand(self, name: str, outputs: dict[str, str]) -> bool:
         """Tell whether a step's files are all there.
@@ -225,13 +242,21 @@ class _Release:
         """Hash what decides a step's result; None where the step is not wanted."""
         config = self._config
         source = [asdict(config.source), self._source_sha256()]
-        weights = [*source, asdict(config.output)]
+        weights = [*source, asdict(config.output), self._content(config.source.config)]
+        own = self._own_model().name
+        table, pictures = config.eval, config.compare
+        others = [own, table.protocol, table.device, self._content(table.models)]
         facts: Any = {
             "convert": weights,
             "prune": weights if config.output.original else None,
-            "verify": [weights, asdict(config.verify)],
-            "eval": [weights, asdict(config.eval)] if config.eval.images else None,
-            "compare": [weights, asdict(config.compare)] if config.compare.images else None,
+            "verify": [weights, asdict(config.verify), self._content(config.verify.latents)],
+            "eval": [
+                weights, asdict(table), others,
+                self._content(table.images), self._content(table.baseline),
+            ] if table.images else None,
+            "compare": [
+                weights, asdict(pictures), others, self._content(pictures.images),
+            ] if pictures.images else None,
             "card": [
                 weights, asdict(config.card), asdict(config.push),
                 [self._state.get(step, {}).get("outputs") for step in STEPS[:5]],
@@ -240,13 +265,27 @@ class _Release:
         }[name]  # fmt: skip
         if facts is None:
             return None
-        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=list).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
     def _source_sha256(self) -> list[str]:
         if self._source_hashes is None:
             with open_checkpoint(self._source) as checkpoint:
                 self._source_hashes = [hash_bytes(one) for one in checkpoint.sources]
         return self._source_hashes
+
+    def _content(self, text: str | None) -> Any:
+        """Hash a file, or each file in a folder; None for what is not here."""
+        path = self._path(text) if text else None
+        if path is None or not path.exists():
+            return None
+        if path not in self._contents:
+            files = sorted(path.rglob("*")) if path.is_dir() else [path]
+            self._contents[path] = [
+                [file.relative_to(path).as_posix(), hash_file(file, file.name).sha256]
+                for file in files
+                if file.is_file()
+            ]
+        return self._contents[path]
 
     @property
     def _source(self) -> str:
@@ -256,6 +295,8 @@ class _Release:
 
     def _do_convert(self) -> tuple[list[Path], dict[str, Any]]:
         source, outputs = self._config.source, []
+        manifest = self._diffusers / MANIFEST
+        manifest.unlink(missing_ok=True)  # each variant adds to what is there
         for dtype, variant in self._variants():
             done = convert(
                 self._source,
@@ -272,8 +313,10 @@ class _Release:
                 ),
             )
             outputs += [written.path for written in done.written]
-        kept = {path for path in outputs if path.name != MANIFEST}
-        return sorted(kept), {"folder": "diffusers", "variants": [v for _, v in self._variants()]}
+        return sorted({*outputs, manifest}), {
+            "folder": "diffusers",
+            "variants": [v for _, v in self._variants()],
+        }
 
     def _do_prune(self) -> tuple[list[Path], dict[str, Any]]:
         source, output = self._config.source, self._config.output
@@ -322,12 +365,19 @@ class _Release:
             targets.append((self._original / name, None, self._original / f"parity-{name}.json"))
         for number, (target, variant, path) in enumerate(targets):
             drop_in = self._place(table.drop_in_for) if number == 0 else None
-            result = verify(
+            source: tuple[Any, SideOptions] = (
                 self._source,
-                target,
+                SideOptions(source_prefix=self._config.source.source_prefix),
+            )
+            sides = [source, (target, SideOptions(variant=variant))]
+            if drop_in:  # what is published stands in for the other, with the scaling that it has
+                sides.reverse()
+            result = verify(
+                sides[0][0],
+                sides[1][0],
                 VerifyOptions(
-                    a=SideOptions(source_prefix=self._config.source.source_prefix),
-                    b=SideOptions(variant=variant),
+                    a=sides[0][1],
+                    b=sides[1][1],
                     ema=self._config.source.ema and self._has_average(),
                     device=table.device,
                     dtype=table.dtype,
@@ -350,10 +400,11 @@ class _Release:
         if table.models:
             specs += read_models_file(self._path(table.models))
         target = self._diffusers / _EVAL
+        parts = self._parts()
         result = evaluate(
             specs,
             self._path(table.images),
-            self._folder / "eval.parts",
+            parts,
             EvalOptions(
                 protocol=preset(table.protocol).changed(size=table.size),
                 metrics=table.metrics,
@@ -372,29 +423,56 @@ class _Release:
         means = {name: one if name == "rfid" else one["mean"] for name, one in metrics.items()}
         return [target], {"metrics": means}
 
+    def _parts(self) -> Path:
+        """Where the evaluation keeps what it measured; what is of other pictures is removed."""
+        said = json.dumps(self._content(self._config.eval.images)).encode()
+        kept = self._folder / f"eval-{hashlib.sha256(said).hexdigest()[:16]}.parts"
+        for folder in self._folder.glob("eval-*.parts"):
+            if folder != kept or self._forced:
+                shutil.rmtree(folder, ignore_errors=True)
+        return kept
+
     def _check_metrics(self, metrics: dict[str, Any]) -> None:
-        """The gates of the evaluation.
+        """The gates of the evaluation; what is no number passes none.
 
         Raises:
             CheckFailedError: One said no.
+            UsageError: What a gate judges is not there.
         """
         table = self._config.eval
         if table.min_psnr is not None:
-            psnr = metrics.get("psnr", {}).get("mean")
-            if psnr is not None and psnr < table.min_psnr:
+            if "psnr" not in metrics:
+                raise UsageError("the gate on PSNR needs PSNR in the result")
+            found = metrics["psnr"]
+            psnr = found["mean"]
+            is_exact = psnr is None and found.get("infinite", 0) > 0
+            if not is_exact and (psnr is None or not psnr >= table.min_psnr):
+                said = "no number" if psnr is None else f"{psnr:.2f} dB"
                 raise CheckFailedError(
-                    f"PSNR is {psnr:.2f} dB, less than the {table.min_psnr:g} of min_psnr"
+                    f"PSNR is {said}, less than the {table.min_psnr:g} of min_psnr"
                 )
         if table.baseline:
-            rows = read_document(self._path(table.baseline), "eval")["models"]
-            before, now = rows[0]["metrics"].get("rfid"), metrics.get("rfid")
+            before, now = self._baseline(self._path(table.baseline)), metrics.get("rfid")
             if before is None or now is None:
                 raise UsageError("the gate on rFID needs rFID in both results")
-            if now > before + table.max_rfid_regression:
+            if not now <= before + table.max_rfid_regression:
                 raise CheckFailedError(
                     f"rFID is {now:.2f}, and {before:.2f} in the baseline: more than the "
                     f"{table.max_rfid_regression:g} of max_rfid_regression worse"
                 )
+
+    def _baseline(self, path: Path) -> float | None:
+        """The rFID of an earlier result; None where it has none.
+
+        Raises:
+            InputError: It is no result.
+        """
+        try:
+            rows = read_document(path, "eval")["models"]
+            found = rows[0]["metrics"].get("rfid")
+            return None if found is None else float(found)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise InputError("not a result of vaeconv eval", where=str(path)) from error
 
     def _do_compare(self) -> tuple[list[Path], dict[str, Any]]:
         table = self._config.compare
@@ -464,11 +542,19 @@ class _Release:
             verify=table.verify,
             on_progress=self._on_progress,
         )
+        if table.original_repo_id:  # both or none: what push would refuse is refused before
+            self._check_original()
         self._pushed.append(push(self._diffusers, table.repo_id, options))
         if table.original_repo_id:
             self._pushed.append(push(self._original, table.original_repo_id, options))
         commits = {one.repo_id: one.oid for one in self._pushed}
         return [], {"commits": commits, "new": [one.repo_id for one in self._pushed if one.is_new]}
+
+    def _check_original(self) -> None:
+        folder = self._original
+        problems = check_release(folder, list_release(folder), reports=parity_reports(folder))
+        if problems:
+            raise CheckFailedError(f"not fit to be published: {problems[0]}", where=str(folder))
 
     # --- facts that several steps need ---
 
@@ -476,8 +562,14 @@ class _Release:
         """Leave out what differs from run to run, and where on this machine things are."""
         kept = {key: value for key, value in document.items() if key not in _PASSING}
         text = json.dumps({"schema_version": 1, "command": command, **kept})
+        config = self._config
+        given = (config.source.checkpoint, config.verify.drop_in_for, config.verify.latents)
+        for path in sorted(
+            (one for one in given if one and Path(one).is_absolute()), key=len, reverse=True
+        ):
+            text = text.replace(json.dumps(path)[1:-1], json.dumps(Path(path).name)[1:-1])
         prefix = json.dumps(f"{self._root}/")[1:-1]
-        return dict(json.loads(text.replace(prefix, "")))
+        return dict(json.loads(text.replace(prefix, ""), object_hook=_without_places))
 
     def _variants(self) -> list[tuple[str, str | None]]:
         """Each dtype of the diffusers folder with its variant; fp32, else the first, is plain."""
@@ -520,6 +612,27 @@ class _Release:
             model=meta.model or self._own_model().name,
             eval_titles=meta.eval_titles or ((config.eval.title,) if config.eval.title else ()),
         )
+
+
+def _is_state(state: dict[Any, Any]) -> bool:
+    """Tell whether a file of what was done is whole."""
+    return all(
+        isinstance(step, dict)
+        and step.keys() == {"inputs", "outputs", "facts"}
+        and isinstance(step["outputs"], dict)
+        and isinstance(step["facts"], dict)
+        for step in state.values()
+    )
+
+
+def _without_places(found: dict[str, Any]) -> dict[str, Any]:
+    """Leave the last part only of a path that leads out of the release's folder."""
+    places = {
+        key: Path(found[key]).name
+        for key in ("path", "name", "source")
+        if isinstance(found.get(key), str) and Path(found[key]).is_absolute()
+    }
+    return {**found, **places}
 
 
 def _report_name(variant: str | None) -> str:

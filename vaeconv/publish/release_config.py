@@ -127,17 +127,42 @@ def read_release(path: Path) -> ReleaseConfig:
             where=str(path),
             hint="a release states its scaling; vaeconv inspect says what the file gives away",
         )
+    _check_gates(config, str(path))
     dtypes = config.output.dtypes
     unknown = [one for one in (*dtypes, config.output.original_dtype) if one not in _DTYPES]
     if unknown or not dtypes or len(set(dtypes)) != len(dtypes):
         raise UsageError(
             f"[output] dtypes are some of {', '.join(_DTYPES)}, each once", where=str(path)
         )
+    if config.output.original and not config.output.original_formats:
+        raise UsageError("[output] original needs original_formats", where=str(path))
     if config.push.original_repo_id and not config.output.original:
         raise UsageError(
             "[push] original_repo_id needs a name in [output] original", where=str(path)
         )
+    if config.push.original_repo_id and not config.push.repo_id:
+        raise UsageError("[push] original_repo_id needs repo_id", where=str(path))
+    for repo_id in filter(None, (config.push.repo_id, config.push.original_repo_id)):
+        if repo_id.count("/") != 1 or not all(repo_id.split("/")):
+            raise UsageError(f"[push] {repo_id} is not owner/name", where=str(path))
     return config
+
+
+def _check_gates(config: ReleaseConfig, where: str) -> None:
+    """Check that each gate that is set has something to judge.
+
+    Raises:
+        UsageError: One has not.
+    """
+    table = config.eval
+    gates = (("min_psnr", table.min_psnr, "psnr"), ("baseline", table.baseline, "rfid"))
+    for key, value, metric in gates:
+        if value is None:
+            continue
+        if not table.images:
+            raise UsageError(f"[eval] {key} needs images", where=where)
+        if metric not in table.metrics:
+            raise UsageError(f"[eval] {key} needs {metric} in metrics", where=where)
 
 
 _DTYPES = ("fp32", "fp16", "bf16")
@@ -154,13 +179,19 @@ def commented_file() -> str:
         kind = hints[table.name]
         assert is_dataclass(kind)
         lines += [f"# {(kind.__doc__ or '').splitlines()[0]}", f"[{table.name}]"]
+        documented = _attributes_of(kind)
         for key in fields(kind):
-            doc = key.metadata.get("doc")
-            if doc:
-                lines.append(f"# {doc}")
+            lines.append(f"# {key.metadata.get('doc') or documented[key.name]}")
             lines.append(_line(table.name, key))
         lines.append("")
     return "\n".join(lines)
+
+
+def _attributes_of(kind: Any) -> dict[str, str]:
+    """Read what a docstring says of each attribute."""
+    lines = (kind.__doc__ or "").splitlines()
+    pairs = (line.strip().split(": ", 1) for line in lines if line.startswith(" " * 8))
+    return {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
 
 
 _EXAMPLES = {

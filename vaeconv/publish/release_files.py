@@ -106,7 +106,11 @@ def check_release(
         needs_parity: Whether there must be such reports.
         evaluations: Results that the card's tables must agree with.
     """
-    problems: list[str] = []
+    problems = [
+        f"the name of {file.path!r} is not UTF-8"
+        for file in files
+        if any("\ud800" <= char <= "\udfff" for char in file.path)
+    ]
     by_path = {file.path: file for file in files}
     problems += _weights_problems(folder, files)
     problems += _manifest_problems(folder, by_path)
@@ -131,7 +135,8 @@ def _weights_problems(folder: Path, files: Sequence[ReleaseFile]) -> list[str]:
                 if not file.path.startswith(STEM) or "-of-" not in file.path:
                     survey_checkpoint(checkpoint)
         except VaeconvError as error:
-            problems.append(f"{file.path}: {error.what}")
+            is_config = (error.where or "").endswith(CONFIG)
+            problems.append(f"{CONFIG if is_config else file.path}: {error.what}")
     if any(file.path.startswith(STEM) for file in weights) and not (folder / CONFIG).is_file():
         problems.append(f"there is no {CONFIG} beside the weights")
     return problems

@@ -15,6 +15,7 @@ _BEGIN, _END = "<!-- vaeconv:begin {name} -->", "<!-- vaeconv:end {name} -->"
 _MARKED = re.compile(
     r"<!-- vaeconv:begin (?P<name>[\w-]+) -->\n.*?<!-- vaeconv:end (?P=name) -->", re.DOTALL
 )
+_PLACED = re.compile(f"(?P<before>\n*)(?:{_MARKED.pattern})(?P<after>\n*)", re.DOTALL)
 
 _NAMED = ("gpu", "device", "torch", "diffusers")  # of the environment of a check
 
@@ -34,7 +35,12 @@ class Section(NamedTuple):
     def marked(self) -> str:
         """The text between its markers."""
         begin, end = _BEGIN.format(name=self.name), _END.format(name=self.name)
-        return f"{begin}\n{self.text.strip()}\n{end}"
+        return f"{begin}\n{without_markers(self.text.strip())}\n{end}"
+
+
+def without_markers(text: str) -> str:
+    """Make text from elsewhere safe to stand in a card: what looks like a marker is none."""
+    return text.replace("<!-- vaeconv:", "&lt;!-- vaeconv:")
 
 
 def find_sections(text: str) -> dict[str, str]:
@@ -51,12 +57,15 @@ def merge_sections(text: str, sections: Sequence[Section]) -> str:
     wanted = {section.name: section.marked for section in sections}
 
     def replace(match: re.Match[str]) -> str:
-        return wanted.pop(match["name"], "")
+        marked = wanted.pop(match["name"], None)
+        if marked is not None:
+            return f"{match['before']}{marked}{match['after']}"
+        return "\n\n" if match["before"] and match["after"] else ""
 
-    merged = _MARKED.sub(replace, text).strip()
+    merged = _PLACED.sub(replace, text).strip("\n")
     for marked in wanted.values():
         merged += f"\n\n{marked}"
-    return re.sub(r"\n{3,}", "\n\n", merged).rstrip() + "\n"
+    return merged.strip("\n") + "\n"
 
 
 def usage_section(meta: CardMeta, variants: Sequence[str | None]) -> Section:
@@ -104,7 +113,8 @@ def evaluation_section(results: Sequence[Mapping[str, Any]], meta: CardMeta) -> 
     titles = list(meta.eval_titles)
     for table in make_tables(results):
         title = titles.pop(0) if titles else table.title
-        lines += [f"### {title}", "", *markdown_table(table), "", f"_{table.protocol}_", ""]
+        lines += [f"### {_cell(title)}", "", *markdown_table(table), ""]
+        lines += [f"_{_cell(table.protocol)}_", ""]
     nets = sorted(
         {f"{net['name']} `{net['sha256'][:16]}`" for result in results for net in result["nets"]}
     )
@@ -117,9 +127,9 @@ def pictures_section(paths: Sequence[str], order: Sequence[str]) -> Section:
     """Side-by-side reconstructions, by links relative to the card."""
     lines = ["## Reconstructions", ""]
     if order:
-        lines += [f"From left to right: {', '.join(order)}.", ""]
+        lines += [f"From left to right: {_cell(', '.join(order))}.", ""]
     for path in paths:
-        name = Path(path).stem.replace("[", "").replace("]", "")
+        name = _cell(Path(path).stem.replace("[", "").replace("]", ""))
         lines += [f"![{name}]({quote(path)})", ""]
     return Section("pictures", "\n".join(lines))
 

@@ -1,0 +1,515 @@
+"""``vaeconv push`` through the installed command, against a loopback Hub and its real client."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.publish.pushes import (
+    CARD,
+    FP16,
+    NUMBERS,
+    PLAIN,
+    TOKEN,
+    TOKENS,
+    Pushes,
+    contents_of,
+    make_release,
+    parity_of,
+    pushes_to,
+    run_here,
+    run_push,
+    sent_paths,
+    small_hub,
+    state_of,
+    uploaded,
+    write_manifest,
+    write_parity,
+)
+from tests.support.loopback_hub import FOREVER, Call, LoopbackHub, Repository, Status
+from vaeconv.errors import CheckFailedError, HubError, UsageError
+from vaeconv.publish import pushing
+from vaeconv.publish.pushing import PushOptions, push_files
+
+pytestmark = pytest.mark.filterwarnings(r"ignore:Use 'content=:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def loopback() -> Iterator[LoopbackHub]:
+    with small_hub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def hub(loopback: LoopbackHub) -> Iterator[LoopbackHub]:
+    loopback.requests.clear()
+    yield loopback
+    loopback.rules.clear()
+    assert loopback.unserved == []
+
+
+@pytest.fixture
+def pushes(hub: LoopbackHub, tmp_path: Path) -> Iterator[Pushes]:
+    with pushes_to(hub, tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Path:
+    return make_release(tmp_path / "release")
+
+
+def push(hub: LoopbackHub, folder: Path, *args: object, code: int = 0, **env: Any) -> str:
+    """Push, and return what was printed where it ends as it should."""
+    done = run_push(hub.env(folder.parent / "home", **env), folder, *args)
+    assert done.returncode == code, done.stderr
+    for token in TOKENS:
+        assert token not in done.stdout + done.stderr
+    if code:
+        assert done.stdout == ""
+        assert done.stderr.count("\n") == 1 and "; " in done.stderr, done.stderr
+        return done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+def repo_of(hub: LoopbackHub) -> tuple[str, Repository]:
+    repo_id = f"user/made-{next(NUMBERS)}"
+    return repo_id, hub.create_repo(repo_id)
+
+
+# --- what is published ---
+
+
+LOAD = """
+import sys, warnings
+from diffusers import AutoencoderKL
+for options in ({}, {"variant": "fp16"}):
+    vae = AutoencoderKL.from_pretrained(sys.argv[1], **options)
+    print(vae.config.latent_channels, vae.dtype, sum(p.numel() for p in vae.parameters()))
+"""
+
+
+def test_a_first_push_and_diffusers_after_it(hub: LoopbackHub, release: Path) -> None:
+    out = push(hub, release, "user/first", "--private", "--tag", "v1.0", "--verify")
+    repo = hub.repo("user/first")
+    assert repo.private
+    assert repo.files() == contents_of(release)
+    assert (repo.commit_count(), repo.tags) == (1, {"v1.0": repo.head()})
+    assert len(hub.asked("POST", "/commit/")) == 1
+    assert {path for path, file in repo.commit().files.items() if file.is_lfs} == {
+        PLAIN, FP16, "assets/one.png"
+    }  # fmt: skip
+    assert f"published 7 files to {repo.id}, branch main" in out
+    assert f"commit {repo.head()}, tag v1.0" in out and "downloaded again, and equal" in out
+    assert {r.token for r in hub.asked(path="^/api/models/")} == {TOKEN}
+
+    env = hub.env(release.parent / "home")
+    loaded = subprocess.run(
+        [sys.executable, "-c", LOAD, repo.id], env=env, capture_output=True, text=True, check=False
+    )
+    assert loaded.returncode == 0, loaded.stderr
+    lines = loaded.stdout.splitlines()
+    assert len(lines) == 2 and len(set(lines)) == 1 and lines[0].startswith("4 torch.float32 ")
+    asked = [request.path for request in hub.asked(path="/resolve/")]
+    assert any(PLAIN in path for path in asked) and any(FP16 in path for path in asked)
+
+    before = state_of(hub)
+    hub.requests.clear()
+    out = push(hub, release, "user/first", "--private", "--tag", "v1.0", "--verify")
+    assert "nothing changed: user/first has all 7 files" in out
+    assert state_of(hub) == before
+    assert hub.asked("PUT") == hub.asked(path="/commit/") == hub.asked("POST") == []
+
+
+def test_json(hub: LoopbackHub, release: Path) -> None:
+    repo_id, repo = repo_of(hub)
+    before = repo.head()
+    dry = json.loads(push(hub, release, repo_id, "--json", "--dry-run"))
+    assert (dry["ok"], dry["dry_run"], dry["oid"], dry["is_new"]) == (True, True, None, False)
+    assert sorted(dry["changed"]) == sorted(contents_of(release))
+    assert repo.head() == before
+    done = json.loads(push(hub, release, repo_id, "--json", "--tag", "v1"))
+    assert (done["command"], done["oid"], done["tag"]) == ("push", repo.head(), "v1")
+    assert (done["is_new"], done["unchanged"]) == (True, [])
+    assert done["url"] == f"{hub.endpoint}/{repo_id}/commit/{repo.head()}"
+    failed = run_push(
+        hub.env(release.parent / "home", token="hf_wrong"), release, repo_id, "--json"
+    )
+    assert failed.returncode == 6
+    assert json.loads(failed.stdout)["ok"] is False
+
+
+def test_only_what_changed_is_sent(pushes: Pushes) -> None:
+    pushes.run()
+    pushes.hub.requests.clear()
+    (pushes.folder / "config.json").write_text("{}")
+    done = pushes.run(message="Mend the config")
+    assert (done.changed, set(done.unchanged)) == (
+        ("config.json",), set(pushes.contents) - {"config.json"}
+    )  # fmt: skip
+    assert sent_paths(pushes.hub) == ["config.json"] and uploaded(pushes.hub) == 0
+    assert pushes.repo.commit().title == "Mend the config"
+    assert pushes.repo.files() == {**pushes.contents, "config.json": b"{}"}
+
+
+def test_same_size_and_other_content_is_changed(pushes: Pushes) -> None:
+    pushes.run()
+    for name in ("config.json", "weights.safetensors"):
+        path = pushes.folder / name
+        path.write_bytes(path.read_bytes()[::-1])
+    assert pushes.run().changed == ("config.json", "weights.safetensors")
+
+
+def test_what_else_is_there_stays(pushes: Pushes) -> None:
+    pushes.hub.create_repo(pushes.repo_id, {"theirs.txt": b"theirs"})
+    pushes.run()
+    assert pushes.repo.files() == {"theirs.txt": b"theirs", **pushes.contents}
+
+
+def test_a_branch_is_made(pushes: Pushes) -> None:
+    pushes.hub.create_repo(pushes.repo_id)
+    main = pushes.repo.head()
+    assert pushes.run(revision="v2", dry_run=True).oid is None
+    assert set(pushes.repo.branches) == {"main"}
+    done = pushes.run(revision="v2", tag="v2.0")
+    assert pushes.repo.files("v2") == pushes.contents
+    assert (pushes.repo.head(), pushes.repo.commit_count("v2")) == (main, 1)
+    assert pushes.repo.tags == {"v2.0": pushes.repo.head("v2")} == {"v2.0": done.oid}
+
+
+def test_a_branch_of_a_new_repository(pushes: Pushes) -> None:
+    pushes.run(revision="v2")
+    assert (pushes.repo.commit_count("v2"), pushes.repo.commit_count()) == (1, 0)
+
+
+def test_a_pull_request(pushes: Pushes) -> None:
+    pushes.hub.create_repo(pushes.repo_id)
+    done = pushes.run(create_pr=True)
+    assert pushes.repo.commit_count() == 0
+    assert pushes.repo.pulls == {1: done.oid}
+    assert pushes.repo.files("refs/pr/1") == pushes.contents
+    assert done.url == f"{pushes.hub.endpoint}/{pushes.repo_id}/discussions/1"
+
+
+def test_some_of_the_files(hub: LoopbackHub, release: Path) -> None:
+    repo_id, repo = repo_of(hub)
+    push(hub, release, repo_id, "--include", "*.json", "--include", "README.md",
+         "--include", PLAIN, "--include", "assets/*", "--exclude", "parity*")  # fmt: skip
+    assert set(repo.files()) == {"README.md", "config.json", "vaeconv.json", PLAIN,
+                                 "assets/one.png"}  # fmt: skip
+
+
+def test_a_dry_run_changes_nothing(pushes: Pushes) -> None:
+    before = state_of(pushes.hub)
+    done = pushes.run(dry_run=True, tag="v1", verify=True, private=True)
+    assert (done.oid, done.is_new, done.is_verified) == (None, False, False)
+    assert set(done.changed) == set(pushes.contents)
+    assert state_of(pushes.hub) == before
+    pushes.run()
+    before = state_of(pushes.hub)
+    assert pushes.run(dry_run=True).changed == ()
+    (pushes.folder / "config.json").write_text("{}")
+    assert pushes.run(dry_run=True, tag="v1").changed == ("config.json",)
+    assert state_of(pushes.hub) == before
+
+
+def test_verify_compares_what_comes_back(pushes: Pushes) -> None:
+    def spoil() -> None:
+        blobs = pushes.repo.lfs
+        for sha256, content in blobs.items():
+            blobs[sha256] = b"x" + content[1:]
+
+    pushes.hub.add_rule(Call(after=spoil), method="POST", path="/commit/")
+
+    # The files of the commit are kept by the Hub; storage gives what it holds.
+    with pytest.raises(CheckFailedError, match="came back different from what was published"):
+        pushes.run(verify=True)
+
+
+def test_a_file_that_changes_under_way_is_not_published(pushes: Pushes) -> None:
+    files = pushes.files
+    (pushes.folder / "config.json").write_text("{}")
+    with pytest.raises(CheckFailedError, match=r"config\.json: it changed after it was checked"):
+        push_files(files, pushes.repo_id, PushOptions())
+    (pushes.folder / "config.json").unlink()
+    with pytest.raises(CheckFailedError, match=r"config\.json: it changed after it was checked"):
+        push_files(files, pushes.repo_id, PushOptions())
+    assert pushes.repo.commit_count() == 0
+
+
+# --- tags ---
+
+
+def test_a_tag_elsewhere_stops_it_before_anything(hub: LoopbackHub, release: Path) -> None:
+    repo_id, repo = repo_of(hub)
+    repo.tags["v1"] = elsewhere = repo.head()
+    hub.move_head(repo_id)
+    before = state_of(hub)
+    said = push(hub, release, repo_id, "--tag", "v1", code=6)
+    assert f"the tag v1 stands on another commit, {elsewhere}" in said
+    assert state_of(hub) == before
+    assert hub.asked("POST") == hub.asked("PUT") == []
+
+
+def test_a_tag_elsewhere_though_all_files_are_there(pushes: Pushes) -> None:
+    pushes.hub.create_repo(pushes.repo_id)
+    pushes.repo.tags["v1"] = pushes.repo.head()
+    pushes.run()
+    with pytest.raises(HubError, match="stands on another commit"):
+        pushes.run(tag="v1")
+    assert pushes.run(tag="v2").tag == "v2"
+    assert pushes.repo.tags["v2"] == pushes.repo.head()
+
+
+def test_a_tag_that_somebody_else_puts_meanwhile(pushes: Pushes) -> None:
+    pushes.hub.create_repo(pushes.repo_id)
+    first = pushes.repo.head()
+    pushes.hub.add_rule(
+        Call(lambda: pushes.repo.tags.update(v1=first)), method="POST", path="/tag/"
+    )
+    with pytest.raises(HubError, match=f"stands on another commit, {first}"):
+        pushes.run(tag="v1")
+    assert pushes.repo.tags == {"v1": first}
+
+
+def test_a_tag_with_a_bad_name(pushes: Pushes) -> None:
+    with pytest.raises(HubError, match=r"refuses what it was asked \(400: Invalid reference name"):
+        pushes.run(tag="no good")
+    assert pushes.repo.commit_count() <= 1
+
+
+# --- refusals of the Hub ---
+
+
+@pytest.mark.parametrize(
+    ("repo_id", "token", "said"),
+    [
+        ("user/x", "hf_wrongSecret", ("401", "hf auth login")),
+        ("user/x", None, ("401", "hf auth login")),
+        ("other/x", TOKEN, ("403", "write access")),
+        ("user/x", "hf_readingSecretToken", ("403", "write access")),
+    ],
+)
+def test_who_may_not_push(
+    hub: LoopbackHub, release: Path, repo_id: str, token: str | None, said: tuple[str, str]
+) -> None:
+    before = state_of(hub)
+    text = push(hub, release, repo_id, token=token, code=6)
+    assert all(part in text for part in said) and repo_id in text
+    assert token is None or token not in text
+    assert state_of(hub) == before
+
+
+def test_a_private_repository_of_somebody_else_is_none(pushes: Pushes) -> None:
+    pushes.hub.create_repo("other/secret", private=True)
+    pushes.repo_id = "other/secret"
+    with pytest.raises(HubError, match=r"403|404|409"):
+        pushes.run()
+    assert pushes.hub.repo("other/secret").commit_count() == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "path", "said"),
+    [
+        (401, "/commit/", "hf auth login"),
+        (403, "/commit/", "write access"),
+        (404, "/preupload/", "no such repository"),
+        (409, "/tree/", "choose another name"),
+        (413, "/lfs/", "--exclude"),
+        (413, "/commit/", "--exclude"),
+        (400, "/commit/", "the Hub refuses"),
+        (403, "/lfs/", "write access"),
+    ],
+)
+def test_a_refusal_is_not_asked_again(pushes: Pushes, status: int, path: str, said: str) -> None:
+    pushes.hub.create_repo(pushes.repo_id)
+    rule = pushes.hub.add_rule(Status(status), times=FOREVER, path=path)
+    with pytest.raises(HubError) as caught:
+        pushes.run()
+    assert said in str(caught.value) and str(status) in str(caught.value)
+    assert caught.value.exit_code == 6 and caught.value.hint
+    assert 1 <= rule.seen <= 4  # files and parts that are uploaded side by side
+    assert pushes.repo.commit_count() == 0
+    assert pushes.slept == []
+
+
+def test_front_matter_that_the_hub_refuses(hub: LoopbackHub, release: Path) -> None:
+    repo_id, repo = repo_of(hub)
+    (release / "README.md").write_text(CARD.replace("license: mit", "license: mit\nmetrics: [1]"))
+    text = push(hub, release, repo_id, code=6)
+    assert "refuses the card's front matter" in text and '"metrics" must be' in text
+    assert "mend README.md" in text
+    assert repo.commit_count() == 0 and hub.asked("PUT") == []
+
+
+def test_a_traceback_has_no_token(hub: LoopbackHub, release: Path) -> None:
+    hub.add_rule(Status(403), path="/objects/batch", times=FOREVER)
+    env = hub.env(release.parent / "home")
+    done = run_push(env, release, "user/traced", "--verbose")
+    assert done.returncode == 6
+    assert "Traceback" in done.stderr
+    assert TOKEN not in done.stdout + done.stderr and "ticket=" not in done.stderr
+
+
+def test_tries_are_not_told_line_by_line(hub: LoopbackHub, release: Path) -> None:
+    repo_id, repo = repo_of(hub)
+    hub.add_rule(Status(503), method="PUT", host="storage")
+    push(hub, release, repo_id)  # which asserts that nothing was said
+    assert repo.commit_count() == 1
+
+
+# --- options ---
+
+
+@pytest.mark.parametrize(
+    ("repo_id", "options", "said"),
+    [
+        ("name", {}, "is not owner/name"),
+        ("a/b/c", {}, "is not owner/name"),
+        ("/name", {}, "is not owner/name"),
+        ("user/", {}, "is not owner/name"),
+        ("user/a name", {}, "is not owner/name"),
+        ("user/na--me", {}, "is not owner/name"),
+        ("user/x", {"create_pr": True, "tag": "v1"}, "--create-pr goes with neither"),
+        ("user/x", {"create_pr": True, "revision": "v2"}, "--create-pr goes with neither"),
+        ("user/x", {"repo_type": "modle"}, "modle is no type of repository"),
+    ],
+)
+def test_options_that_do_not_fit(
+    hub: LoopbackHub, release: Path, repo_id: str, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        pushing.push(release, repo_id, PushOptions(**options))
+
+
+# --- gates: nothing that fails here comes to the Hub ---
+
+
+def damage_weights(folder: Path) -> None:
+    (folder / PLAIN).write_bytes((folder / PLAIN).read_bytes()[:-100])
+    write_manifest(folder)
+    write_parity(folder)
+
+
+def replace_weights(folder: Path) -> None:
+    content = bytearray((folder / PLAIN).read_bytes())
+    content[-1] ^= 1
+    (folder / PLAIN).write_bytes(content)
+
+
+def replace_and_prove(folder: Path) -> None:
+    replace_weights(folder)
+    write_parity(folder)
+
+
+def change_config(folder: Path, content: str | None = None, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(content or json.dumps({**json.loads(path.read_text()), **changes}))
+    write_manifest(folder)
+
+
+def weights_only(folder: Path) -> None:
+    report = parity_of(folder / PLAIN, folder / FP16)
+    report["same"]["decoded"] = False
+    (folder / "parity.json").write_text(json.dumps(report))
+
+
+def write_card(folder: Path, text: str) -> None:
+    (folder / "README.md").write_text(text)
+
+
+GATES: dict[str, tuple[Any, str]] = {
+    "damaged weights": (damage_weights, PLAIN),
+    "no weights": (
+        lambda folder: [(folder / name).unlink() for name in (PLAIN, FP16)],
+        "there are no weights",
+    ),
+    "no config": (lambda folder: (folder / "config.json").unlink(), "there is no config.json"),
+    "config is no JSON": (lambda folder: change_config(folder, "{"), "config.json: neither JSON"),
+    "config contradicts": (lambda folder: change_config(folder, latent_channels=16), "config"),
+    "config contradicts the depth": (
+        lambda folder: change_config(folder, layers_per_block=2),
+        "config",
+    ),
+    "other weights than written": (replace_and_prove, "is not what vaeconv wrote"),
+    "no manifest that is one": (
+        lambda folder: (folder / "vaeconv.json").write_text("[]"),
+        "not a manifest",
+    ),
+    "no parity report": (
+        lambda folder: (folder / "parity.json").unlink(),
+        "there is no parity report",
+    ),
+    "parity failed": (
+        lambda folder: write_parity(folder, ok=False, problems=["they differ"]),
+        "parity.json says: they differ",
+    ),
+    "parity of other weights": (
+        lambda folder: [replace_weights(folder), write_manifest(folder)],
+        f"{PLAIN} is in no parity report that passed",
+    ),
+    "parity of weights only": (weights_only, "compared weights only"),
+    "parity report of something else": (
+        lambda folder: (folder / "parity.json").write_text('{"command": "eval"}'),
+        "is not a parity report",
+    ),
+    "parity report without sides": (
+        lambda folder: (folder / "parity.json").write_text('{"command": "verify", "ok": true}'),
+        "is not a parity report",
+    ),
+    "no card": (lambda folder: (folder / "README.md").unlink(), "there is no README.md"),
+    "card without front matter": (
+        lambda folder: write_card(folder, "# Tiny\n"),
+        "README.md: the card has no front matter",
+    ),
+    "card with a dead link": (
+        lambda folder: write_card(folder, CARD + "![x](gone.png)\n"),
+        "README.md: the link gone.png leads to nothing",
+    ),
+}
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_a_gate_is_closed(release: Path, gate: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil, said = GATES[gate]
+    spoil(release)
+    monkeypatch.setattr(pushing, "push_files", lambda *_, **__: pytest.fail("it was pushed"))
+    with pytest.raises(CheckFailedError, match="not fit to be published") as caught:
+        pushing.push(release, "user/x")
+    assert said in caught.value.what, caught.value.what
+    assert caught.value.exit_code == 4
+    result = run_here("push", release, "user/x")
+    assert (result.exit_code, result.stdout) == (4, "")
+    assert result.stderr.count("\n") == 1
+
+
+def test_without_parity(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (release / "parity.json").unlink()
+    seen: list[Any] = []
+    monkeypatch.setattr(pushing, "push_files", lambda files, *_, **__: seen.append(files))
+    pushing.push(release, "user/x", PushOptions(parity=False))
+    assert [file.path for file in seen[0]] == sorted(contents_of(release))
+
+
+def test_a_report_from_elsewhere(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = (release / "parity.json").rename(tmp_path / "elsewhere.json")
+    seen: list[Any] = []
+    monkeypatch.setattr(pushing, "push_files", lambda files, *_, **__: seen.append(files))
+    pushing.push(release, "user/x", PushOptions(reports=(report,)))
+    assert len(seen) == 1
+
+
+def test_closed_gates_ask_nothing(hub: LoopbackHub, release: Path) -> None:
+    (release / "parity.json").unlink()
+    done = run_push(hub.env(release.parent / "home"), release, "user/gated", "--tag", "v1")
+    assert (done.returncode, hub.requests) == (4, [])
+    assert "user/gated" not in hub.repos

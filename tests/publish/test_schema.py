@@ -1,0 +1,96 @@
+"""TOML files become dataclasses, or one line that says what is wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vaeconv.errors import UsageError
+from vaeconv.publish.meta import CardMeta, read_meta
+from vaeconv.schema import build, read_toml
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    number: int
+    ratio: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    name: str
+    switch: bool = False
+    limit: float | None = None
+    texts: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    inner: Inner | None = None
+
+
+def test_every_kind_of_value() -> None:
+    table = {
+        "name": "n",
+        "switch": True,
+        "limit": 3,
+        "texts": ["a", "b"],
+        "facts": {"x": [1]},
+        "inner": {"number": 7, "ratio": 2},
+    }
+    found = build(Outer, table, "file")
+    assert found == Outer(
+        name="n", switch=True, limit=3.0, texts=("a", "b"), facts={"x": [1]},
+        inner=Inner(number=7, ratio=2.0),
+    )  # fmt: skip
+    assert isinstance(found.limit, float)
+    assert build(Outer, {"name": "n"}, "file") == Outer(name="n")
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({"name": 1}, "file: name: is a text"),
+        ({"name": "n", "switch": "yes"}, "file: switch: is true or false"),
+        ({"name": "n", "switch": 1}, "file: switch: is true or false"),
+        ({"name": "n", "limit": True}, "file: limit: is a number"),
+        ({"name": "n", "limit": "3"}, "file: limit: is a number"),
+        ({"name": "n", "texts": "a"}, "file: texts: is a list of texts"),
+        ({"name": "n", "texts": ["a", 1]}, "file: texts: is a list of texts"),
+        ({"name": "n", "facts": []}, "file: facts: is a table"),
+        ({"name": "n", "inner": 3}, "file: inner: is a table"),
+        ({"name": "n", "inner": {"number": 1.5}}, "file: inner: number: is a whole number"),
+        ({"name": "n", "inner": {"number": True}}, "file: inner: number: is a whole number"),
+        ({"name": "n", "inner": {"nummer": 1}}, "file: inner: unknown key nummer; did you mean "
+                                                "number?"),
+        ({"name": "n", "inner": {}}, "file: inner: number must be given"),
+        ({}, "file: name must be given"),
+        ({"nmae": "n"}, "file: unknown key nmae; did you mean name?"),
+        ({"zzz": "n"}, "file: unknown key zzz; known: name, switch, limit, texts, facts, inner"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_named(table: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        build(Outer, table, "file")
+    assert str(caught.value) == said
+
+
+@pytest.mark.parametrize("content", [b"name = ", b"\xff\xfe", b"a = 1\na = 2", b"[" * 5000])
+def test_what_is_no_toml(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "meta.toml"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match="not a TOML file"):
+        read_toml(path)
+    for place in (tmp_path / "nothing.toml", tmp_path):
+        with pytest.raises(UsageError, match="not a TOML file"):
+            read_toml(place)
+
+
+def test_the_facts_of_a_card(tmp_path: Path) -> None:
+    path = tmp_path / "meta.toml"
+    path.write_text('title = "T"\ntags = ["a"]\n[facts]\nsteps = 3\n')
+    assert read_meta(path) == CardMeta(title="T", tags=("a",), facts={"steps": 3})
+    path.write_text('licence = "mit"')
+    with pytest.raises(UsageError, match=r"unknown key licence; did you mean license\?"):
+        read_meta(path)
