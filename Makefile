@@ -13,10 +13,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format check bench picture fixtures clean
+.PHONY: help setup demo test test-all lint format check bench picture fixtures clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile
 
 setup: $(READY)  ## make .venv and install vaeconv with its development tools
 
@@ -40,6 +40,9 @@ demo: $(READY)  ## prune a small training checkpoint, convert it there and back,
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -n $(WORKERS)
+
+test-all: $(READY)  ## run the slow tests as well
+	$(BIN)/python -m pytest -n $(WORKERS) -m "slow or not slow"
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .
