@@ -312,6 +312,10 @@ def test_no_published_file_tells_where_it_was_made(
     for path, data in published_of(project).items():
         for told in (str(project), str(project.parent), os.path.realpath(project)):
             assert told.encode() not in data, path
+    measured = json.loads(published_of(project)["diffusers/eval.json"])
+    verified = json.loads(published_of(project)["diffusers/parity.json"])
+    assert measured["models"][0]["path"] == "release/diffusers"
+    assert [side["name"] for side in verified["sides"]] == ["tiny-kl.ckpt", "release/diffusers"]
 
 
 # --- gates ---
@@ -541,7 +545,7 @@ def test_what_the_gates_of_the_evaluation_say(
 def test_a_card_that_is_wrong_is_a_gate(project: Path, hub: LoopbackHub) -> None:
     write_toml(project / "release.toml", repositories("licence"), {"card": {"license": ""}})
     shutil.rmtree(project / "release")
-    assert_refused(project, hub, "names no license")
+    assert_refused(project, hub, "names no license", last="card")
 
 
 # --- killed ---
@@ -552,6 +556,18 @@ def launcher(loopback: LoopbackHub, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("launcher")
     with launch(loopback.env(folder / "home"), folder / "log.txt") as found:
         yield found
+
+
+@pytest.fixture(scope="module")
+def older(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose release was made with other settings, without a card."""
+    project = write_project(tmp_path_factory.mktemp("older") / "project")
+    changes: Tables = {
+        "output": {"dtypes": ["fp32", "bf16"], "original_formats": ["ckpt"]},
+        "compare": {"labels": True},
+    }
+    make(project, changes, last="compare")
+    return project
 
 
 # After which step's message, and in which request of the push.
@@ -572,12 +588,17 @@ def test_killed_anywhere_it_finishes_with_one_commit(
     published: tuple[Path, LoopbackHub],
     hub: LoopbackHub,
     launcher: Launcher,
+    older: Path,
     tmp_path: Path,
     number: int,
 ) -> None:
     step, where, when = KILLS[number]
     name = f"kill{number}"
-    project = write_project(tmp_path / "project", repositories(name))
+    if number % 3 == 1:  # on the way from one release to the next
+        project = shutil.copytree(older, tmp_path / "project")
+        write_toml(project / "release.toml", repositories(name))
+    else:
+        project = write_project(tmp_path / "project", repositories(name))
     hang = Hang(when)  # type: ignore[arg-type]
     rule = hub.add_rule(hang, **where) if where else None
     running = launcher.start(project)
@@ -980,6 +1001,16 @@ def test_a_source_without_averages(tmp_path: Path) -> None:
     raw = {name: one.float() for name, one in load_file(tmp_path / "tiny-kl.safetensors").items()}
     assert_equal(load_file(project / "release" / "original" / ORIGINAL), raw)
     assert all(str(tmp_path).encode() not in data for data in published_of(project).values())
+
+
+def test_models_beside_it_are_named_without_their_place(project: Path) -> None:
+    path = FIXTURES / "tiny-diffusers"
+    (project / "models.toml").write_text(f'[[model]]\npath = "{path}"\nname = "raw"\n')
+    assert redone(project, {"eval": {"models": "models.toml"}}, last="card") == ["eval", "compare"]
+    found = published_of(project)
+    assert "| raw | " in found["diffusers/README.md"].decode()
+    assert json.loads(found["diffusers/eval.json"])["models"][1]["path"] == "tiny-diffusers"
+    assert all(str(FIXTURES).encode() not in data for data in found.values())
 
 
 def test_without_averages_where_none_are_wanted(project: Path) -> None:
