@@ -55,8 +55,13 @@ class Deadline:
         Raises:
             HubError: It is.
         """
-        if time.monotonic() > self._end:
+        if self.is_over:
             raise self.over(self._seconds)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the time is over."""
+        return time.monotonic() > self._end
 
     @staticmethod
     def over(seconds: float) -> HubError:
@@ -111,8 +116,10 @@ def bounded_client(deadline: Deadline) -> Iterator[Any]:
     try:
         yield HfApi(library_name="vaeconv", library_version=__version__)
     finally:
-        logging.set_verbosity(said)
-        set_client_factory(default_client_factory)
+        # Where the time is over, a thread may be left behind: its client goes on refusing.
+        if not deadline.is_over:
+            logging.set_verbosity(said)
+            set_client_factory(default_client_factory)
 
 
 def is_lost(error: BaseException) -> bool:

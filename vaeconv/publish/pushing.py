@@ -300,6 +300,7 @@ class _Push:
             operations.append(operation)
         for wait in (*WAITS, None):
             try:
+                self._deadline.check()
                 done = self._api.create_commit(
                     self._repo,
                     operations,
