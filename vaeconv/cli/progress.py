@@ -15,7 +15,22 @@ if TYPE_CHECKING:
 _PATIENCE = 1.0
 
 
-class StepProgress(AbstractContextManager["StepProgress"]):
+class _Bar:
+    """A bar that is taken away at the end, where one was drawn."""
+
+    _bar: Progress | None = None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+class StepProgress(_Bar, AbstractContextManager["StepProgress"]):
     """Shows one step after the other, each with what is done of it; on a terminal only.
 
     Args:
@@ -25,7 +40,6 @@ class StepProgress(AbstractContextManager["StepProgress"]):
     def __init__(self, *, enabled: bool) -> None:
         self._enabled = enabled and sys.stderr.isatty()
         self._started = time.monotonic()
-        self._bar: Progress | None = None
         self._task: TaskID | None = None
 
     def advance(self, step: str, done: int, total: int) -> None:
@@ -67,17 +81,8 @@ class StepProgress(AbstractContextManager["StepProgress"]):
         bar.start()
         return bar
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
 
-
-class ByteProgress(AbstractContextManager["ByteProgress"]):
+class ByteProgress(_Bar, AbstractContextManager["ByteProgress"]):
     """Counts bytes from any thread; draws only on a terminal, and only once work takes long.
 
     Args:
@@ -91,7 +96,6 @@ class ByteProgress(AbstractContextManager["ByteProgress"]):
         self._started = time.monotonic()
         self._lock = threading.Lock()
         self._done = 0
-        self._bar: Progress | None = None
         self._task: TaskID | None = None
 
     def advance(self, count: int, total: int | None = None) -> None:
@@ -127,12 +131,3 @@ class ByteProgress(AbstractContextManager["ByteProgress"]):
         )
         bar.start()
         return bar, bar.add_task(self._label, total=None)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
