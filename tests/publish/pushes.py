@@ -24,7 +24,7 @@ from typer.testing import CliRunner, Result
 from fixtures.make_fixtures import FOLDER as FIXTURES
 from tests.support.loopback_hub import Account, LoopbackHub, Repository
 from vaeconv.cli import app
-from vaeconv.publish import hub_session, pushing
+from vaeconv.publish import committing, hub_session
 from vaeconv.publish.pushing import Pushed, PushOptions, push_files
 from vaeconv.publish.release_files import ReleaseFile, list_release
 
@@ -197,7 +197,7 @@ def pushes_to(hub: LoopbackHub, folder: Path) -> Iterator[Pushes]:
         template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        for module in (hub_session, pushing, _http, file_download):
+        for module in (hub_session, committing, _http, file_download):
             patch.setattr(module, "time", clock)
         yield Pushes(hub, folder / "release", slept)
 

@@ -198,6 +198,36 @@ def test_a_pull_request(pushes: Pushes) -> None:
     assert done.url == f"{pushes.hub.endpoint}/{pushes.repo_id}/discussions/1"
 
 
+def test_a_pull_request_that_is_open_is_not_made_again(pushes: Pushes) -> None:
+    pushes.hub.create_repo(pushes.repo_id)
+    first = pushes.run(create_pr=True)
+    (pushes.folder / "config.json").write_text("{}")
+    second = pushes.run(create_pr=True)
+    (pushes.folder / "config.json").write_bytes(pushes.contents["config.json"])
+    again = pushes.run(create_pr=True)
+    assert (again.is_new, again.oid, again.url) == (False, first.oid, first.url)
+    assert pushes.repo.pulls == {1: first.oid, 2: second.oid}
+    pushes.repo.closed.add(1)
+    assert pushes.run(create_pr=True).is_new
+    assert len(pushes.repo.pulls) == 3
+
+
+@pytest.mark.parametrize("where", ["there", "here"])
+def test_what_a_gitignore_would_leave_out(pushes: Pushes, where: str) -> None:
+    """The client leaves it out and does not say so."""
+    ignore = {".gitignore": b"*.json\n"}
+    pushes.hub.create_repo(pushes.repo_id, ignore if where == "there" else {})
+    if where == "here":
+        (pushes.folder / ".gitignore").write_bytes(ignore[".gitignore"])
+    before = pushes.repo.head()
+    with pytest.raises(HubError, match=r"a line of \.gitignore keeps config\.json out"):
+        pushes.run()
+    assert pushes.repo.head() == before
+    (pushes.folder / "config.json").unlink()
+    pushes.run()
+    assert pushes.repo.commit().files.keys() >= {"weights.safetensors", ".gitignore"}
+
+
 def test_some_of_the_files(hub: LoopbackHub, release: Path) -> None:
     repo_id, repo = repo_of(hub)
     push(hub, release, repo_id, "--include", "*.json", "--include", "README.md",
@@ -279,9 +309,28 @@ def test_a_tag_that_somebody_else_puts_meanwhile(pushes: Pushes) -> None:
     assert pushes.repo.tags == {"v1": first}
 
 
-def test_a_tag_with_a_bad_name(pushes: Pushes) -> None:
+NAMES = [
+    "no good", "a..b", "a~1", "a^", "x:y", "a?", "a*", "[a", "a\\b", "/a", "a/", "a//b", ".a", "a.",
+    "a/.b", "a.lock", "a.lock/b", "a@{b", "@", "a\x7f", "a\tb",
+    "v1.0", "a/b", "a@b", "ä", "v1.lockx", "refs/pr/1", "a-b", "a/-b", "{a", "a]", "%", "a/@",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_git_agrees_on_names(name: str) -> None:
+    command = ["git", "check-ref-format", "--allow-onelevel", name]
+    assert pushing._is_ref(name) == (subprocess.run(command, check=False).returncode == 0)
+
+
+@pytest.mark.parametrize("options", [{"tag": "a b"}, {"revision": "a..b"}, {"tag": "-a"}])
+def test_a_name_that_git_does_not_allow(release: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="no name that git allows"):
+        pushing.push(release, "user/x", PushOptions(**options))
+
+
+def test_a_name_that_the_hub_refuses(pushes: Pushes) -> None:
     with pytest.raises(HubError, match=r"refuses what it was asked \(400: Invalid reference name"):
-        pushes.run(tag="no good")
+        pushes.run(tag="a,b")
     assert pushes.repo.commit_count() <= 1
 
 

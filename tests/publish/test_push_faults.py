@@ -195,7 +195,7 @@ def test_a_lost_answer_on_another_branch(pushes: Pushes) -> None:
 
 def test_a_lost_answer_and_a_hub_that_cannot_be_asked(pushes: Pushes) -> None:
     pushes.hub.add_rule(Drop("done"), **STAGES["commit"])
-    pushes.hub.add_rule(Drop("after"), times=FOREVER, after=2, **STAGES["look"])
+    pushes.hub.add_rule(Drop("after"), times=FOREVER, method="GET", path="/commits/")
     with pytest.raises(HubError, match="the answer to the commit was lost") as caught:
         pushes.run(tag="v1")
     assert_one_line(caught.value)
@@ -205,12 +205,44 @@ def test_a_lost_answer_and_a_hub_that_cannot_be_asked(pushes: Pushes) -> None:
     assert_published(pushes)
 
 
-def test_a_pull_request_whose_answer_is_lost_is_not_asked_for_again(pushes: Pushes) -> None:
+def test_a_lost_answer_and_somebody_on_top_of_it(pushes: Pushes) -> None:
+    """The commit that is ours is the one that followed the head, not the head of now."""
+    made: list[str] = []
+
+    def push_on_top() -> None:
+        made.append(pushes.repo.head())
+        pushes.hub.move_head(pushes.repo_id, {"config.json": b"{}"})
+
+    pushes.hub.add_rule(Call(after=push_on_top), **STAGES["commit"])
+    pushes.hub.add_rule(Drop("done"), **STAGES["commit"])
+    done = pushes.run(tag="v1")
+    assert (done.is_new, done.oid) == (True, made[0])
+    assert pushes.repo.tags == {"v1": made[0]}
+    assert pushes.repo.commit_count() == 2
+    assert len(pushes.hub.asked("POST", "/commit/")) == 1
+
+
+def test_a_pull_request_whose_answer_is_lost_is_recognised(pushes: Pushes) -> None:
     pushes.hub.create_repo(pushes.repo_id)
     pushes.hub.add_rule(Drop("done"), **STAGES["commit"])
+    done = pushes.run(create_pr=True)
+    assert pushes.repo.pulls == {1: done.oid}
+    assert (done.is_new, done.url) == (
+        True,
+        f"{pushes.hub.endpoint}/{pushes.repo_id}/discussions/1",
+    )
+
+
+def test_a_pull_request_that_was_not_made_is_not_asked_for_again(pushes: Pushes) -> None:
+    """Without a parent to refuse it, a second try could make a second one."""
+    pushes.hub.create_repo(pushes.repo_id)
+    pushes.hub.add_rule(Drop("before"), times=FOREVER, **STAGES["commit"])
     with pytest.raises(HubError) as caught:
         pushes.run(create_pr=True)
     assert_one_line(caught.value)
+    assert len(pushes.hub.asked("POST", "/commit/")) == 1
+    pushes.hub.rules.clear()
+    pushes.run(create_pr=True)
     assert len(pushes.repo.pulls) == 1
 
 

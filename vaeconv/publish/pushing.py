@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vaeconv.errors import CheckFailedError, HubError, UsageError, VaeconvError
+from vaeconv.publish.committing import commit_files
 from vaeconv.publish.hub_session import (
-    WAITS,
     Deadline,
-    ask,
     bounded_client,
     explain,
     is_lost,
@@ -28,7 +26,10 @@ from vaeconv.publish.release_files import (
     list_release,
     parity_reports,
 )
+from vaeconv.publish.remote import Remote, differing
 
+# The rules of git check-ref-format.
+_NO_REF = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|^[./-]|[./]$|/\.|\.lock(/|$)|^@?$")
 _TYPES = ("model", "dataset", "space")
 
 
@@ -147,11 +148,19 @@ def _check_options(repo_id: str, options: PushOptions) -> None:
         raise UsageError(
             f"{options.repo_type} is no type of repository", hint=f"known: {', '.join(_TYPES)}"
         )
+    for name in filter(None, (options.tag, options.revision)):
+        if not _is_ref(name):
+            raise UsageError(f"{name} is no name that git allows for a branch or tag")
     if options.create_pr and (options.revision != "main" or options.tag):
         raise UsageError(
             "--create-pr goes with neither --revision nor --tag",
             hint="a pull request goes to main, and gets its tag once it is merged",
         )
+
+
+def _is_ref(name: str) -> bool:
+    """Whether git allows it as a name (``git check-ref-format``)."""
+    return not _NO_REF.search(name)
 
 
 def push_files(
@@ -160,279 +169,113 @@ def push_files(
     """Publish files that were checked."""
     deadline = Deadline(options.timeout)
     with bounded_client(deadline) as api:
-        pusher = _Push(api, files, repo_id, options, deadline)
+        remote = Remote(api, repo_id, options.repo_type, options.revision, deadline)
         try:
-            return within(options.timeout, lambda: pusher.run(dry_run=dry_run))
+            return within(options.timeout, lambda: _run(remote, files, options, dry_run=dry_run))
         except VaeconvError:
             raise
         except Exception as error:
             raise explain(error, repo_id) from error
 
 
-class _Push:
-    """One push on its way."""
-
-    def __init__(
-        self,
-        api: Any,
-        files: Sequence[ReleaseFile],
-        repo_id: str,
-        options: PushOptions,
-        deadline: Deadline,
-    ) -> None:
-        self._api = api
-        self._deadline = deadline
-        self._files = files
-        self._repo = repo_id
-        self._options = options
-        self._report = options.on_progress or (lambda step, done, total: None)
-
-    def run(self, *, dry_run: bool) -> Pushed:
-        head = self._find_head(may_create=not dry_run)
-        changed = self._changed(head)
-        unchanged = tuple(f.path for f in self._files if f not in changed)
-        result = Pushed(
-            self._repo,
-            self._options.revision,
-            head,
-            "",
-            tuple(file.path for file in changed),
-            unchanged,
-            None,
-            is_new=False,
-        )
-        if self._options.tag and head:
-            self._check_tag(None if changed else head)
-        if dry_run:
-            return result._replace(oid=None)
-        if changed:
-            oid, url = self._commit(changed, head)
-            result = result._replace(oid=oid, url=url, is_new=True)
-        if self._options.tag and result.oid:
-            self._tag(result.oid)
-            result = result._replace(tag=self._options.tag)
-        if self._options.verify and result.oid:
-            self._verify(result.oid)
-            result = result._replace(is_verified=True)
-        return result
-
-    def _find_head(self, *, may_create: bool) -> str | None:
-        """Find the commit that the branch is at; make the repository, or the branch, for a push."""
-        from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-
-        options = self._options
-        try:
-            return self._sha(options.revision)
-        except RevisionNotFoundError:
-            if not may_create:
-                return None
-            self._make_branch()
-        except RepositoryNotFoundError:
-            if not may_create:
-                return None
-            ask(
-                lambda: self._api.create_repo(
-                    self._repo, private=options.private, repo_type=options.repo_type, exist_ok=True
-                ),
-                self._deadline,
+def _run(
+    remote: Remote, files: Sequence[ReleaseFile], options: PushOptions, *, dry_run: bool
+) -> Pushed:
+    """Look at what is there, commit what differs, and put the tag."""
+    report = options.on_progress or (lambda step, done, total: None)
+    head = remote.find_head(private=options.private, may_create=not dry_run)
+    tree = remote.tree(head)
+    changed = differing(files, tree)
+    result = Pushed(
+        remote.repo_id,
+        remote.revision,
+        head,
+        "",
+        tuple(file.path for file in changed),
+        tuple(file.path for file in files if file not in changed),
+        None,
+        is_new=False,
+    )
+    if options.tag and head:
+        _check_tag(remote, options.tag, None if changed else head)
+    if dry_run:
+        return result._replace(oid=None)
+    if changed:
+        pull = remote.find_pull(files) if options.create_pr else None
+        if pull is None:
+            report("uploading", 0, len(changed))
+            made = commit_files(
+                remote,
+                changed,
+                head,
+                tree,
+                message=options.message,
+                create_pr=options.create_pr,
             )
-            if options.revision != "main":
-                self._make_branch()
-        return self._sha(options.revision)
+            report("uploading", len(changed), len(changed))
+            result = result._replace(oid=made.oid, url=made.url, is_new=True)
+        else:
+            result = result._replace(oid=pull.oid, url=pull.url)
+    if options.tag and result.oid:
+        _put_tag(remote, options.tag, result.oid)
+        result = result._replace(tag=options.tag)
+    if options.verify and result.oid:
+        _verify(remote, files, result.oid, report)
+        result = result._replace(is_verified=True)
+    return result
 
-    def _make_branch(self) -> None:
-        ask(
-            lambda: self._api.create_branch(
-                self._repo,
-                branch=self._options.revision,
-                repo_type=self._options.repo_type,
-                exist_ok=True,
-            ),
-            self._deadline,
-        )
 
-    def _sha(self, revision: str) -> str | None:
-        info = ask(
-            lambda: self._api.repo_info(
-                self._repo, revision=revision, repo_type=self._options.repo_type
-            ),
-            self._deadline,
-        )
-        sha: str | None = info.sha
-        return sha
+def _check_tag(remote: Remote, tag: str, oid: str | None) -> None:
+    """Refuse, before anything is done, a tag that stands on another commit than it would."""
+    present = remote.find_tag(tag)
+    if present is not None and present != oid:
+        raise _misplaced(remote, tag, present)
 
-    def _changed(self, revision: str | None) -> list[ReleaseFile]:
-        """List the files that are not at a revision as they are here."""
-        if revision is None:
-            return list(self._files)
-        entries = ask(
-            lambda: list(
-                self._api.list_repo_tree(
-                    self._repo,
-                    recursive=True,
-                    revision=revision,
-                    repo_type=self._options.repo_type,
-                )
-            ),
-            self._deadline,
-        )
-        remote = {entry.path: entry for entry in entries if hasattr(entry, "blob_id")}
-        return [file for file in self._files if not _is_there(file, remote.get(file.path))]
 
-    def _commit(self, changed: Sequence[ReleaseFile], head: str | None) -> tuple[str, str]:
-        """Commit, and where the answer is lost, look before anything is done again.
-
-        Raises:
-            CheckFailedError: A file is no longer what was checked.
-        """
-        from huggingface_hub import CommitOperationAdd
-
-        options = self._options
-        self._report("uploading", 0, len(changed))
-        operations = []
-        for file in changed:
-            try:
-                operation = CommitOperationAdd(file.path, str(file.local))
-            except (OSError, ValueError):  # what the client says of a file that has gone
-                raise _has_changed(file) from None
-            if operation.upload_info.sha256.hex() != file.sha256:
-                raise _has_changed(file)
-            operations.append(operation)
-        for wait in (*WAITS, None):
-            try:
-                self._deadline.check()
-                done = self._api.create_commit(
-                    self._repo,
-                    operations,
-                    commit_message=options.message or _message(changed),
-                    repo_type=options.repo_type,
-                    revision=None if options.create_pr else options.revision,
-                    create_pr=options.create_pr,
-                    parent_commit=head,
-                )
-            except VaeconvError:  # the time is over
-                raise
-            except Exception as error:
-                if options.create_pr or not is_lost(error):
-                    raise
-                found = self._find_lost(changed)
-                if found is not None:
-                    return found, ""
-                if wait is None or status_of(error) == 412:
-                    raise
-                # It was not made: the head is where it was, or the next try is refused.
-                self._deadline.check()
-                time.sleep(wait)
-            else:
-                self._report("uploading", len(changed), len(changed))
-                return done.oid, done.pr_url or done.commit_url
-        raise AssertionError
-
-    def _find_lost(self, changed: Sequence[ReleaseFile]) -> str | None:
-        """Tell whether a commit whose answer is lost was made: its files are at the head."""
+def _put_tag(remote: Remote, tag: str, oid: str) -> None:
+    """Put the tag on the commit; one that stands elsewhere is left, and is an error."""
+    present = remote.find_tag(tag)
+    if present is None:
         try:
-            head = self._sha(self._options.revision)
-            present = head is not None and not self._changed(head)
+            remote.make_tag(tag, oid)
         except Exception as error:
-            if status_of(error) is not None:
-                return None
-            raise HubError(
-                "the answer to the commit was lost, and the Hub cannot be asked",
-                where=self._repo,
-                hint="push again: a commit that was made is recognised",
-            ) from error
-        return head if present else None
+            if not is_lost(error) and status_of(error) != 409:
+                raise
+            present = remote.find_tag(tag)
+            if present is None:
+                raise
+        else:
+            return
+    if present != oid:
+        raise _misplaced(remote, tag, present)
 
-    def _tag(self, oid: str) -> None:
-        """Put the tag on the commit; one that stands elsewhere is left, and is an error."""
-        tag = self._options.tag
-        present = self._find_tag()
-        if present is None:
-            try:
-                ask(
-                    lambda: self._api.create_tag(
-                        self._repo, tag=tag, revision=oid, repo_type=self._options.repo_type
-                    ),
-                    self._deadline,
+
+def _misplaced(remote: Remote, tag: str, present: str) -> HubError:
+    return HubError(
+        f"the tag {tag} stands on another commit, {present}",
+        where=remote.repo_id,
+        hint="choose another tag, or remove that one: hf repo tag delete",
+    )
+
+
+def _verify(
+    remote: Remote,
+    files: Sequence[ReleaseFile],
+    oid: str,
+    report: Callable[[str, int, int], None],
+) -> None:
+    """Download what was published, and compare.
+
+    Raises:
+        CheckFailedError: A file came back different.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for number, file in enumerate(files):
+            report("downloading", number, len(files))
+            path = Path(remote.download(file.path, oid, folder))
+            if hash_file(path, file.path).sha256 != file.sha256:
+                raise CheckFailedError(
+                    f"{file.path} came back different from what was published",
+                    where=remote.repo_id,
                 )
-            except Exception as error:
-                if not is_lost(error) and status_of(error) != 409:
-                    raise
-                present = self._find_tag()
-                if present is None:
-                    raise
-            else:
-                return
-        if present != oid:
-            raise self._misplaced(present)
-
-    def _check_tag(self, oid: str | None) -> None:
-        """Refuse, before anything is done, a tag that stands on another commit than it would."""
-        present = self._find_tag()
-        if present is not None and present != oid:
-            raise self._misplaced(present)
-
-    def _misplaced(self, present: str) -> HubError:
-        return HubError(
-            f"the tag {self._options.tag} stands on another commit, {present}",
-            where=self._repo,
-            hint="choose another tag, or remove that one: hf repo tag delete",
-        )
-
-    def _find_tag(self) -> str | None:
-        refs = ask(
-            lambda: self._api.list_repo_refs(self._repo, repo_type=self._options.repo_type),
-            self._deadline,
-        )
-        for tag in refs.tags:
-            if tag.name == self._options.tag:
-                commit: str = tag.target_commit
-                return commit
-        return None
-
-    def _verify(self, oid: str) -> None:
-        """Download what was published, and compare.
-
-        Raises:
-            CheckFailedError: A file came back different.
-        """
-        with tempfile.TemporaryDirectory() as folder:
-            for number, file in enumerate(self._files):
-                self._report("downloading", number, len(self._files))
-                path = ask(partial(self._download, file.path, oid, folder), self._deadline)
-                if hash_file(Path(path), file.path).sha256 != file.sha256:
-                    raise CheckFailedError(
-                        f"{file.path} came back different from what was published",
-                        where=self._repo,
-                    )
-                Path(path).unlink()
-
-    def _download(self, path: str, oid: str, folder: str) -> str:
-        """Download a file into a folder, whatever a cache may have of it."""
-        found: str = self._api.hf_hub_download(
-            self._repo,
-            path,
-            revision=oid,
-            repo_type=self._options.repo_type,
-            local_dir=folder,
-            force_download=True,
-        )
-        return found
-
-
-def _has_changed(file: ReleaseFile) -> CheckFailedError:
-    return CheckFailedError("it changed after it was checked", where=str(file.local))
-
-
-def _is_there(file: ReleaseFile, remote: Any) -> bool:
-    if remote is None or remote.size != file.size:
-        return False
-    if remote.lfs is not None:
-        return bool(remote.lfs.sha256 == file.sha256)
-    return bool(remote.blob_id == file.blob)
-
-
-def _message(changed: Sequence[ReleaseFile]) -> str:
-    names = [file.path for file in changed]
-    first = ", ".join(names[:3])
-    return f"Publish {first}" + (f" and {len(names) - 3} more" if names[3:] else "")
+            path.unlink()

@@ -8,6 +8,7 @@ import json
 import re
 import secrets
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from typing import Any
 
 from tests.support.loopback_hub.accounts import check_card
@@ -35,15 +36,18 @@ def is_lfs(path: str, size: int, limit: int) -> bool:
 def preupload(ask: Ask) -> Answer:
     repo = ask.repo_to_write(by_pull_request="create_pr" in ask.query)
     there = ask.commit(repo, ask.parts[1]).files
-    files = []
-    for asked in ask.json()["files"]:
+    files, wanted = [], ask.json()
+    ignore = wanted.get("gitIgnore")
+    if ignore is None and ".gitignore" in there:
+        ignore = there[".gitignore"].content.decode()
+    for asked in wanted["files"]:
         path = asked["path"]
         lfs = is_lfs(path, asked["size"], ask.hub.regular_limit)
         files.append(
             {
                 "path": path,
                 "uploadMode": "lfs" if lfs else "regular",
-                "shouldIgnore": False,
+                "shouldIgnore": any(fnmatch(path, line) for line in (ignore or "").splitlines()),
                 "oid": there[path].etag if path in there else None,
             }
         )

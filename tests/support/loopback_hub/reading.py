@@ -97,6 +97,29 @@ def commits(ask: Ask) -> Answer:
     )
 
 
+@route("GET", "/api/models/{id}/discussions/{number}")
+def discussion(ask: Ask) -> Answer:
+    """Answer about a pull request; there are no other discussions here."""
+    repo, number = ask.repo(), int(ask.parts[1])
+    if number not in repo.pulls:
+        raise Refusal(404, "Discussion not found")
+    commit = repo.commit(f"refs/pr/{number}")
+    return reply(
+        {
+            "num": number,
+            "title": commit.title,
+            "author": {"name": commit.author},
+            "createdAt": commit.date,
+            "status": "closed" if number in repo.closed else "open",
+            "repo": {"name": repo.id, "type": "model"},
+            "isPullRequest": True,
+            "changes": {"base": "refs/heads/main"},
+            "filesWithConflicts": [],
+            "events": [],
+        }
+    )
+
+
 @route("HEAD GET", "/{id}/resolve/{rev}/{path}")
 def resolve(ask: Ask) -> Answer:
     repo = ask.repo()

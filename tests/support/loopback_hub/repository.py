@@ -99,6 +99,7 @@ class Repository:
     branches: dict[str, str] = field(default_factory=dict)  # name to commit, as the next two
     tags: dict[str, str] = field(default_factory=dict)
     pulls: dict[int, str] = field(default_factory=dict)
+    closed: set[int] = field(default_factory=set)  # pull requests that were closed
     tag_messages: dict[str, str | None] = field(default_factory=dict)
     lfs: dict[str, bytes] = field(default_factory=dict, repr=False)  # committed or not
     _commits: dict[str, Commit] = field(default_factory=dict, repr=False)

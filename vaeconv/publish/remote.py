@@ -1,0 +1,146 @@
+"""A repository on the Hub, seen at one branch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from vaeconv.publish.hub_session import Deadline, ask
+from vaeconv.publish.release_files import ReleaseFile
+
+_PULLS = 10  # newest pull requests that are looked at for one with the same files
+
+
+class Pull(NamedTuple):
+    """A pull request.
+
+    Attributes:
+        oid: Of the commit that it is at.
+        url: Where it is discussed.
+    """
+
+    oid: str
+    url: str
+
+
+class Remote:
+    """A repository at a branch. What gets no answer is asked again, where that does no harm.
+
+    Args:
+        api: The Hub's client.
+        repo_id: ``owner/name``.
+        repo_type: ``model``, ``dataset`` or ``space``.
+        revision: The branch.
+        deadline: What all requests together may take.
+    """
+
+    def __init__(
+        self, api: Any, repo_id: str, repo_type: str, revision: str, deadline: Deadline
+    ) -> None:
+        self.api = api
+        self.repo_id = repo_id
+        self.repo_type = repo_type
+        self.revision = revision
+        self.deadline = deadline
+
+    def _ask(self, method: str, *args: Any, **options: Any) -> Any:
+        call: Callable[..., Any] = getattr(self.api, method)
+        return ask(
+            lambda: call(self.repo_id, *args, repo_type=self.repo_type, **options), self.deadline
+        )
+
+    def head(self) -> str | None:
+        """The commit that the branch is at."""
+        sha: str | None = self._ask("repo_info", revision=self.revision).sha
+        return sha
+
+    def find_head(self, *, private: bool | None = None, may_create: bool = False) -> str | None:
+        """Find the commit that the branch is at; None where there is no branch or repository.
+
+        Args:
+            private: Whether a repository that is made is private.
+            may_create: Make the repository, or the branch, where it is not there.
+        """
+        from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+        try:
+            return self.head()
+        except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+            if not may_create:
+                return None
+            if isinstance(error, RepositoryNotFoundError):
+                self._ask("create_repo", private=private, exist_ok=True)
+        if self.revision != "main":
+            self._ask("create_branch", branch=self.revision, exist_ok=True)
+        return self.head()
+
+    def tree(self, commit: str | None) -> dict[str, Any]:
+        """List the files at a commit by their paths, with what the client says of each."""
+        if commit is None:
+            return {}
+
+        def read() -> list[Any]:  # it comes page by page, each of which is a request
+            return list(
+                self.api.list_repo_tree(
+                    self.repo_id, recursive=True, revision=commit, repo_type=self.repo_type
+                )
+            )
+
+        return {one.path: one for one in ask(read, self.deadline) if hasattr(one, "blob_id")}
+
+    def has(self, files: Sequence[ReleaseFile], commit: str | None) -> bool:
+        """Tell whether files are at a commit as they are here."""
+        return commit is not None and not differing(files, self.tree(commit))
+
+    def child_of(self, parent: str | None) -> str | None:
+        """Find the commit that came right after another one; None where there is none."""
+        commits = self._ask("list_repo_commits", revision=self.revision)
+        oids = [commit.commit_id for commit in commits]
+        place = oids.index(parent) if parent in oids else len(oids)
+        return oids[place - 1] if place else None
+
+    def find_pull(self, files: Sequence[ReleaseFile]) -> Pull | None:
+        """Find an open pull request that has these files already."""
+        for number, oid in self._pulls():
+            if self.has(files, oid):
+                details = self._ask("get_discussion_details", number)
+                if details.status in ("open", "draft"):
+                    return Pull(oid, details.url)
+        return None
+
+    def _pulls(self) -> Iterator[tuple[int, str]]:
+        refs = self._ask("list_repo_refs", include_pull_requests=True).pull_requests or ()
+        known = {int(one.ref.rpartition("/")[2]): one.target_commit for one in refs}
+        yield from sorted(known.items(), reverse=True)[:_PULLS]
+
+    def find_tag(self, name: str) -> str | None:
+        """Find the commit that a tag stands on."""
+        for tag in self._ask("list_repo_refs").tags:
+            if tag.name == name:
+                commit: str = tag.target_commit
+                return commit
+        return None
+
+    def make_tag(self, name: str, commit: str) -> None:
+        """Put a tag on a commit."""
+        self._ask("create_tag", tag=name, revision=commit)
+
+    def download(self, path: str, commit: str, folder: str) -> str:
+        """Download a file into a folder, whatever a cache may have of it."""
+        found: str = self._ask(
+            "hf_hub_download", path, revision=commit, local_dir=folder, force_download=True
+        )
+        return found
+
+
+def differing(files: Sequence[ReleaseFile], tree: Mapping[str, Any]) -> list[ReleaseFile]:
+    """List the files that a tree does not have as they are here."""
+    return [file for file in files if not _is_there(file, tree.get(file.path))]
+
+
+def _is_there(file: ReleaseFile, remote: Any) -> bool:
+    if remote is None or remote.size != file.size:
+        return False
+    if remote.lfs is not None:
+        return bool(remote.lfs.sha256 == file.sha256)
+    return bool(remote.blob_id == file.blob)
