@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from vaeconv.errors import InputError, UsageError
 from vaeconv.publish.card import CardInputs, make_card, read_document, write_card
 from vaeconv.publish.checking import check_card
 from vaeconv.publish.meta import CardMeta, read_meta
-from vaeconv.publish.sections import Section, find_sections, merge_sections
+from vaeconv.publish.sections import PROSE, Section, find_sections, merge_sections
 
 DATA = FIXTURES / "card"
 COCO, LAION = DATA / "coco.json", DATA / "laion.json"
@@ -214,21 +215,31 @@ def test_what_people_wrote_stays(release: Path) -> None:
     code = "```python\nimport a\n\n\n\ndef f():\n    return a\n```"
     sections = make_card(inputs)
     marked = find_sections(sections)
-    assert list(marked) == ["usage", "evaluation", "pictures", "provenance"]
+    assert list(marked) == [
+        "about",
+        "training",
+        "usage",
+        "original",
+        "evaluation",
+        "pictures",
+        "provenance",
+    ]
     middle = f"\n\nBetween | them\n\n\n{code}\n\n"
-    old = marked["usage"].replace("With diffusers", "Something old")
+    old = marked["usage"].replace("## Use with diffusers", "Something old")
     text = f"{OWN}{old}{middle}{marked['evaluation']}\n\nAfter\n"
     (release / "README.md").write_text(text)
     made = make_card(inputs)
     assert "Two lines above and below stay.\n\n\n<!-- vaeconv:begin usage -->" in made
-    assert f"<!-- vaeconv:end usage -->{middle}<!-- vaeconv:begin evaluation -->" in made
-    assert made.index("After") < made.index("vaeconv:begin pictures")
+    # What is new stands behind what it follows.
+    assert f"<!-- vaeconv:end usage -->\n\n{marked['original']}{middle}" in made
+    assert f"{middle}{marked['evaluation']}\n\n{marked['pictures']}" in made
+    assert made.endswith("\n\nAfter\n")
     assert "# My own title\n\n\nTwo lines" in made
     assert "Something old" not in made and "# Improved" not in made
     front = made.split("---\n")[1]
     assert "my-key: mine" in front and "license: mit" in front
     assert "- my-tag" in front and "- stable-diffusion" in front
-    assert find_sections(made) == marked
+    assert find_sections(made) == {name: text for name, text in marked.items() if name not in PROSE}
 
     (release / "README.md").write_text(made)
     assert make_card(inputs) == made
@@ -248,8 +259,36 @@ def test_a_section_that_is_no_longer_made_goes(release: Path) -> None:
     inputs = inputs_of(release)
     path = write_card(inputs)
     write_card(inputs._replace(pictures=None, parity=None, evaluations=()))
-    assert list(find_sections(path.read_text())) == ["usage", "provenance"]
+    assert list(find_sections(path.read_text())) == [
+        "about",
+        "training",
+        "usage",
+        "original",
+        "provenance",
+    ]
     assert "\n\n\n" not in path.read_text()
+
+
+def test_changed_facts_reach_the_card(release: Path) -> None:
+    """Where the card has a place for them; what people wrote around it stays."""
+    inputs = inputs_of(release)
+    path = write_card(inputs)
+    begin = "<!-- vaeconv:begin training -->"
+    path.write_text(path.read_text().replace(begin, f"Mine.\n\n{begin}\nLost."))
+    facts = {"title": "New", "summary": "New summary.", "training": "", "facts": {"steps": 7}}
+    meta = replace(inputs.meta, **facts)
+    write_card(inputs._replace(meta=meta))
+    marked = find_sections(path.read_text())
+    text = path.read_text()
+    assert "\n# New\n\nNew summary.\n" in marked["about"]
+    assert "# Improved" not in text
+    assert "| steps | 7 |" in marked["training"] and "313198" not in text
+    assert "Mine." in text and "Lost." not in text
+
+    # Without these facts the words of the card are as they were.
+    write_card(inputs._replace(meta=CardMeta(repo_id="a/b", model="ft-MSE")))
+    again = find_sections(path.read_text())
+    assert [again[name] for name in PROSE[:2]] == [marked[name] for name in PROSE[:2]]
 
 
 def test_the_results_that_people_put_into_front_matter_stay(release: Path) -> None:
@@ -267,6 +306,15 @@ def test_merging_sections() -> None:
     text = f"{begin}\nold\n{end}\n{begin}\nold\n{end}\n"
     assert merge_sections(text, [one, two]).count("old") == 0
     assert merge_sections(text, [one, two]).count(one.marked) == 1
+    assert merge_sections(f"A\n\n{one.marked}\n\nB", [one, two]) == (
+        f"A\n\n{one.marked}\n\n{two.marked}\n\nB\n"
+    )
+    assert merge_sections(f"A\n\n{two.marked}", [one, two]) == (
+        f"A\n\n{two.marked}\n\n{one.marked}\n"
+    )
+    said = Section("about", "3", is_prose=True)
+    assert merge_sections("A", [said]) == "A\n"
+    assert merge_sections(f"{said.marked}\n\nA", [one]).startswith(f"{said.marked}\n\nA")
     # Not closed: nothing that was made here.
     assert merge_sections(f"{begin}\nold", []) == f"{begin}\nold\n"
 
@@ -417,7 +465,9 @@ def test_hostile_texts_stay_in_their_place(release: Path) -> None:
     inputs = inputs_of(release, meta=meta, evaluations=(evil,), parity=parity)
     path = write_card(inputs)
     text = path.read_text()
-    assert list(find_sections(text)) == ["usage", "evaluation", "pictures", "provenance"]
+    assert list(find_sections(text)) == [
+        "about", "training", "usage", "evaluation", "pictures", "provenance"
+    ]  # fmt: skip
     body = text.split("\n---\n", 1)[1]
     assert body.count("<!-- vaeconv:end evaluation -->") == 1
     assert "\n# x" not in text

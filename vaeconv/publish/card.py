@@ -17,10 +17,13 @@ from vaeconv.evaluate.meter import COLUMNS
 from vaeconv.output import MANIFEST
 from vaeconv.publish.meta import CardMeta
 from vaeconv.publish.sections import (
+    PROSE,
     Section,
     evaluation_section,
     merge_sections,
+    original_section,
     pictures_section,
+    prose_sections,
     provenance_section,
     usage_section,
     without_markers,
@@ -90,6 +93,8 @@ def make_card(inputs: CardInputs) -> str:
     # In the file's order: the client has its own, which would move lines at every run.
     order = [key for key in getattr(card, "_original_order", ()) if key in merged]
     merged = {key: merged[key] for key in dict.fromkeys([*order, *merged])}
+    if not inputs.meta.summary:  # a heading alone replaces no summary
+        sections = [section for section in sections if section.name != "about"]
     return f"{_front_matter(merged)}\n{merge_sections(card.text, sections)}"
 
 
@@ -166,12 +171,14 @@ def _new_card(inputs: CardInputs, data: Mapping[str, Any], sections: Sequence[Se
         training=without_markers(inputs.meta.training),
         limits=without_markers(inputs.meta.limits),
     )
+    marked = {section.name: section.marked for section in sections}
     try:
         text = environment.from_string(source).render(
             card_data=_front_matter(data).rstrip(),
-            title=meta.title or meta.repo_id.rpartition("/")[2] or inputs.folder.resolve().name,
+            title=_title(inputs),
             meta=meta,
-            sections=[section.marked for section in sections],
+            prose={name: marked[name] for name in PROSE if name in marked},
+            sections=[section.marked for section in sections if not section.is_prose],
         )
     except jinja2.TemplateError as error:
         where = str(inputs.template) if inputs.template else None
@@ -179,11 +186,18 @@ def _new_card(inputs: CardInputs, data: Mapping[str, Any], sections: Sequence[Se
     return text.rstrip() + "\n"
 
 
+def _title(inputs: CardInputs) -> str:
+    meta = inputs.meta
+    return meta.title or meta.repo_id.rpartition("/")[2] or inputs.folder.resolve().name
+
+
 def _sections(inputs: CardInputs) -> list[Section]:
     meta = inputs.meta
-    sections = []
-    if meta.repo_id or meta.original_repo_id:
+    sections = prose_sections(_title(inputs), meta)
+    if meta.repo_id:
         sections.append(usage_section(meta, variants_of(inputs.folder)))
+    if meta.original_repo_id and meta.original_file:
+        sections.append(original_section(meta.original_repo_id, meta.original_file))
     if inputs.evaluations:
         sections.append(evaluation_section(inputs.evaluations, meta))
     if inputs.pictures:
@@ -234,7 +248,6 @@ def _card_data(inputs: CardInputs) -> Any:
     from huggingface_hub import ModelCardData
 
     meta = inputs.meta
-    name = meta.title or meta.repo_id.rpartition("/")[2] or inputs.folder.resolve().name
     results = _eval_results(inputs)
     optional: dict[str, Any] = {
         "license": meta.license or None,
@@ -242,7 +255,7 @@ def _card_data(inputs: CardInputs) -> Any:
         "base_model_relation": meta.base_model_relation if meta.base_model else None,
         "datasets": list(meta.datasets) or None,
         "eval_results": results or None,
-        "model_name": name if results else None,
+        "model_name": _title(inputs) if results else None,
     }
     return ModelCardData(
         library_name="diffusers",

@@ -1,4 +1,4 @@
-"""The generated sections of a card: use, evaluation, pictures, provenance."""
+"""The sections of a card that vaeconv writes, and how they are merged into one that is there."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ _MARKED = re.compile(
 )
 _PLACED = re.compile(f"(?P<before>\n*)(?:{_MARKED.pattern})(?P<after>\n*)", re.DOTALL)
 
+PROSE = ("about", "training", "limits")
 _NAMED = ("gpu", "device", "torch", "diffusers")  # of the environment of a check
 
 
@@ -26,10 +27,13 @@ class Section(NamedTuple):
     Attributes:
         name: Of its markers.
         text: Markdown, without them.
+        is_prose: Whether it is what people said in the file of facts: a card that has no place for
+            it, or a run without that file, leaves the card's own words alone.
     """
 
     name: str
     text: str
+    is_prose: bool = False
 
     @property
     def marked(self) -> str:
@@ -51,60 +55,85 @@ def find_sections(text: str) -> dict[str, str]:
 def merge_sections(text: str, sections: Sequence[Section]) -> str:
     """Write generated sections into a card, and leave what people wrote.
 
-    A section that is there is replaced where it stands; a new one goes to the end; one that is no
-    longer made is taken out.
+    A section that is there is replaced where it stands; a new one goes behind the one that it
+    follows, or to the end; one that is no longer made is taken out.
     """
     wanted = {section.name: section.marked for section in sections}
 
     def replace(match: re.Match[str]) -> str:
         marked = wanted.pop(match["name"], None)
+        if marked is None and match["name"] in PROSE:
+            return match[0]
         if marked is not None:
             return f"{match['before']}{marked}{match['after']}"
         return "\n\n" if match["before"] and match["after"] else ""
 
     merged = _PLACED.sub(replace, text).strip("\n")
-    for marked in wanted.values():
-        merged += f"\n\n{marked}"
+    before = ""
+    for section in sections:
+        if section.name not in wanted:
+            before = _END.format(name=section.name)
+        elif not section.is_prose:
+            head, end, rest = merged.partition(before) if before else (merged, "", "")
+            merged = f"{head}{end}\n\n{section.marked}{rest}"
+            before = _END.format(name=section.name)
     return merged.strip("\n") + "\n"
 
 
+def prose_sections(title: str, meta: CardMeta) -> list[Section]:
+    """What people said of the model, in their own words: the heading, training, limits."""
+    texts = {"about": f"# {' '.join(title.split())}\n\n{meta.summary.strip()}"}
+    facts = [f"| {_cell(name)} | {_cell(value)} |" for name, value in meta.facts.items()]
+    table = "\n".join(["| | |", "|---|---|", *facts]) if facts else ""
+    training = "\n\n".join(filter(None, (meta.training.strip(), table)))
+    texts["training"] = f"## Training\n\n{training}" if training else ""
+    texts["limits"] = f"## Limits\n\n{meta.limits.strip()}" if meta.limits.strip() else ""
+    return [Section(name, texts[name], is_prose=True) for name in PROSE if texts[name]]
+
+
 def usage_section(meta: CardMeta, variants: Sequence[str | None]) -> Section:
-    """How to use it with diffusers, and in the CompVis layout."""
-    lines = ["## Use", ""]
-    if meta.repo_id:
+    """How to use it with diffusers."""
+    lines = [
+        "## Use with diffusers",
+        "",
+        "```python",
+        "from diffusers import AutoencoderKL, StableDiffusionPipeline",
+        "",
+        f'vae = AutoencoderKL.from_pretrained("{meta.repo_id}")',
+        f'pipe = StableDiffusionPipeline.from_pretrained("{meta.pipeline}", vae=vae)',
+        "```",
+        "",
+    ]
+    for variant in filter(None, variants):
         lines += [
-            "With diffusers:",
-            "",
-            "```python",
-            "from diffusers import AutoencoderKL, StableDiffusionPipeline",
-            "",
-            f'vae = AutoencoderKL.from_pretrained("{meta.repo_id}")',
-            f'pipe = StableDiffusionPipeline.from_pretrained("{meta.pipeline}", vae=vae)',
-            "```",
-            "",
-        ]
-        for variant in filter(None, variants):
-            lines += [
-                f'`AutoencoderKL.from_pretrained("{meta.repo_id}", variant="{variant}")` loads the '
-                f"{variant} weights.",
-                "",
-            ]
-    if meta.original_repo_id and meta.original_file:
-        lines += [
-            "In the CompVis layout, for the original code and for web UIs, the weights are "
-            f"[{meta.original_file}](https://huggingface.co/{meta.original_repo_id}/resolve/main/"
-            f"{quote(meta.original_file)}) of "
-            f"[{meta.original_repo_id}](https://huggingface.co/{meta.original_repo_id}):",
-            "",
-            "```python",
-            "from safetensors.torch import load_file",
-            "",
-            "# model: ldm.models.autoencoder.AutoencoderKL, made from its training config",
-            f'model.load_state_dict(load_file("{meta.original_file}"), strict=False)',
-            "```",
+            f'`AutoencoderKL.from_pretrained("{meta.repo_id}", variant="{variant}")` loads the '
+            f"{variant} weights.",
             "",
         ]
     return Section("usage", "\n".join(lines))
+
+
+def original_section(repo_id: str, file: str) -> Section:
+    """How to use it in the CompVis layout: a file in a repository of its own."""
+    is_safetensors = file.endswith((".safetensors", ".sft"))
+    load = f'load_file("{file}")'
+    if not is_safetensors:
+        load = f'torch.load("{file}", map_location="cpu", weights_only=True)["state_dict"]'
+    lines = [
+        "## Use in the CompVis layout",
+        "",
+        "For the original code and for web UIs the weights are "
+        f"[{file}](https://huggingface.co/{repo_id}/resolve/main/{quote(file)}) of "
+        f"[{repo_id}](https://huggingface.co/{repo_id}):",
+        "",
+        "```python",
+        "from safetensors.torch import load_file" if is_safetensors else "import torch",
+        "",
+        "# model: ldm.models.autoencoder.AutoencoderKL, made from its training config",
+        f"model.load_state_dict({load}, strict=False)",
+        "```",
+    ]
+    return Section("original", "\n".join(lines))
 
 
 def evaluation_section(results: Sequence[Mapping[str, Any]], meta: CardMeta) -> Section:
