@@ -25,7 +25,8 @@ from fixtures.make_fixtures import FOLDER as FIXTURES
 from tests.support.loopback_hub import Account, LoopbackHub, Repository
 from vaeconv.cli import app
 from vaeconv.publish import committing, hub_session
-from vaeconv.publish.pushing import Pushed, PushOptions, push_files
+from vaeconv.publish.push_options import PushOptions
+from vaeconv.publish.pushing import Pushed, push_files
 from vaeconv.publish.release_files import ReleaseFile, list_release
 
 TOKEN = "hf_secretTokenOfTheTests"

@@ -35,7 +35,8 @@ from tests.publish.pushes import (
 from tests.support.loopback_hub import FOREVER, Call, LoopbackHub, Repository, Status
 from vaeconv.errors import CheckFailedError, HubError, UsageError
 from vaeconv.publish import pushing
-from vaeconv.publish.pushing import PushOptions, push_files
+from vaeconv.publish.push_options import PushOptions, is_ref
+from vaeconv.publish.pushing import push_files
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:Use 'content=:DeprecationWarning")
 
@@ -319,7 +320,7 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 def test_git_agrees_on_names(name: str) -> None:
     command = ["git", "check-ref-format", "--allow-onelevel", name]
-    assert pushing._is_ref(name) == (subprocess.run(command, check=False).returncode == 0)
+    assert is_ref(name) == (subprocess.run(command, check=False).returncode == 0)
 
 
 @pytest.mark.parametrize("options", [{"tag": "a b"}, {"revision": "a..b"}, {"tag": "-a"}])

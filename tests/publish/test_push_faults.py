@@ -40,6 +40,7 @@ from tests.support.loopback_hub import (
 )
 from vaeconv.errors import HubError
 from vaeconv.publish import hub_session
+from vaeconv.publish.hub_session import Deadline
 
 # The client's own, of how it uploads.
 pytestmark = pytest.mark.filterwarnings(r"ignore:Use 'content=:DeprecationWarning")
@@ -536,14 +537,14 @@ def test_a_refused_card_and_no_answer_are_told_apart() -> None:
 
 
 def test_work_within_a_time() -> None:
-    assert hub_session.within(20, lambda: "done") == "done"
-    assert hub_session.within(20, lambda: None) is None
+    assert hub_session.within(Deadline(20), lambda: "done") == "done"
+    assert hub_session.within(Deadline(20), lambda: None) is None
     with pytest.raises(KeyError, match="mine"):
-        hub_session.within(20, lambda: {}["mine"])
+        hub_session.within(Deadline(20), lambda: {}["mine"])
     gate = threading.Event()
     try:
         with pytest.raises(HubError, match="not done within 0 seconds"):
-            hub_session.within(0, lambda: gate.wait(30))
+            hub_session.within(Deadline(0), lambda: gate.wait(30))
     finally:
         gate.set()
 

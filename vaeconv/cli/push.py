@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vaeconv.cli.options import Json, Quiet, Verbose
+
+if TYPE_CHECKING:
+    from vaeconv.publish.pushing import Pushed
 
 CHECKS = "Checks"
 
@@ -51,6 +54,15 @@ def push(
         list[str] | None,
         typer.Option(metavar="GLOB", show_default=False, help="Leave these out; repeatable."),
     ] = None,
+    original: Annotated[
+        tuple[str, Path] | None,
+        typer.Option(
+            metavar="REPO_ID FILE",
+            show_default=False,
+            help="Publish the CompVis file as well, in a repository of its own; each card leads to "
+            "the other.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -80,6 +92,15 @@ def push(
             "--verify", rich_help_panel=CHECKS, help="Download what was published, and compare."
         ),
     ] = False,
+    sign: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="KEY",
+            rich_help_panel=CHECKS,
+            show_default=False,
+            help="Sign with a private key, PEM (pip install 'vaeconv\\[sign]').",
+        ),
+    ] = None,
     timeout: Annotated[
         float,
         typer.Option(metavar="SECONDS", min=1, rich_help_panel=CHECKS, help="For everything."),
@@ -99,49 +120,58 @@ def push(
 
         vaeconv push out/ user/my-vae --tag v1.0 --verify
 
+        vaeconv push out/ user/my-vae --original user/my-vae-original my-vae.safetensors
+
         vaeconv push out/ user/my-vae --create-pr
     """  # fmt: skip
     from vaeconv.cli.progress import StepProgress
     from vaeconv.cli.render import print_json
-    from vaeconv.errors import one_line
-    from vaeconv.publish.pushing import PushOptions
+    from vaeconv.publish.originals import Original, push_both
+    from vaeconv.publish.push_options import PushOptions
     from vaeconv.publish.pushing import push as run
 
-    shown = not (quiet or json)
-    with StepProgress(enabled=shown) as steps:
-        done = run(
-            folder,
-            repo_id,
-            PushOptions(
-                revision=revision,
-                private=private,
-                create_pr=create_pr,
-                tag=tag,
-                message=commit_message,
-                repo_type=repo_type,
-                include=tuple(include or ()),
-                exclude=tuple(exclude or ()),
-                parity=parity,
-                reports=tuple(report or ()),
-                verify=verify,
-                timeout=timeout,
-                on_progress=steps.advance,
-            ),
-            dry_run=dry_run,
+    with StepProgress(enabled=not (quiet or json)) as steps:
+        options = PushOptions(
+            revision=revision,
+            private=private,
+            create_pr=create_pr,
+            tag=tag,
+            message=commit_message,
+            repo_type=repo_type,
+            include=tuple(include or ()),
+            exclude=tuple(exclude or ()),
+            parity=parity,
+            reports=tuple(report or ()),
+            sign=sign,
+            verify=verify,
+            timeout=timeout,
+            on_progress=steps.advance,
+        )
+        done = (
+            push_both(folder, repo_id, Original(*original), options, dry_run=dry_run)
+            if original
+            else (run(folder, repo_id, options, dry_run=dry_run),)
         )
     if json:
-        facts = done._asdict()
-        print_json("push", {**facts, "dry_run": dry_run, "changed": list(done.changed),
-                            "unchanged": list(done.unchanged)})  # fmt: skip
+        first, *others = ({**one._asdict(), "dry_run": dry_run} for one in done)
+        print_json("push", {**first, "original": others[0] if others else None})
         return
-    if quiet:
-        return
+    if not quiet:
+        for one in done:
+            _print(one, dry_run=dry_run, names=verbose or dry_run)
+
+
+def _print(done: Pushed, *, dry_run: bool, names: bool) -> None:
+    from vaeconv.errors import one_line
+
     verb = "would publish" if dry_run else "published"
     if not done.changed:
         lines = [f"nothing changed: {done.repo_id} has all {len(done.unchanged)} files"]
+    elif not (done.is_new or dry_run):
+        lines = [f"nothing changed: a pull request to {done.repo_id} has all files"]
     else:
         lines = [f"{verb} {len(done.changed)} files to {done.repo_id}, branch {done.revision}"]
-    if verbose or dry_run:
+    if names:
         lines += [f"  {path}" for path in done.changed]
         lines += [f"  {path} (there)" for path in done.unchanged]
     if done.oid:

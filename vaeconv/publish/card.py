@@ -64,9 +64,6 @@ def make_card(inputs: CardInputs) -> str:
         InputError: The card that is there has broken front matter, or the template does not work.
         UsageError: The facts do not fit the evaluation.
     """
-    from huggingface_hub import ModelCard
-    from yaml import YAMLError
-
     try:
         sections = _sections(inputs)
         data: Any = _card_data(inputs)
@@ -76,8 +73,19 @@ def make_card(inputs: CardInputs) -> str:
             where=str(inputs.folder),
             hint="give reports as vaeconv eval and vaeconv verify write them",
         ) from error
+    return assemble_card(inputs, data.to_dict(), sections)
+
+
+def assemble_card(inputs: CardInputs, made: dict[str, Any], sections: Sequence[Section]) -> str:
+    """Put front matter and sections into a new card, or into the one that is there.
+
+    Raises:
+        InputError: The card that is there has broken front matter, or the template does not work.
+    """
+    from huggingface_hub import ModelCard
+    from yaml import YAMLError
+
     present = inputs.folder / CARD
-    made: dict[str, Any] = data.to_dict()
     if not present.exists():
         return _new_card(inputs, made, sections)
     try:
@@ -88,14 +96,18 @@ def make_card(inputs: CardInputs) -> str:
         raise InputError(
             f"its front matter cannot be read ({error})", where=str(present)
         ) from error
-    tags = [*made.get("tags", ()), *kept.get("tags", ())]
-    merged = {**kept, **made, "tags": list(dict.fromkeys(tags))}
+    tags = [tag for front in (made, kept) for tag in _listed(front.get("tags"))]
+    merged = {**kept, **made, **({"tags": list(dict.fromkeys(tags))} if tags else {})}
     # In the file's order: the client has its own, which would move lines at every run.
     order = [key for key in getattr(card, "_original_order", ()) if key in merged]
     merged = {key: merged[key] for key in dict.fromkeys([*order, *merged])}
     if not inputs.meta.summary:  # a heading alone replaces no summary
-        sections = [section for section in sections if section.name != "about"]
+        sections = [one for one in sections if one.name != "about"]
     return f"{_front_matter(merged)}\n{merge_sections(card.text, sections)}"
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value] if isinstance(value, str) else []
 
 
 def write_card(inputs: CardInputs) -> Path:

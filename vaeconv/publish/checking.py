@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -21,12 +22,18 @@ _LISTS = ("tags", "datasets")
 _TEXTS = ("license", "library_name", "base_model_relation", "pipeline_tag")
 
 
-def check_card(folder: Path, evaluations: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+def check_card(
+    folder: Path,
+    evaluations: Sequence[Mapping[str, Any]] = (),
+    *,
+    published: Collection[str] | None = None,
+) -> list[str]:
     """List what is wrong with a card; empty where nothing is.
 
     Args:
         folder: The release that it lies in.
         evaluations: Results whose numbers the tables must have.
+        published: Paths that links may lead to; None for every file in the folder.
 
     Raises:
         InputError: An evaluation is none.
@@ -39,7 +46,7 @@ def check_card(folder: Path, evaluations: Sequence[Mapping[str, Any]] = ()) -> l
     front, body, problem = _split(text)
     if problem:
         return [problem]
-    problems = [*_front_problems(front), *_link_problems(folder, body)]
+    problems = [*_front_problems(front), *_link_problems(folder, body, published)]
     try:
         problems += _table_problems(body, evaluations)
         problems += _index_problems(front, evaluations)
@@ -80,22 +87,28 @@ def _front_problems(front: Mapping[str, Any]) -> Iterator[str]:
             yield f"{key} in the front matter is not a text"
 
 
-def _link_problems(folder: Path, body: str) -> Iterator[str]:
+def _link_problems(folder: Path, body: str, published: Collection[str] | None) -> Iterator[str]:
     """Name links to files that are not there, or that lie outside the release."""
-    root = folder.resolve()
+    root = folder.absolute()
     for match in _LINK.finditer(_CODE.sub("", body)):
         target = match[1] or match[2]
         if _REMOTE.match(target):
             continue
-        try:
-            path = (folder / unquote(target.partition("#")[0])).resolve()
-            is_there = path.exists()
-        except (OSError, ValueError):  # no name that a file can have
-            path, is_there = root / "nothing", False
+        path = Path(os.path.normpath(root / unquote(target.partition("#")[0])))
         if root not in path.parents:
             yield f"the link {target} leads out of the release"
-        elif not is_there:
+        elif not _is_there(path, root, published):
             yield f"the link {target} leads to nothing"
+
+
+def _is_there(path: Path, root: Path, published: Collection[str] | None) -> bool:
+    if published is not None:
+        name = path.relative_to(root).as_posix()
+        return any(one == name or one.startswith(f"{name}/") for one in published)
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # no name that a file can have
+        return False
 
 
 def _table_problems(body: str, evaluations: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -56,18 +56,22 @@ class Deadline:
             HubError: It is.
         """
         if self.is_over:
-            raise self.over(self._seconds)
+            raise self.over()
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left."""
+        return max(0.0, self._end - time.monotonic())
 
     @property
     def is_over(self) -> bool:
         """Whether the time is over."""
         return time.monotonic() > self._end
 
-    @staticmethod
-    def over(seconds: float) -> HubError:
+    def over(self) -> HubError:
         """Say that the time is over."""
         return HubError(
-            f"not done within {seconds:.0f} seconds",
+            f"not done within {self._seconds:.0f} seconds",
             hint="push again: what was uploaded is not sent twice",
         )
 
@@ -179,7 +183,7 @@ def _is_no_answer(error: BaseException) -> bool:
     return False
 
 
-def within(seconds: float, work: Callable[[], Answer]) -> Answer:
+def within(deadline: Deadline, work: Callable[[], Answer]) -> Answer:
     """Do something in a thread, and stop waiting for it when its time is over.
 
     Timeouts of the client count from byte to byte, and a server may send one every minute.
@@ -198,11 +202,11 @@ def within(seconds: float, work: Callable[[], Answer]) -> Answer:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(seconds + 1)
+    thread.join(deadline.left + 1)
     if failure:
         raise failure[0]
     if not box:
-        raise Deadline.over(seconds)
+        raise deadline.over()
     return box[0]
 
 

@@ -1,96 +1,213 @@
-"""Both layouts at once: the CompVis file in its own repository, each card linking the other."""
+"""Both layouts at once: the CompVis file in its own repository, each card leading to the other."""
 
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from vaeconv._version import __version__
+from vaeconv.autoencoder.topology import Layout
 from vaeconv.checkpoint.atomic import replace_small_file
-from vaeconv.errors import CheckFailedError, CheckpointNotFoundError
-from vaeconv.publish.card import CARD, CardInputs, make_card, variants_of
+from vaeconv.checkpoint.open import open_checkpoint
+from vaeconv.errors import CheckFailedError, CheckpointNotFoundError, UsageError, VaeconvError
+from vaeconv.output import MANIFEST
+from vaeconv.publish.card import (
+    CARD,
+    CardInputs,
+    assemble_card,
+    read_document,
+    read_manifest,
+)
+from vaeconv.publish.hub_session import Deadline
 from vaeconv.publish.meta import CardMeta
-from vaeconv.publish.sections import Section, find_sections, merge_sections, usage_section
+from vaeconv.publish.push_options import PushOptions, check_options
+from vaeconv.publish.pushing import Pushed, checked_files, publish_files
+from vaeconv.publish.release_files import hash_file, parity_reports
+from vaeconv.publish.remote import fetch, list_published
+from vaeconv.publish.sections import (
+    Section,
+    find_sections,
+    inner_text,
+    merge_sections,
+    original_section,
+    prose_sections,
+    provenance_section,
+)
+from vaeconv.survey import survey_checkpoint
+
+# What the cards of both repositories say alike.
+_SHARED = ("usage", "original", "evaluation")
 
 
-def link_cards(folder: Path, repo_id: str, original_repo_id: str, file: str) -> CardMeta:
-    """Write both repositories into the section on use of the card in a folder.
+class Original(NamedTuple):
+    """The CompVis layout of a release.
 
-    Args:
-        folder: The release in the diffusers layout, with its card.
-        repo_id: Where it goes.
-        original_repo_id: Where the CompVis file goes.
-        file: That file's name.
-
-    Returns:
-        What the card says, for the other one.
-
-    Raises:
-        CheckFailedError: There is no card, or it cannot be read.
-    """
-    from huggingface_hub import ModelCard
-
-    path = folder / CARD
-    try:
-        card = ModelCard(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckFailedError(
-            f"its card cannot be read ({error})", where=str(path), hint="vaeconv card writes one"
-        ) from error
-    data: Any = card.data
-    front = data.to_dict()
-    title = next((line[2:] for line in card.text.splitlines() if line.startswith("# ")), "")
-    base = front.get("base_model") or ""
-    meta = CardMeta(
-        title=title,
-        repo_id=repo_id,
-        original_repo_id=original_repo_id,
-        original_file=file,
-        license=str(front.get("license") or ""),
-        base_model=base[0] if isinstance(base, list) else base,
-        tags=tuple(front.get("tags") or ()),
-    )
-    usage = usage_section(meta, variants_of(folder))
-    kept = [
-        Section(name, text.partition("\n")[2].rpartition("\n")[0])
-        for name, text in find_sections(card.text).items()
-        if name != usage.name
-    ]
-    front_matter = card.content[: len(card.content) - len(card.text)]
-    merged = merge_sections(card.text, [usage, *kept])
-    replace_small_file(path, f"{front_matter}\n{merged}".encode(), durable=True)
-    return meta
-
-
-def stage_original(file: Path, folder: Path, meta: CardMeta, reports: Sequence[Path]) -> Path:
-    """Put a CompVis file, its manifest, its reports and a card into a folder of their own.
-
-    Args:
+    Attributes:
+        repo_id: ``owner/name`` of its repository.
         file: The file.
-        folder: An empty folder.
-        meta: Of the other card.
-        reports: Parity reports to publish beside it.
+    """
+
+    repo_id: str
+    file: Path
+
+
+def push_both(
+    folder: Path,
+    repo_id: str,
+    original: Original,
+    options: PushOptions | None = None,
+    *,
+    dry_run: bool = False,
+) -> tuple[Pushed, Pushed]:
+    """Publish a folder, and the CompVis file in a repository of its own: one commit to each.
+
+    Everything is checked before anything is published. The card in the folder gets a section that
+    leads to the file, and stays so; the other card is made from it, and of a card that is published
+    there, what people wrote stays.
+
+    Args:
+        folder: The release in the diffusers layout.
+        repo_id: ``owner/name`` of where it goes.
+        original: The CompVis file, and where it goes.
+        options: How; ``include`` and ``exclude`` are for the folder.
+        dry_run: Check everything here, look at the repositories, and change nothing.
 
     Raises:
-        CheckpointNotFoundError: There is no such file.
-        InputError: The card cannot be made.
+        CheckFailedError: The release may not be published as it is.
+        HubError: The Hub refused, or did not answer.
+        UsageError: The options do not fit together, or the file is of another layout.
+        VaeconvError: The file cannot be read.
     """
+    options = options or PushOptions()
+    for name in (repo_id, original.repo_id):
+        check_options(name, options)
+    if repo_id == original.repo_id:
+        raise UsageError("both layouts cannot go to one repository", where=repo_id)
+    _check_layout(original.file)
+    deadline = Deadline(options.timeout)
+    proofs = _find_proofs(folder, original.file, options)
+    of_folder = options.reports or tuple(parity_reports(folder))
+    options = replace(options, reports=tuple(dict.fromkeys([*of_folder, *proofs])))
+    files = checked_files(folder, options)
+    card = _linked_card(folder, repo_id, original)
+    with tempfile.TemporaryDirectory() as room:
+        staged = Path(room) / original.repo_id.rpartition("/")[2]
+        staged.mkdir()
+        others = replace(options, include=(), exclude=(), reports=tuple(proofs))
+        published = list_published(original.repo_id, others, deadline)
+        if CARD in published:
+            fetch(CARD, original.repo_id, others, deadline, staged)
+        _stage(staged, card, repo_id, original, proofs)
+        original_files = checked_files(staged, others, remote=published)
+        path = Path(room) / CARD if dry_run else folder / CARD
+        replace_small_file(path, card.encode(), durable=not dry_run)
+        linked = [hash_file(path, CARD) if file.path == CARD else file for file in files]
+        return (
+            publish_files(folder, linked, repo_id, options, deadline, dry_run=dry_run),
+            publish_files(
+                staged, original_files, original.repo_id, others, deadline, dry_run=dry_run
+            ),
+        )
+
+
+def _check_layout(file: Path) -> None:
     if not file.is_file():
         raise CheckpointNotFoundError("no such file", where=str(file))
-    beside = file.with_name(f"{file.name}.vaeconv.json")
-    for source in (file, *([beside] if beside.is_file() else []), *reports):
-        target = folder / source.name
-        try:
-            target.hardlink_to(source)
-        except OSError:  # another file system
-            shutil.copyfile(source, target)
-    title = f"{meta.title}, CompVis layout" if meta.title else ""
-    summary = (
-        f"The weights of [{meta.repo_id}](https://huggingface.co/{meta.repo_id}) in the CompVis "
-        "layout."
+    with open_checkpoint(file) as checkpoint:
+        if survey_checkpoint(checkpoint).autoencoder.layout is not Layout.COMPVIS:
+            raise UsageError(
+                "it is not in the CompVis layout",
+                where=str(file),
+                hint=f"vaeconv convert DIR {file.with_suffix('.ckpt').name} writes that layout",
+            )
+
+
+def _linked_card(folder: Path, repo_id: str, original: Original) -> str:
+    """Put the way to the CompVis file into the text of a card.
+
+    A card in which people wrote a link to that repository is left as it is.
+    """
+    card = _read_card(folder / CARD)
+    sections = find_sections(card.text)
+    address = f"huggingface.co/{original.repo_id}"
+    if "original" not in sections and address in card.text:
+        return str(card.content)
+    found = original_section(original.repo_id, original.file.name)
+    kept = [
+        Section(name, inner_text(text)) for name, text in sections.items() if name != found.name
+    ]
+    place = next((n for n, one in enumerate(kept, 1) if one.name == "usage"), 0)
+    merged = merge_sections(card.text, [*kept[:place], found, *kept[place:]])
+    front = card.content[: len(card.content) - len(card.text)]
+    return f"{front}\n{merged}"
+
+
+def _read_card(path: Path) -> Any:
+    from huggingface_hub import ModelCard
+
+    try:
+        return ModelCard(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckFailedError(
+            f"cannot be read ({error})", where=str(path), hint="vaeconv card writes one"
+        ) from error
+
+
+def _stage(
+    staged: Path, card: str, repo_id: str, original: Original, proofs: Sequence[Path]
+) -> None:
+    """Fill a folder with the file, its manifest, the reports that prove it, and its card."""
+    file = original.file
+    manifest = file.with_name(f"{file.name}.{MANIFEST}")
+    for source in (file, *([manifest] if manifest.is_file() else []), *proofs):
+        _place(source, staged / source.name)
+    parity = read_document(proofs[0], "verify") if proofs else None
+    text = _original_card(staged, card, repo_id, parity)
+    replace_small_file(staged / CARD, text.encode(), durable=False)
+
+
+def _place(source: Path, target: Path) -> None:
+    try:
+        target.symlink_to(source.resolve())
+    except OSError:  # not allowed everywhere
+        shutil.copyfile(source, target)
+
+
+def _find_proofs(folder: Path, file: Path, options: PushOptions) -> list[Path]:
+    """Find the reports that are about the file: among those given, in the folder, beside it."""
+    reports = options.reports or (*parity_reports(folder), *parity_reports(file.parent))
+    sha256 = hash_file(file, file.name).sha256
+    return [report for report in dict.fromkeys(reports) if _is_about(report, sha256)]
+
+
+def _is_about(report: Path, sha256: str) -> bool:
+    try:
+        sides = read_document(report, "verify")["sides"]
+        return any(one["sha256"] == sha256 for side in sides for one in side["files"])
+    except (VaeconvError, KeyError, TypeError):  # which the check of the release says
+        return False
+
+
+def _original_card(staged: Path, card: str, repo_id: str, parity: Any) -> str:
+    """Make the CompVis file's card from the other one, or bring the published one up to date."""
+    from huggingface_hub import ModelCard
+
+    other = ModelCard(card)
+    data: Any = other.data
+    sections = find_sections(other.text)
+    heading = next((line[2:] for line in other.text.splitlines() if line.startswith("# ")), repo_id)
+    meta = CardMeta(
+        title=f"{heading}, CompVis layout",
+        summary=f"The weights of [{repo_id}](https://huggingface.co/{repo_id}) in the CompVis "
+        "layout.",
     )
-    card = make_card(CardInputs(folder, meta=replace(meta, title=title, summary=summary)))
-    replace_small_file(folder / CARD, card.encode(), durable=False)
-    return folder
+    made = [
+        *prose_sections(meta.title, meta),
+        *(Section(name, inner_text(sections[name])) for name in _SHARED if name in sections),
+        provenance_section(read_manifest(staged), parity, __version__),
+    ]
+    return assemble_card(CardInputs(staged, meta=meta), data.to_dict(), made)

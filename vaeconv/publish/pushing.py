@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import re
+import shutil
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from vaeconv.errors import CheckFailedError, HubError, UsageError, VaeconvError
+from vaeconv.errors import CheckFailedError, HubError
 from vaeconv.publish.committing import commit_files
 from vaeconv.publish.hub_session import (
     Deadline,
-    bounded_client,
-    explain,
     is_lost,
     status_of,
-    within,
 )
+from vaeconv.publish.push_options import PushOptions, check_options
 from vaeconv.publish.release_files import (
     ReleaseFile,
     check_release,
@@ -26,46 +23,10 @@ from vaeconv.publish.release_files import (
     list_release,
     parity_reports,
 )
-from vaeconv.publish.remote import Remote, differing
+from vaeconv.publish.remote import Remote, differing, fetch, with_remote
+from vaeconv.publish.signing import SIGNATURE, settle_signature
 
-# The rules of git check-ref-format.
-_NO_REF = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|^[./-]|[./]$|/\.|\.lock(/|$)|^@?$")
-_TYPES = ("model", "dataset", "space")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PushOptions:
-    """How to push.
-
-    Attributes:
-        revision: The branch; made where it is not there.
-        private: Whether a repository that is made is private; None for the namespace's default.
-        create_pr: Open a pull request instead of a commit to the branch.
-        tag: Tag the commit.
-        message: Of the commit; None for one that names the files.
-        repo_type: ``model``.
-        include: Patterns of paths to publish.
-        exclude: Patterns of paths to leave out.
-        parity: Whether every file of weights must be in a parity report that passed.
-        reports: Parity reports; none means those in the folder.
-        verify: Download what was published, and compare hashes.
-        timeout: Seconds for everything.
-        on_progress: Called with what is being done, and how much of it is done of how much.
-    """
-
-    revision: str = "main"
-    private: bool | None = None
-    create_pr: bool = False
-    tag: str | None = None
-    message: str | None = None
-    repo_type: str = "model"
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    parity: bool = True
-    reports: tuple[Path, ...] = ()
-    verify: bool = False
-    timeout: float = 3600.0
-    on_progress: Callable[[str, int, int], None] | None = None
+Answer = TypeVar("Answer")
 
 
 class Pushed(NamedTuple):
@@ -116,7 +77,49 @@ def push(
         OutputError: There is nothing to publish.
     """
     options = options or PushOptions()
-    _check_options(repo_id, options)
+    check_options(repo_id, options)
+    deadline = Deadline(options.timeout)
+    files = checked_files(folder, options)
+    return publish_files(folder, files, repo_id, options, deadline, dry_run=dry_run)
+
+
+def publish_files(
+    folder: Path,
+    files: Sequence[ReleaseFile],
+    repo_id: str,
+    options: PushOptions,
+    deadline: Deadline,
+    *,
+    dry_run: bool = False,
+) -> Pushed:
+    """Publish files of a folder that were checked, signed where that is wanted.
+
+    Raises:
+        HubError: The Hub refused, or did not answer.
+        InputError: The key cannot be used.
+    """
+    if options.sign is None:
+        return push_files(files, repo_id, options, deadline, dry_run=dry_run)
+    with tempfile.TemporaryDirectory() as room:
+        target = (Path(room) if dry_run else folder) / SIGNATURE
+        signed = _with_signature(folder, files, repo_id, options, deadline, target)
+        return push_files(signed, repo_id, options, deadline, dry_run=dry_run)
+
+
+def checked_files(
+    folder: Path, options: PushOptions, *, remote: Collection[str] = ()
+) -> list[ReleaseFile]:
+    """List what is to be published, after checking that it may be.
+
+    Args:
+        folder: The release.
+        options: What of it, and with which proof.
+        remote: Paths that are published already, which its card may lead to as well.
+
+    Raises:
+        CheckFailedError: It may not.
+        OutputError: There is nothing to publish.
+    """
     report = options.on_progress or (lambda step, done, total: None)
     report("hashing", 0, 1)
     files = list_release(folder, include=options.include, exclude=options.exclude)
@@ -125,57 +128,58 @@ def push(
         files,
         reports=options.reports or parity_reports(folder),
         needs_parity=options.parity,
+        remote=remote,
     )
     if problems:
         more = f" (and {len(problems) - 1} more problems)" if problems[1:] else ""
         raise CheckFailedError(f"not fit to be published: {problems[0]}{more}", where=str(folder))
     report("hashing", 1, 1)
-    return push_files(files, repo_id, options, dry_run=dry_run)
+    return files
 
 
-def _check_options(repo_id: str, options: PushOptions) -> None:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils._validators import validate_repo_id
-
-    try:
-        validate_repo_id(repo_id)
-        is_named = repo_id.count("/") == 1 and all(repo_id.split("/"))
-    except HFValidationError:
-        is_named = False
-    if not is_named:
-        raise UsageError(f"{repo_id} is not owner/name")
-    if options.repo_type not in _TYPES:
-        raise UsageError(
-            f"{options.repo_type} is no type of repository", hint=f"known: {', '.join(_TYPES)}"
+def _with_signature(
+    folder: Path,
+    files: Sequence[ReleaseFile],
+    repo_id: str,
+    options: PushOptions,
+    deadline: Deadline,
+    target: Path,
+) -> list[ReleaseFile]:
+    """Sign the files, or take the signature that fits: from the folder, or the one published."""
+    assert options.sign is not None
+    listed = {file.local for file in files}
+    with tempfile.TemporaryDirectory() as room:
+        signature = settle_signature(
+            folder,
+            options.sign,
+            target,
+            leave_out=[path for path in folder.rglob("*") if path not in listed],
+            candidates=(
+                lambda: folder / SIGNATURE,
+                lambda: fetch(SIGNATURE, repo_id, options, deadline, Path(room)),
+            ),
         )
-    for name in filter(None, (options.tag, options.revision)):
-        if not _is_ref(name):
-            raise UsageError(f"{name} is no name that git allows for a branch or tag")
-    if options.create_pr and (options.revision != "main" or options.tag):
-        raise UsageError(
-            "--create-pr goes with neither --revision nor --tag",
-            hint="a pull request goes to main, and gets its tag once it is merged",
-        )
-
-
-def _is_ref(name: str) -> bool:
-    """Whether git allows it as a name (``git check-ref-format``)."""
-    return not _NO_REF.search(name)
+        if signature.parent == Path(room):
+            signature = Path(shutil.copyfile(signature, target))
+    others = [file for file in files if file.path != SIGNATURE]
+    return sorted([*others, hash_file(signature, SIGNATURE)], key=lambda file: file.path)
 
 
 def push_files(
-    files: Sequence[ReleaseFile], repo_id: str, options: PushOptions, *, dry_run: bool = False
+    files: Sequence[ReleaseFile],
+    repo_id: str,
+    options: PushOptions,
+    deadline: Deadline | None = None,
+    *,
+    dry_run: bool = False,
 ) -> Pushed:
     """Publish files that were checked."""
-    deadline = Deadline(options.timeout)
-    with bounded_client(deadline) as api:
-        remote = Remote(api, repo_id, options.repo_type, options.revision, deadline)
-        try:
-            return within(options.timeout, lambda: _run(remote, files, options, dry_run=dry_run))
-        except VaeconvError:
-            raise
-        except Exception as error:
-            raise explain(error, repo_id) from error
+    return with_remote(
+        repo_id,
+        options,
+        deadline or Deadline(options.timeout),
+        lambda remote: _run(remote, files, options, dry_run=dry_run),
+    )
 
 
 def _run(

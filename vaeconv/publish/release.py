@@ -35,7 +35,8 @@ from vaeconv.pruning import prune
 from vaeconv.publish.card import CARD, CardInputs, read_document, write_card
 from vaeconv.publish.checking import check_card
 from vaeconv.publish.meta import CardMeta
-from vaeconv.publish.pushing import Pushed, PushOptions, push
+from vaeconv.publish.push_options import PushOptions
+from vaeconv.publish.pushing import Pushed, push
 from vaeconv.publish.release_config import ReleaseConfig
 from vaeconv.publish.release_files import (
     check_release,

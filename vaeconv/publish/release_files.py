@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vaeconv.checkpoint.folder import CONFIG, STEM
 from vaeconv.checkpoint.open import open_checkpoint
@@ -95,7 +95,7 @@ def check_release(
     *,
     reports: Sequence[Path],
     needs_parity: bool = True,
-    evaluations: Sequence[Mapping[str, Any]] = (),
+    remote: Collection[str] = (),
 ) -> list[str]:
     """List why a release may not be published; empty where it may.
 
@@ -104,7 +104,7 @@ def check_release(
         files: What would be published.
         reports: Reports of ``vaeconv verify``; every file of weights must be in one that passed.
         needs_parity: Whether there must be such reports.
-        evaluations: Results that the card's tables must agree with.
+        remote: Paths that are published already, which the card may lead to as well.
     """
     problems = [
         f"the name of {file.path!r} is not UTF-8"
@@ -115,7 +115,8 @@ def check_release(
     problems += _weights_problems(folder, files)
     problems += _manifest_problems(folder, by_path)
     if CARD in by_path:
-        problems += [f"{CARD}: {problem}" for problem in check_card(folder, evaluations)]
+        found = check_card(folder, published={*by_path, *remote})
+        problems += [f"{CARD}: {problem}" for problem in found]
     else:
         problems.append(f"there is no {CARD}: vaeconv card writes one")
     if needs_parity:

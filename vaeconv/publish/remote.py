@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
-from vaeconv.publish.hub_session import Deadline, ask
+from vaeconv.errors import VaeconvError
+from vaeconv.publish.hub_session import Deadline, ask, bounded_client, explain, within
+from vaeconv.publish.push_options import PushOptions
 from vaeconv.publish.release_files import ReleaseFile
 
+Answer = TypeVar("Answer")
 _PULLS = 10  # newest pull requests that are looked at for one with the same files
 
 
@@ -144,3 +148,46 @@ def _is_there(file: ReleaseFile, remote: Any) -> bool:
     if remote.lfs is not None:
         return bool(remote.lfs.sha256 == file.sha256)
     return bool(remote.blob_id == file.blob)
+
+
+def fetch(
+    path: str, repo_id: str, options: PushOptions, deadline: Deadline, folder: Path
+) -> Path | None:
+    """Download a file that is published; None where there is none.
+
+    Raises:
+        HubError: The Hub refused, or did not answer.
+    """
+
+    def work(remote: Remote) -> Path | None:
+        head = remote.find_head()
+        if head is None or path not in remote.tree(head):
+            return None
+        return Path(remote.download(path, head, str(folder)))
+
+    return with_remote(repo_id, options, deadline, work)
+
+
+def list_published(repo_id: str, options: PushOptions, deadline: Deadline) -> list[str]:
+    """List the paths that a repository has.
+
+    Raises:
+        HubError: The Hub refused, or did not answer.
+    """
+    return with_remote(
+        repo_id, options, deadline, lambda remote: list(remote.tree(remote.find_head()))
+    )
+
+
+def with_remote(
+    repo_id: str, options: PushOptions, deadline: Deadline, work: Callable[[Remote], Answer]
+) -> Answer:
+    """Do something with a repository, in bounded time, with errors explained."""
+    with bounded_client(deadline) as api:
+        remote = Remote(api, repo_id, options.repo_type, options.revision, deadline)
+        try:
+            return within(deadline, lambda: work(remote))
+        except VaeconvError:
+            raise
+        except Exception as error:
+            raise explain(error, repo_id) from error

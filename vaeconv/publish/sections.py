@@ -52,6 +52,11 @@ def find_sections(text: str) -> dict[str, str]:
     return {match["name"]: match[0] for match in _MARKED.finditer(text)}
 
 
+def inner_text(marked: str) -> str:
+    """Take the markers off a generated section."""
+    return marked.partition("\n")[2].rpartition("\n")[0]
+
+
 def merge_sections(text: str, sections: Sequence[Section]) -> str:
     """Write generated sections into a card, and leave what people wrote.
 

@@ -6,7 +6,9 @@ people edit, and the signature.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from vaeconv.errors import CheckFailedError, InputError, MissingDependencyError, OutputError
@@ -17,8 +19,88 @@ SIGNATURE = "model.sig"
 _IGNORED = (SIGNATURE, CARD, ".gitattributes", ".cache", ".git")
 
 
-def sign_folder(folder: Path, private_key: Path) -> Path:
-    """Sign a folder with an elliptic-curve key in PEM.
+def settle_signature(
+    folder: Path,
+    private_key: Path,
+    target: Path,
+    *,
+    leave_out: Iterable[Path] = (),
+    candidates: Iterable[Callable[[], Path | None]] = (),
+) -> Path:
+    """Find a signature that fits, or sign.
+
+    Signatures of the same bytes differ, so that a new one would be a change where nothing changed.
+
+    Args:
+        folder: What is signed.
+        private_key: An elliptic-curve key in PEM.
+        target: Where a new signature goes.
+        leave_out: Files in the folder that it does not cover.
+        candidates: Each gives the path of a signature that may fit, or None.
+
+    Returns:
+        The signature.
+
+    Raises:
+        InputError: The key cannot be used.
+        MissingDependencyError: model-signing is not installed.
+        OutputError: The folder cannot be read, or the signature not written.
+    """
+    left = tuple(leave_out)
+    with TemporaryDirectory() as room:
+        public = Path(room) / "key.pub"
+        public.write_bytes(_public_key(private_key))
+        for candidate in candidates:
+            found = candidate()
+            if found is None or not found.is_file():
+                continue
+            try:
+                verify_signature(folder, public, found, leave_out=left)
+            except CheckFailedError:
+                continue
+            return found
+    return sign_folder(folder, private_key, target, leave_out=left)
+
+
+def _public_key(private_key: Path) -> bytes:
+    _import()
+    from cryptography.hazmat.primitives.serialization import (
+        Encoding,
+        PublicFormat,
+        load_pem_private_key,
+    )
+
+    try:
+        key = load_pem_private_key(private_key.read_bytes(), None)
+    except Exception as error:
+        raise _bad_key(private_key, error) from error
+    return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def _bad_key(path: Path, error: Exception) -> InputError:
+    if not path.is_file():
+        return InputError("no such key", where=str(path))
+    return InputError(
+        f"not a key to sign with ({type(error).__name__})",
+        where=str(path),
+        hint="openssl ecparam -genkey -name prime256v1 -noout -out key.pem makes one",
+    )
+
+
+def sign_folder(
+    folder: Path,
+    private_key: Path,
+    target: Path | None = None,
+    *,
+    leave_out: Iterable[Path] = (),
+) -> Path:
+    """Sign a folder.
+
+    Args:
+        folder: What is signed.
+        private_key: An elliptic-curve key in PEM.
+        target: Where the signature goes; by default into the folder.
+        leave_out: Files in it that the signature does not cover.
 
     Returns:
         The signature.
@@ -31,31 +113,32 @@ def sign_folder(folder: Path, private_key: Path) -> Path:
     hashing, signing, _ = _import()
     if not folder.is_dir():
         raise OutputError("is not a folder", where=str(folder))
-    if not private_key.is_file():
-        raise InputError("no such key", where=str(private_key))
-    target = folder / SIGNATURE
+    target = target or folder / SIGNATURE
     try:
         config = signing.Config().use_elliptic_key_signer(private_key=private_key)
     except Exception as error:
-        raise InputError(
-            f"not a key to sign with ({type(error).__name__})",
-            where=str(private_key),
-            hint="openssl ecparam -genkey -name prime256v1 -noout -out key.pem makes one",
-        ) from error
+        raise _bad_key(private_key, error) from error
     try:
-        config.set_hashing_config(_hashing(hashing, folder)).sign(folder, target)
+        config.set_hashing_config(_hashing(hashing, folder, leave_out)).sign(folder, target)
     except OSError as error:
         raise OutputError(f"cannot be signed: {error}", where=str(folder)) from error
     return target
 
 
-def verify_signature(folder: Path, public_key: Path, signature: Path | None = None) -> None:
+def verify_signature(
+    folder: Path,
+    public_key: Path,
+    signature: Path | None = None,
+    *,
+    leave_out: Iterable[Path] = (),
+) -> None:
     """Check that a folder is what was signed.
 
     Args:
         folder: The release, or a download of it.
         public_key: In PEM.
         signature: The bundle; by default the one in the folder.
+        leave_out: Files in the folder that it does not cover.
 
     Raises:
         CheckFailedError: It is not: a file differs, is missing or new, or another key signed.
@@ -74,7 +157,7 @@ def verify_signature(folder: Path, public_key: Path, signature: Path | None = No
             f"not a key to check with ({type(error).__name__})", where=str(public_key)
         ) from error
     try:
-        config.set_hashing_config(_hashing(hashing, folder)).verify(folder, bundle)
+        config.set_hashing_config(_hashing(hashing, folder, leave_out)).verify(folder, bundle)
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckFailedError(
@@ -82,9 +165,11 @@ def verify_signature(folder: Path, public_key: Path, signature: Path | None = No
         ) from error
 
 
-def _hashing(hashing: Any, folder: Path) -> Any:
-    ignored = [folder / name for name in _IGNORED]
-    return hashing.Config().set_ignored_paths(paths=ignored, ignore_git_paths=True)
+def _hashing(hashing: Any, folder: Path, leave_out: Iterable[Path]) -> Any:
+    ignored = [*(folder / name for name in _IGNORED), *leave_out]
+    config = hashing.Config().set_ignored_paths(paths=ignored, ignore_git_paths=True)
+    # What is published is what a link leads to, and a download in the cache is links.
+    return config.set_allow_symlinks(True)
 
 
 def _import() -> tuple[Any, Any, Any]:
