@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.publish.pushes import make_release, run_push, small_hub
+from tests.support.loopback_hub import LoopbackHub
 from vaeconv.errors import CheckFailedError, InputError, MissingDependencyError, OutputError
 from vaeconv.publish.signing import SIGNATURE, sign_folder, verify_signature
 
@@ -120,3 +125,75 @@ def test_without_the_extra_it_says_what_to_install(
     monkeypatch.setitem(sys.modules, "model_signing", None)
     with pytest.raises(MissingDependencyError, match=r"vaeconv\[sign\]"):
         verify_signature(tmp_path, tmp_path)
+
+
+# --- with push ---
+
+
+@pytest.fixture(scope="module")
+def loopback() -> Iterator[LoopbackHub]:
+    with small_hub() as hub:
+        yield hub
+
+
+def test_a_push_signs_and_signs_again_only_what_changed(
+    loopback: LoopbackHub, tmp_path: Path
+) -> None:
+    pytest.importorskip("model_signing", reason="model-signing is not installed")
+    private, public = make_key(tmp_path)
+    release = make_release(tmp_path / "release")
+    (release / ".DS_Store").write_bytes(b"not published")
+    env = loopback.env(tmp_path / "home")
+
+    def push(*args: object) -> dict[str, Any]:
+        done = run_push(env, release, "user/signed", "--sign", private, "--json", *args)
+        assert done.returncode == 0, done.stdout
+        told: dict[str, Any] = json.loads(done.stdout)
+        return told
+
+    assert SIGNATURE in push("--dry-run")["changed"]
+    assert not (release / SIGNATURE).exists()
+    first = push()
+    assert SIGNATURE in first["changed"]
+    repo = loopback.repo("user/signed")
+    download = tmp_path / "download"
+    for path, content in repo.files().items():
+        (download / path).parent.mkdir(parents=True, exist_ok=True)
+        (download / path).write_bytes(content)
+    (download / ".gitattributes").write_bytes(b"of the Hub")
+    verify_signature(download, public)
+
+    assert push()["changed"] == []
+    # A signature differs each time; where the folder lost its own, the published one still fits.
+    (release / SIGNATURE).unlink()
+    assert push()["changed"] == []
+    assert (release / SIGNATURE).read_bytes() == repo.files()[SIGNATURE]
+    assert repo.commit_count() == 1
+
+    (release / "assets/one.png").write_bytes(b"another picture")
+    assert set(push()["changed"]) == {SIGNATURE, "assets/one.png"}
+    (download / "assets/one.png").write_bytes(b"another picture")
+    (download / SIGNATURE).write_bytes(repo.files()[SIGNATURE])
+    verify_signature(download, public)
+
+
+def test_what_is_left_out_is_not_signed(loopback: LoopbackHub, tmp_path: Path) -> None:
+    pytest.importorskip("model_signing", reason="model-signing is not installed")
+    private, public = make_key(tmp_path)
+    release = make_release(tmp_path / "release")
+    (release / "notes.txt").write_text("mine")
+    env = loopback.env(tmp_path / "home")
+    run_push(env, release, "user/partly", "--sign", private, "--exclude", "notes.txt")
+    (release / "notes.txt").unlink()
+    verify_signature(release, public)
+
+
+def test_a_key_that_is_none_stops_a_push(loopback: LoopbackHub, tmp_path: Path) -> None:
+    pytest.importorskip("model_signing", reason="model-signing is not installed")
+    (tmp_path / "key.pem").write_text("no key")
+    release = make_release(tmp_path / "release")
+    env = loopback.env(tmp_path / "home")
+    for key, said in (("key.pem", "not a key to sign with"), ("gone.pem", "no such key")):
+        done = run_push(env, release, "user/unsigned", "--sign", tmp_path / key)
+        assert (done.returncode, said in done.stderr) == (3, True), done.stderr
+    assert "user/unsigned" not in loopback.repos

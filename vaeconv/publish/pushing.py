@@ -153,7 +153,7 @@ def _with_signature(
             folder,
             options.sign,
             target,
-            leave_out=[path for path in folder.rglob("*") if path not in listed],
+            leave_out=[one for one in folder.rglob("*") if one.is_file() and one not in listed],
             candidates=(
                 lambda: folder / SIGNATURE,
                 lambda: fetch(SIGNATURE, repo_id, options, deadline, Path(room)),
