@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +49,7 @@ class ConvertOptions:
         overwrite: Whether an existing output may be replaced.
         hash_source: Whether to record the sha256 of the source file.
         manifest: Whether a single output file gets a manifest beside it; folders always have one.
+        metadata: Entries of the safetensors header beside ``format``.
         copy: What to check on the way.
         on_fetch: Called with the bytes that arrived from the Hub, from any thread.
     """
@@ -67,6 +68,7 @@ class ConvertOptions:
     overwrite: bool = False
     hash_source: bool = False
     manifest: bool = False
+    metadata: Mapping[str, str] = field(default_factory=dict)
     copy: CopyOptions = CopyOptions()
     on_fetch: Callable[[int], None] | None = None
 
@@ -170,7 +172,14 @@ def convert(
         if dry_run:
             return result
         written = write_output(
-            Output(target, kind, options.variant, config, _facts(checkpoint, result, options)),
+            Output(
+                target,
+                kind,
+                options.variant,
+                config,
+                _facts(checkpoint, result, options),
+                metadata=options.metadata,
+            ),
             [checkpoint],
             plan,
             overwrite=options.overwrite,

@@ -69,6 +69,7 @@ class Output(NamedTuple):
         config: The folder's config.
         facts: What the manifest says of the plan.
         max_shard_size: Bytes of a shard in a folder; None for one file.
+        metadata: Entries of the safetensors header beside ``format``.
     """
 
     target: Path
@@ -77,6 +78,7 @@ class Output(NamedTuple):
     config: Mapping[str, Any] | None
     facts: Mapping[str, Any]
     max_shard_size: int | None = None
+    metadata: Mapping[str, str] = MappingProxyType({})
 
 
 class Written(NamedTuple):
@@ -151,6 +153,7 @@ def write_output(
         InputError: The source turns out to be bad while it is read.
         OutputError: The output cannot be written.
     """
+    _check_metadata(output)
     if output.kind is OutputKind.TORCH_ZIP:
         unsaved = next((row for row in plan.rows if not row.dtype.storage), None)
         if unsaved:
@@ -167,6 +170,22 @@ def write_output(
         copy = copy._replace(on_progress=_of_total(copy.on_progress, plan.nbytes))
     job = _Job(output, checkpoints, plan, facts, overwrite, copy)
     return job.write_folder() if output.kind is OutputKind.FOLDER else job.write_file(manifest)
+
+
+def _check_metadata(output: Output) -> None:
+    """Check that a header can have the metadata.
+
+    Raises:
+        UsageError: There is no header, or an entry is not one's own to set.
+    """
+    if output.metadata and output.kind is OutputKind.TORCH_ZIP:
+        raise UsageError(
+            "a checkpoint has no header for metadata",
+            where=str(output.target),
+            hint="write a .safetensors file",
+        )
+    if "format" in output.metadata:
+        raise UsageError("the metadata entry format says how tensors are to be loaded: pt")
 
 
 def _of_total(on_progress: Callable[[int, int], None], total: int) -> Callable[[int, int], None]:
@@ -239,7 +258,10 @@ class _Job:
     ) -> Written:
         specs = [(row.name, row.dtype, row.shape) for row in rows]
         is_zip = self.output.kind is OutputKind.TORCH_ZIP
-        file = lay_out_torch_zip(specs) if is_zip else lay_out_safetensors(specs)
+        if is_zip:
+            file = lay_out_torch_zip(specs)
+        else:
+            file = lay_out_safetensors(specs, self.output.metadata)
         with staged_file(place, overwrite=overwrite, durable=self.copy.check) as fd:
             copied = copy_rows(fd, file, rows, self.copy, where=str(target))
             for checkpoint in self.checkpoints:

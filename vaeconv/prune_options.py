@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from vaeconv.executor import CopyOptions
@@ -55,6 +55,7 @@ class PruneOptions:
         probe: Called before anything is written with the autoencoder's rows under their diffusers
             names and shapes, and with its config; says whether fp16 is enough to decode.
         require_fp16: Whether a probe that says no is an error.
+        metadata: Entries of the safetensors header beside ``format``.
         copy: What to check on the way.
         on_fetch: Called with the bytes that arrived from the Hub, from any thread.
     """
@@ -77,6 +78,7 @@ class PruneOptions:
     manifest: bool = False
     probe: Probe | None = None
     require_fp16: bool = False
+    metadata: Mapping[str, str] = field(default_factory=dict)
     copy: CopyOptions = CopyOptions()
     on_fetch: Callable[[int], None] | None = None
 

@@ -138,7 +138,15 @@ def prune(
             return result
         facts = _facts(result, options)
         written = write_output(
-            Output(target, kind, options.variant, result.config, facts, options.max_shard_size),
+            Output(
+                target,
+                kind,
+                options.variant,
+                result.config,
+                facts,
+                options.max_shard_size,
+                options.metadata,
+            ),
             checkpoints,
             plan,
             overwrite=options.overwrite,

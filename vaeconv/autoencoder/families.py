@@ -28,6 +28,8 @@ class Family(NamedTuple):
         sample_size: Pixels that it was trained at; only tiling uses it.
         siblings: Beginnings of keys beside the autoencoder that only this family has.
         built_on: The family whose keys lie beside it as well.
+        modelspec: What ModelSpec (https://github.com/Stability-AI/ModelSpec) calls the model that
+            it is a part of; empty where it has no name for it.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Family(NamedTuple):
     sample_size: int = 512
     siblings: tuple[str, ...] = ()
     built_on: str = ""
+    modelspec: str = ""
 
     def fits(self, topology: Topology) -> bool:
         """Whether an autoencoder of these numbers can be of this family; widths are free."""
@@ -61,17 +64,19 @@ FAMILIES: tuple[Family, ...] = (
             "cond_stage_model.transformer.text_model.", "cond_stage_model.model.",
             "model.diffusion_model.input_blocks.11.",
         ),
+        modelspec="stable-diffusion-v1",
     ),
     Family(
         "playground-v2.5", "Playground v2.5", 4, 4, True, 0.5,
         latents_mean=(-1.6574, 1.886, -1.383, 2.5155),
         latents_std=(8.4927, 5.9022, 6.5498, 5.2299),
         sample_size=1024,
-        siblings=("edm_mean", "edm_std"), built_on="sdxl",
+        siblings=("edm_mean", "edm_std"), built_on="sdxl", modelspec="stable-diffusion-xl-v1",
     ),
     Family(
         "sdxl", "Stable Diffusion XL", 4, 4, True, 0.13025, sample_size=1024,
         siblings=("conditioner.embedders.", "model.diffusion_model.label_emb."),
+        modelspec="stable-diffusion-xl-v1",
     ),
     Family(
         "x4-upscaler", "Stable Diffusion x4 upscaler", 4, 3, True, 0.08333, sample_size=256,
@@ -80,6 +85,7 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         "sd3", "Stable Diffusion 3 and 3.5", 16, 4, False, 1.5305, 0.0609, sample_size=1024,
         siblings=("model.diffusion_model.joint_blocks.", "joint_blocks."),
+        modelspec="stable-diffusion-v3-medium",
     ),
     Family(
         "flux1", "FLUX.1", 16, 4, False, 0.3611, 0.1159, sample_size=1024,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from vaeconv.checkpoint.checksum import crc32
@@ -64,9 +65,16 @@ class OutputFile(NamedTuple):
             index += 1
 
 
-def lay_out_safetensors(tensors: Sequence[Spec]) -> OutputFile:
-    """Lay out a safetensors file with the one metadata entry that loaders look for."""
-    header, order = build_header(tensors, {"format": "pt"})
+def lay_out_safetensors(
+    tensors: Sequence[Spec], metadata: Mapping[str, str] = MappingProxyType({})
+) -> OutputFile:
+    """Lay out a safetensors file.
+
+    Args:
+        tensors: What goes into it.
+        metadata: Entries beside ``format``, the one that loaders look for.
+    """
+    header, order = build_header(tensors, {**metadata, "format": "pt"})
     sizes = {name: _nbytes(dtype, shape) for name, dtype, shape in tensors}
     builder = _Builder()
     builder.add_literal(header)

@@ -22,6 +22,7 @@ from vaeconv.cli.options import (
     HashSource,
     Json,
     Manifest,
+    Metadata,
     Overwrite,
     Quiet,
     Salvage,
@@ -29,6 +30,7 @@ from vaeconv.cli.options import (
     SourcePrefix,
     Variant,
     Verbose,
+    parse_metadata,
     with_dot,
 )
 
@@ -66,6 +68,7 @@ def convert(
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     manifest: Manifest = False,
+    metadata: Metadata = None,
     family: Family = None,
     scaling_factor: Annotated[
         float | None,
@@ -158,6 +161,7 @@ def convert(
                 overwrite=overwrite,
                 hash_source=hash_source,
                 manifest=manifest,
+                metadata=parse_metadata(metadata),
                 copy=CopyOptions(
                     check=check,
                     allow_nonfinite=allow_nonfinite,

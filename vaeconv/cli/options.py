@@ -98,6 +98,15 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan, and wri
 Manifest = Annotated[
     bool, typer.Option("--manifest", help="Write OUT.vaeconv.json beside a single file.")
 ]
+Metadata = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metadata",
+        metavar="KEY=TEXT",
+        show_default=False,
+        help="Put an entry into the safetensors header, such as modelspec.title=…; repeatable.",
+    ),
+]
 Check = Annotated[
     bool,
     typer.Option(
@@ -149,6 +158,23 @@ def parse_size(text: str) -> int:
     if size < 1:
         raise typer.BadParameter(f"{text!r} is not a size such as 500MB or 2GiB")
     return size
+
+
+def parse_metadata(entries: list[str] | None) -> dict[str, str]:
+    """Read ``KEY=TEXT`` entries.
+
+    Raises:
+        UsageError: One is none, or a key comes twice.
+    """
+    from vaeconv.errors import UsageError
+
+    found: dict[str, str] = {}
+    for entry in entries or ():
+        key, sign, text = entry.partition("=")
+        if not (key and sign) or key in found:
+            raise UsageError(f"--metadata {entry}: give each KEY=TEXT once")
+        found[key] = text
+    return found
 
 
 def with_dot(prefix: str | None) -> str | None:
