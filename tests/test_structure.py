@@ -48,7 +48,7 @@ EXTERNAL: dict[str, set[str]] = {
         "torch", "torchvision", "torchmetrics", "diffusers", "accelerate", "lpips", "numpy",
         "scipy", "safetensors", "PIL", "matplotlib",
     },
-    "vaeconv.publish": {"huggingface_hub", "jinja2", "yaml", "model_signing"},
+    "vaeconv.publish": {"huggingface_hub", "jinja2", "yaml", "model_signing", "cryptography"},
     "vaeconv.cli": {"typer", "rich"},
 }  # fmt: skip
 # They cost more to import than most commands take to run.

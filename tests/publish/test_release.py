@@ -53,9 +53,11 @@ from tests.support.litema import ema_name
 from tests.support.loopback_hub import Hang, LoopbackHub
 from vaeconv.errors import CheckFailedError, HubError, InputError, UsageError
 from vaeconv.parity.compvis import CompVisAutoencoder
-from vaeconv.publish import release as chain
+from vaeconv.publish import release_results, release_steps, release_weights
 from vaeconv.publish.meta import CardMeta
+from vaeconv.publish.release import check_steps
 from vaeconv.publish.release_config import ReleaseConfig, commented_file, read_release
+from vaeconv.publish.release_gates import check_metrics
 
 # The client's own, of how it uploads.
 pytestmark = pytest.mark.filterwarnings(r"ignore:Use 'content=:DeprecationWarning")
@@ -174,7 +176,8 @@ def test_two_repositories_hold_what_the_folders_hold(published: tuple[Path, Loop
     }  # fmt: skip
     assert set(hub.repo("user/tiny-original").files()) == {
         "README.md", ORIGINAL, PICKLED, f"{ORIGINAL}.vaeconv.json", f"{PICKLED}.vaeconv.json",
-        f"parity-{ORIGINAL}.json", f"parity-{PICKLED}.json",
+        f"parity-{ORIGINAL}.json", f"parity-{PICKLED}.json", "assets/compare.json",
+        *(f"assets/{one}_merged.png" for one in ("astronaut", "chelsea", "coffee", "rocket")),
     }  # fmt: skip
 
 
@@ -241,10 +244,9 @@ def test_cards_have_tables_and_pictures_and_name_each_other(
         assert "tiny-kl.ckpt, sha256 " in body
         assert re.search(rf"{other}\b(?!-)", body)
         assert ORIGINAL in body
-    _, body = card_of(hub, "user/tiny")
-    shown = re.findall(r"!\[[^\]]*\]\((assets/[^)]+)\)", body)
-    assert len(shown) == 4
-    assert set(shown) < set(hub.repo("user/tiny").files())
+        shown = re.findall(r"!\[[^\]]*\]\((assets/[^)]+)\)", body)
+        assert len(shown) == 4
+        assert set(shown) < set(hub.repo(repo_id).files())
 
 
 def test_reports_are_about_the_files_that_were_published(
@@ -270,7 +272,7 @@ def test_again_there_is_nothing_to_do(
     project, _ = published
     before, files = state_of(hub), published_of(project)
     for step in BEFORE_CARD:
-        monkeypatch.setattr(chain._Release, f"_do_{step}", None)
+        monkeypatch.setitem(release_steps.STEPS, step, None)
     steps: list[str] = []
     done = make(project, on_step=steps.append)
     assert steps == ["card", "push"]
@@ -422,7 +424,7 @@ def test_weights_that_are_not_the_source_s_fail_parity(
     tmp_path: Path, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project = write_project(tmp_path / "project", repositories("wrong"))
-    real = chain.convert
+    real = release_weights.convert
 
     def convert(source: Any, target: Path, options: Any) -> Any:
         done = real(source, target, options)
@@ -433,7 +435,7 @@ def test_weights_that_are_not_the_source_s_fail_parity(
         return done
 
     with monkeypatch.context() as patch:
-        patch.setattr(chain, "convert", convert)
+        patch.setattr(release_weights, "convert", convert)
         assert_refused(project, hub, "not the same autoencoder: 1 of 120 tensors differ")
     assert not (project / "release" / "diffusers" / "README.md").exists()
     assert_refused(
@@ -472,14 +474,14 @@ def write_baseline(path: Path, rfid: float | None) -> None:
 @pytest.fixture
 def with_rfid(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Let evaluations find an rFID that was made up."""
-    real, value = chain.evaluate, [0.0]
+    real, value = release_results.evaluate, [0.0]
 
     def evaluate(specs: Any, images: Any, parts: Any, options: Any) -> Any:
         result = real(specs, images, parts, replace(options, metrics=("psnr", "ssim")))
         result["models"][0]["metrics"]["rfid"] = value[0]
         return result
 
-    monkeypatch.setattr(chain, "evaluate", evaluate)
+    monkeypatch.setattr(release_results, "evaluate", evaluate)
 
     def say(rfid: float) -> None:
         value[0] = rfid
@@ -534,12 +536,12 @@ def test_what_the_gates_of_the_evaluation_say(
     config = read_release(
         write_toml(tmp_path / "release.toml", {"eval": {**all_metrics, **eval_table}})
     )
-    gate = chain._Release(config, tmp_path, None, None)._check_metrics
+    baseline = tmp_path / config.eval.baseline if config.eval.baseline else None
     if error is None:
-        gate(metrics)
+        check_metrics(config.eval, metrics, baseline)
     else:
         with pytest.raises(error):
-            gate(metrics)
+            check_metrics(config.eval, metrics, baseline)
 
 
 def test_a_card_that_is_wrong_is_a_gate(project: Path, hub: LoopbackHub) -> None:
@@ -697,6 +699,8 @@ CHANGES: list[tuple[Tables, list[str]]] = [
     ({"source": {"scaling_factor": 0.13025}}, BEFORE_CARD),
     ({"source": {"ema": False}}, BEFORE_CARD),
     ({"push": {"revision": "other"}}, []),
+    ({"output": {"sbom": True}}, []),
+    ({"output": {"modelspec": True}}, BEFORE_CARD),
 ]
 
 
@@ -802,7 +806,8 @@ def test_what_is_no_longer_made_is_removed(project: Path) -> None:
     assert not {path for path in found if "fp16" in path or "rocket" in path}
     assert {path for path in found if path.startswith("original/")} == {
         "original/README.md", f"original/{PICKLED}", f"original/{PICKLED}.vaeconv.json",
-        f"original/parity-{PICKLED}.json",
+        f"original/parity-{PICKLED}.json", "original/assets/compare.json",
+        "original/assets/astronaut_merged.png", "original/assets/chelsea_merged.png",
     }  # fmt: skip
     assert {"diffusers/parity-bf16.json", "diffusers/assets/chelsea_merged.png"} < found
     nothing: Tables = {"output": {"original": "", "dtypes": ["fp32"]}}
@@ -842,9 +847,9 @@ def test_a_failed_step_is_not_taken_for_done_later(project: Path, hub: LoopbackH
 def test_names_of_steps_are_checked(project: Path, first: str | None) -> None:
     for last in ("verifi", "convert" if first else "cards"):
         with pytest.raises(UsageError):
-            chain.check_steps(first, last)
-    chain.check_steps(first, "push")
-    chain.check_steps("card", "card")
+            check_steps(first, last)
+    check_steps(first, "push")
+    check_steps("card", "card")
 
 
 # --- release.toml ---

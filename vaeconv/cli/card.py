@@ -55,6 +55,10 @@ def card(
             metavar="FILE", show_default=False, help="A jinja2 template instead of the shipped one."
         ),
     ] = None,
+    sbom: Annotated[
+        bool,
+        typer.Option("--sbom", help="Write a bill of materials as well: sbom.cdx.json, CycloneDX."),
+    ] = False,
     check: Annotated[
         bool,
         typer.Option(
@@ -85,9 +89,16 @@ def card(
     """  # fmt: skip
     from vaeconv.cli.render import make_console, print_json
     from vaeconv.errors import CheckFailedError, one_line
-    from vaeconv.publish.card import CardInputs, make_card, read_document, write_card
+    from vaeconv.publish.card import (
+        CardInputs,
+        card_title,
+        make_card,
+        read_document,
+        write_card,
+    )
     from vaeconv.publish.checking import check_card
     from vaeconv.publish.meta import CardMeta, read_meta
+    from vaeconv.publish.sbom import write_sbom
 
     evaluations = tuple(read_document(path, "eval") for path in evaluation or ())
     if check:
@@ -120,8 +131,9 @@ def card(
         template=template,
     )
     text = make_card(inputs)
-    if not dry_run:
-        write_card(inputs)
+    written = [] if dry_run else [write_card(inputs)]
+    if sbom and not dry_run:
+        written.append(write_sbom(folder, inputs.meta, card_title(inputs)))
     if json:
         print_json("card", {"path": str(folder / "README.md"), "dry_run": dry_run, "text": text})
         return
@@ -132,4 +144,4 @@ def card(
     elif dry_run:
         sys.stdout.write(text)
     elif not quiet:
-        sys.stdout.write(one_line(f"wrote {folder / 'README.md'}") + "\n")
+        sys.stdout.writelines(one_line(f"wrote {path}") + "\n" for path in written)

@@ -35,6 +35,14 @@ def release(
     init: Annotated[
         bool, typer.Option("--init", help="Write FILE with every key, its meaning and default.")
     ] = False,
+    sign: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="KEY",
+            show_default=False,
+            help="Sign what is published with a private key, PEM (pip install 'vaeconv\\[sign]').",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say which steps would run, and do nothing.")
     ] = False,
@@ -86,6 +94,7 @@ def release(
                 file.absolute().parent,
                 first=first,
                 last=last,
+                sign=sign,
                 dry_run=dry_run,
                 on_step=tell,
                 on_progress=steps.advance,

@@ -187,7 +187,7 @@ def _new_card(inputs: CardInputs, data: Mapping[str, Any], sections: Sequence[Se
     try:
         text = environment.from_string(source).render(
             card_data=_front_matter(data).rstrip(),
-            title=_title(inputs),
+            title=card_title(inputs),
             meta=meta,
             prose={name: marked[name] for name in PROSE if name in marked},
             sections=[section.marked for section in sections if not section.is_prose],
@@ -198,14 +198,15 @@ def _new_card(inputs: CardInputs, data: Mapping[str, Any], sections: Sequence[Se
     return text.rstrip() + "\n"
 
 
-def _title(inputs: CardInputs) -> str:
+def card_title(inputs: CardInputs) -> str:
+    """What the card calls the model: its title, else the name of the repository or the folder."""
     meta = inputs.meta
     return meta.title or meta.repo_id.rpartition("/")[2] or inputs.folder.resolve().name
 
 
 def _sections(inputs: CardInputs) -> list[Section]:
     meta = inputs.meta
-    sections = prose_sections(_title(inputs), meta)
+    sections = prose_sections(card_title(inputs), meta)
     if meta.repo_id:
         sections.append(usage_section(meta, variants_of(inputs.folder)))
     if meta.original_repo_id and meta.original_file:
@@ -267,7 +268,7 @@ def _card_data(inputs: CardInputs) -> Any:
         "base_model_relation": meta.base_model_relation if meta.base_model else None,
         "datasets": list(meta.datasets) or None,
         "eval_results": results or None,
-        "model_name": _title(inputs) if results else None,
+        "model_name": card_title(inputs) if results else None,
     }
     return ModelCardData(
         library_name="diffusers",

@@ -122,7 +122,9 @@ def checked_files(
     """
     report = options.on_progress or (lambda step, done, total: None)
     report("hashing", 0, 1)
-    files = list_release(folder, include=options.include, exclude=options.exclude)
+    # A signature that is there may be of what was here before; a new one is made, or found.
+    exclude = (*options.exclude, *([SIGNATURE] if options.sign else []))
+    files = list_release(folder, include=options.include, exclude=exclude)
     problems = check_release(
         folder,
         files,
@@ -161,8 +163,7 @@ def _with_signature(
         )
         if signature.parent == Path(room):
             signature = Path(shutil.copyfile(signature, target))
-    others = [file for file in files if file.path != SIGNATURE]
-    return sorted([*others, hash_file(signature, SIGNATURE)], key=lambda file: file.path)
+    return sorted([*files, hash_file(signature, SIGNATURE)], key=lambda file: file.path)
 
 
 def push_files(

@@ -44,6 +44,8 @@ class OutputTable:
     original: str = _key("", "Name of the CompVis file, without ending; empty for none.")
     original_formats: tuple[str, ...] = _key(("safetensors", "ckpt"), "Its endings.")
     original_dtype: str = _key("fp32", "Its dtype.")
+    modelspec: bool = _key(False, "Describe the model in the headers of its safetensors files.")
+    sbom: bool = _key(False, "Write a bill of materials (CycloneDX) into each folder.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 from vaeconv.checkpoint.folder import CONFIG, STEM
 from vaeconv.checkpoint.open import open_checkpoint
-from vaeconv.errors import OutputError, VaeconvError
+from vaeconv.errors import InputError, OutputError, VaeconvError
 from vaeconv.publish.card import CARD, read_document, read_manifest
 from vaeconv.publish.checking import check_card
+from vaeconv.publish.signing import SIGNATURE, read_signed
 from vaeconv.survey import survey_checkpoint
 
 _PIECE = 1 << 20
@@ -119,6 +120,8 @@ def check_release(
         problems += [f"{CARD}: {problem}" for problem in found]
     else:
         problems.append(f"there is no {CARD}: vaeconv card writes one")
+    if SIGNATURE in by_path:
+        problems += _signature_problems(by_path)
     if needs_parity:
         problems += _parity_problems(files, reports)
     return problems
@@ -157,6 +160,21 @@ def _manifest_problems(folder: Path, files: Mapping[str, ReleaseFile]) -> list[s
                 f"{name} is not what vaeconv wrote: its sha256 differs from the manifest's"
             )
     return problems
+
+
+def _signature_problems(files: Mapping[str, ReleaseFile]) -> list[str]:
+    """Tell whether a signature is about other files than these; who signed is not asked."""
+    try:
+        signed = read_signed(files[SIGNATURE].local)
+    except InputError as error:
+        return [str(error)]
+    changed = [
+        name for name, sha256 in signed.items() if name not in files or files[name].sha256 != sha256
+    ]
+    return [
+        f"{SIGNATURE} is about another {name}: remove it, or sign again with --sign"
+        for name in changed[:1]
+    ]
 
 
 def _parity_problems(files: Sequence[ReleaseFile], reports: Sequence[Path]) -> list[str]:

@@ -6,6 +6,8 @@ people edit, and the signature.
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -163,6 +165,24 @@ def verify_signature(
         raise CheckFailedError(
             f"the signature does not fit: {reason}", where=str(folder)
         ) from error
+
+
+def read_signed(signature: Path) -> dict[str, str]:
+    """Read which files a signature is about, without checking it.
+
+    Returns:
+        The sha256 of each file, by its path.
+
+    Raises:
+        InputError: It is no signature of OpenSSF model signing.
+    """
+    try:
+        bundle = json.loads(signature.read_bytes())
+        statement = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
+        resources = statement["predicate"]["resources"]
+        return {str(one["name"]): str(one["digest"]) for one in resources}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise InputError(f"not a signature ({error})", where=signature.name) from error
 
 
 def _hashing(hashing: Any, folder: Path, leave_out: Iterable[Path]) -> Any:

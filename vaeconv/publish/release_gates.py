@@ -1,0 +1,57 @@
+"""The gates of an evaluation: what is no number passes none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vaeconv.errors import CheckFailedError, InputError, UsageError
+from vaeconv.publish.card import read_document
+from vaeconv.publish.release_config import EvalTable
+
+
+def check_metrics(table: EvalTable, metrics: Mapping[str, Any], baseline: Path | None) -> None:
+    """Judge the metrics of a model.
+
+    Args:
+        table: The gates.
+        metrics: Of its row in an evaluation.
+        baseline: An earlier evaluation to compare rFID with; None for none.
+
+    Raises:
+        CheckFailedError: A gate said no.
+        InputError: The baseline is no evaluation.
+        UsageError: What a gate judges is not there.
+    """
+    if table.min_psnr is not None:
+        _check_psnr(table.min_psnr, metrics)
+    if baseline is not None:
+        before, now = _rfid_of(baseline), metrics.get("rfid")
+        if before is None or now is None:
+            raise UsageError("the gate on rFID needs rFID in both results")
+        if not now <= before + table.max_rfid_regression:
+            raise CheckFailedError(
+                f"rFID is {now:.2f}, and {before:.2f} in the baseline: more than the "
+                f"{table.max_rfid_regression:g} of max_rfid_regression worse"
+            )
+
+
+def _check_psnr(least: float, metrics: Mapping[str, Any]) -> None:
+    if "psnr" not in metrics:
+        raise UsageError("the gate on PSNR needs PSNR in the result")
+    found = metrics["psnr"]
+    psnr = found["mean"]
+    is_exact = psnr is None and found.get("infinite", 0) > 0
+    if not is_exact and (psnr is None or not psnr >= least):
+        said = "no number" if psnr is None else f"{psnr:.2f} dB"
+        raise CheckFailedError(f"PSNR is {said}, less than the {least:g} of min_psnr")
+
+
+def _rfid_of(path: Path) -> float | None:
+    try:
+        rows = read_document(path, "eval")["models"]
+        found = rows[0]["metrics"].get("rfid")
+        return None if found is None else float(found)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise InputError("not a result of vaeconv eval", where=str(path)) from error

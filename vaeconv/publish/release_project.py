@@ -1,0 +1,214 @@
+"""A release file, and what it stands for: places, names, facts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vaeconv.autoencoder.families import BY_NAME, FAMILIES, Family
+from vaeconv.autoencoder.scaling import ScalingOptions
+from vaeconv.autoencoder.topology import Layout
+from vaeconv.checkpoint.open import open_checkpoint
+from vaeconv.evaluate.models import ModelSpec, read_models_file
+from vaeconv.output import hash_bytes
+from vaeconv.publish.meta import CardMeta
+from vaeconv.publish.modelspec import modelspec
+from vaeconv.publish.release_config import ReleaseConfig
+from vaeconv.publish.release_files import hash_file
+from vaeconv.survey import Survey, survey_checkpoint
+
+EVAL, ASSETS = "eval.json", "assets"
+_PASSING = ("timing", "seconds")
+
+
+class Project:
+    """A release, as its file describes it.
+
+    Args:
+        config: The file.
+        root: The folder that paths in it are taken from.
+    """
+
+    def __init__(self, config: ReleaseConfig, root: Path) -> None:
+        self.config = config
+        self.root = root
+        self.folder = self.path(config.output.folder)
+        self.diffusers = self.folder / "diffusers"
+        self.original = self.folder / "original"
+        self._source_hashes: list[str] | None = None
+        self._contents: dict[Path, Any] = {}
+        self._survey: Survey | None = None
+
+    # --- places ---
+
+    def path(self, text: str) -> Path:
+        """Where a path in the file leads; an address stays what it is."""
+        return Path(text) if "://" in text else self.root / text
+
+    def place(self, text: str | None) -> str | None:
+        """Where a path in the file leads, as text."""
+        return None if text is None else text if "://" in text else str(self.root / text)
+
+    @property
+    def source(self) -> str:
+        """The training checkpoint."""
+        return self.place(self.config.source.checkpoint) or ""
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folders that are published."""
+        return [self.diffusers, *([self.original] if self.config.output.original else [])]
+
+    @property
+    def variants(self) -> list[tuple[str, str | None]]:
+        """Each dtype of the diffusers folder with its variant; fp32, else the first, is plain."""
+        dtypes = self.config.output.dtypes
+        plain = "fp32" if "fp32" in dtypes else dtypes[0]
+        return [(plain, None), *((dtype, dtype) for dtype in dtypes if dtype != plain)]
+
+    @property
+    def originals(self) -> list[Path]:
+        """The CompVis files."""
+        output = self.config.output
+        if not output.original:
+            return []
+        return [
+            self.original / f"{output.original}.{ending.lstrip('.')}"
+            for ending in output.original_formats
+        ]
+
+    def report_of(self, variant: str | None = None, original: Path | None = None) -> Path:
+        """Where the parity report of a variant, or of a CompVis file, lies."""
+        if original is not None:
+            return self.original / f"parity-{original.name}.json"
+        return self.diffusers / (f"parity-{variant}.json" if variant else "parity.json")
+
+    # --- contents ---
+
+    def source_sha256(self) -> list[str]:
+        """Hashes of the training checkpoint's files."""
+        if self._source_hashes is None:
+            with open_checkpoint(self.source) as checkpoint:
+                self._source_hashes = [hash_bytes(one) for one in checkpoint.sources]
+        return self._source_hashes
+
+    def content(self, text: str | None) -> Any:
+        """Hash a file, or each file in a folder; None for what is not here."""
+        path = self.path(text) if text else None
+        if path is None or not path.exists():
+            return None
+        if path not in self._contents:
+            files = sorted(path.rglob("*")) if path.is_dir() else [path]
+            self._contents[path] = [
+                [file.relative_to(path).as_posix(), hash_file(file, file.name).sha256]
+                for file in files
+                if file.is_file()
+            ]
+        return self._contents[path]
+
+    def survey(self) -> Survey:
+        """What is in the training checkpoint."""
+        if self._survey is None:
+            with open_checkpoint(self.source) as checkpoint:
+                prefix = self.config.source.source_prefix
+                self._survey = survey_checkpoint(checkpoint, prefix=prefix)
+        return self._survey
+
+    @property
+    def layout(self) -> Layout:
+        """Of the training checkpoint."""
+        return self.survey().autoencoder.layout
+
+    @property
+    def takes_average(self) -> bool:
+        """Whether EMA weights are wanted and there are some."""
+        return self.config.source.ema and bool(self.survey().ema.shadows)
+
+    # --- facts ---
+
+    @property
+    def scaling(self) -> ScalingOptions:
+        """What the file says of scaling."""
+        source = self.config.source
+        return ScalingOptions(source.scaling_factor, source.shift_factor, source.family)
+
+    @property
+    def own_model(self) -> ModelSpec:
+        """What is released, as a row of an evaluation."""
+        name = self.config.card.model or self.config.card.title or "this model"
+        return ModelSpec(path=str(self.diffusers), name=name)
+
+    @property
+    def other_models(self) -> Sequence[ModelSpec]:
+        """What stands beside it there."""
+        models = self.config.eval.models
+        return read_models_file(self.path(models)) if models else ()
+
+    @property
+    def title(self) -> str:
+        """What the model is called."""
+        meta = self.meta
+        return meta.title or meta.repo_id.rpartition("/")[2] or self.folder.resolve().name
+
+    @property
+    def meta(self) -> CardMeta:
+        """The card's facts, with what other tables say."""
+        config, meta = self.config, self.config.card
+        original = self.originals[0].name if self.originals else ""
+        return replace(
+            meta,
+            repo_id=meta.repo_id or config.push.repo_id,
+            original_repo_id=meta.original_repo_id or config.push.original_repo_id,
+            original_file=meta.original_file or original,
+            model=meta.model or self.own_model.name,
+            eval_titles=meta.eval_titles or ((config.eval.title,) if config.eval.title else ()),
+        )
+
+    def metadata(self, layout: Layout) -> dict[str, str]:
+        """Entries for the header of safetensors files in a layout."""
+        if not self.config.output.modelspec:
+            return {}
+        return modelspec(self.meta, self.title, self._family(), layout)
+
+    def _family(self) -> Family | None:
+        source = self.config.source
+        if source.family:
+            return BY_NAME.get(source.family)
+        topology = self.survey().autoencoder.topology
+        fitting = (
+            family
+            for family in FAMILIES
+            if family.fits(topology) and family.scaling_factor == source.scaling_factor
+        )
+        return next(fitting, None)
+
+    def publishable(self, command: str, document: dict[str, Any]) -> dict[str, Any]:
+        """Leave out of a report what differs from run to run, and where on this machine things are.
+
+        Args:
+            command: Whose report it is.
+            document: The report.
+        """
+        kept = {key: value for key, value in document.items() if key not in _PASSING}
+        text = json.dumps({"schema_version": 1, "command": command, **kept})
+        config = self.config
+        given = (config.source.checkpoint, config.verify.drop_in_for, config.verify.latents)
+        for path in sorted(
+            (one for one in given if one and Path(one).is_absolute()), key=len, reverse=True
+        ):
+            text = text.replace(json.dumps(path)[1:-1], json.dumps(Path(path).name)[1:-1])
+        prefix = json.dumps(f"{self.root}/")[1:-1]
+        return dict(json.loads(text.replace(prefix, ""), object_hook=_without_places))
+
+
+def _without_places(found: dict[str, Any]) -> dict[str, Any]:
+    """Leave the last part only of a path that leads out of the release's folder."""
+    places = {
+        key: Path(found[key]).name
+        for key in ("path", "name", "source")
+        if isinstance(found.get(key), str) and Path(found[key]).is_absolute()
+    }
+    return {**found, **places}

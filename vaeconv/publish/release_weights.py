@@ -1,0 +1,131 @@
+"""Steps of a release that write weights and prove them; each calls what its command calls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vaeconv.autoencoder.topology import Layout
+from vaeconv.conversion import ConvertOptions, convert
+from vaeconv.output import MANIFEST
+from vaeconv.parity.behaviour import Limits
+from vaeconv.parity.report import report_document, write_report
+from vaeconv.parity.side import SideOptions
+from vaeconv.parity.verification import VerifyOptions, verify
+from vaeconv.prune_options import PruneOptions
+from vaeconv.pruning import prune
+from vaeconv.publish.release_work import Outcome, Work
+
+
+def convert_folder(work: Work) -> Outcome:
+    """Write the diffusers folder, one variant after the other."""
+    project, written = work.project, []
+    source = project.config.source
+    manifest = project.diffusers / MANIFEST
+    manifest.unlink(missing_ok=True)  # each variant adds to what is there
+    for dtype, variant in project.variants:
+        done = convert(
+            project.source,
+            project.diffusers,
+            ConvertOptions(
+                dtype=dtype,
+                variant=variant,
+                source_prefix=source.source_prefix,
+                scaling=project.scaling,
+                config=project.path(source.config) if source.config else None,
+                ema=project.takes_average,
+                overwrite=True,
+                hash_source=True,
+                metadata=project.metadata(Layout.DIFFUSERS),
+            ),
+        )
+        written += [one.path for one in done.written]
+    variants = [variant for _, variant in project.variants]
+    return Outcome(sorted({*written, manifest}), {"folder": "diffusers", "variants": variants})
+
+
+def write_originals(work: Work) -> Outcome:
+    """Write the CompVis files, pruned where the source is in that layout."""
+    project = work.project
+    source, output = project.config.source, project.config.output
+    written: list[Path] = []
+    for target in project.originals:
+        is_pickle = target.suffix == ".ckpt"
+        metadata = {} if is_pickle else project.metadata(Layout.COMPVIS)
+        if project.layout is Layout.COMPVIS:
+            prune(
+                project.source,
+                target,
+                PruneOptions(
+                    dtype=output.original_dtype,
+                    ema=project.takes_average,
+                    vae_only=True,
+                    source_prefix=source.source_prefix,
+                    overwrite=True,
+                    hash_source=True,
+                    manifest=True,
+                    metadata=metadata,
+                ),
+            )
+        else:
+            convert(
+                project.source,
+                target,
+                ConvertOptions(
+                    dtype=output.original_dtype,
+                    source_prefix=source.source_prefix,
+                    overwrite=True,
+                    hash_source=True,
+                    manifest=True,
+                    metadata=metadata,
+                ),
+            )
+        written += [target, target.with_name(f"{target.name}.{MANIFEST}")]
+    return Outcome(written, {"files": [path.name for path in project.originals]})
+
+
+def prove(work: Work) -> Outcome:
+    """Prove each file against the source: the gate of parity."""
+    project, reports = work.project, []
+    for _, variant in project.variants:
+        report = project.report_of(variant)
+        # What stands in for another model is the plain variant.
+        drop_in = project.place(project.config.verify.drop_in_for) if variant is None else None
+        _prove_one(work, project.diffusers, variant, report, drop_in)
+        reports.append(report)
+    for target in project.originals:
+        report = project.report_of(original=target)
+        _prove_one(work, target, None, report, None)
+        reports.append(report)
+    names = [path.relative_to(project.folder).as_posix() for path in reports]
+    return Outcome(reports, {"verdict": "passed", "reports": names})
+
+
+def _prove_one(
+    work: Work, target: Path, variant: str | None, report: Path, drop_in: str | None
+) -> None:
+    project = work.project
+    table = project.config.verify
+    sides: list[tuple[Any, SideOptions]] = [
+        (project.source, SideOptions(source_prefix=project.config.source.source_prefix)),
+        (target, SideOptions(variant=variant)),
+    ]
+    if drop_in:  # what is published stands in for the other, with the scaling that it has
+        sides.reverse()
+    result = verify(
+        sides[0][0],
+        sides[1][0],
+        VerifyOptions(
+            a=sides[0][1],
+            b=sides[1][1],
+            ema=project.takes_average,
+            device=table.device,
+            dtype=table.dtype,
+            limits=Limits(),
+            latents=project.path(table.latents) if table.latents else None,
+            on_progress=work.on_progress,
+        ),
+        drop_in_for=drop_in,
+    )
+    write_report(report, project.publishable("verify", report_document(result)))
+    result.check()

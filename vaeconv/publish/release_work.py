@@ -1,0 +1,40 @@
+"""What a step of a release is given, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vaeconv.publish.pushing import Pushed
+from vaeconv.publish.release_project import Project
+
+
+class Work(NamedTuple):
+    """What a step works on.
+
+    Attributes:
+        project: The release.
+        is_forced: Whether it is to be done again, whatever is done.
+        sign: A private key to sign with; None for no signature.
+        on_progress: Called with what is being done, and how much of it is done of how much.
+    """
+
+    project: Project
+    is_forced: bool = False
+    sign: Path | None = None
+    on_progress: Callable[[str, int, int], None] | None = None
+
+
+class Outcome(NamedTuple):
+    """What a step did.
+
+    Attributes:
+        outputs: The files that it wrote.
+        facts: What there is to say of it.
+        pushed: What was published.
+    """
+
+    outputs: Sequence[Path]
+    facts: dict[str, Any]
+    pushed: tuple[Pushed, ...] = ()
