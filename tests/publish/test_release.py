@@ -19,6 +19,7 @@ import torch
 import yaml
 from diffusers import AutoencoderKL
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.testing import Result
@@ -35,6 +36,7 @@ from tests.publish.pushes import (
     state_of,
 )
 from tests.publish.releases import (
+    FOLDERS,
     NAME,
     STEPS,
     Launcher,
@@ -48,16 +50,19 @@ from tests.publish.releases import (
     write_project,
     write_toml,
 )
+from tests.publish.test_signing import make_key
 from tests.support.lightning import fake_lightning
 from tests.support.litema import ema_name
 from tests.support.loopback_hub import Hang, LoopbackHub
 from vaeconv.errors import CheckFailedError, HubError, InputError, UsageError
 from vaeconv.parity.compvis import CompVisAutoencoder
+from vaeconv.publish import release as chain
 from vaeconv.publish import release_results, release_steps, release_weights
 from vaeconv.publish.meta import CardMeta
 from vaeconv.publish.release import check_steps
 from vaeconv.publish.release_config import ReleaseConfig, commented_file, read_release
 from vaeconv.publish.release_gates import check_metrics
+from vaeconv.publish.signing import verify_signature
 
 # The client's own, of how it uploads.
 pytestmark = pytest.mark.filterwarnings(r"ignore:Use 'content=:DeprecationWarning")
@@ -1175,3 +1180,99 @@ def test_a_tag_that_stands_elsewhere_is_an_error_of_the_hub(
     with pytest.raises(HubError, match=r"the tag v1\.0 stands on another commit"):
         make(project)
     assert hub.repo("user/tagged").commit_count() == 2
+
+
+# --- what goes along ---
+
+
+def test_headers_and_bills_that_a_file_asks_for(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1667260800")
+    wanted: Tables = {"output": {"modelspec": True, "sbom": True}}
+    make(project, wanted, last="card")
+    release = project / "release"
+    entries = {}
+    for path in (release / "diffusers" / PLAIN, release / "original" / ORIGINAL):
+        with safe_open(path, framework="np") as file:
+            entries[path.name] = file.metadata()
+    for found in entries.values():
+        assert found["format"] == "pt"
+        assert found["modelspec.architecture"] == "latent-diffusion/vae"  # of no family's shapes
+        assert found["modelspec.title"] == "Tiny"
+        assert found["modelspec.description"] == "For tests."
+        assert found["modelspec.date"] == "2022-11-01"
+    assert entries[PLAIN]["modelspec.implementation"] == "diffusers"
+    for folder, weights in (("diffusers", {PLAIN, FP16, "config.json"}),
+                            ("original", {ORIGINAL, PICKLED})):  # fmt: skip
+        bill = json.loads((release / folder / "sbom.cdx.json").read_bytes())
+        files = {one["name"] for one in bill["components"]} - {"tiny-kl.ckpt"}
+        assert files == weights
+    before = published_of(project)
+    assert redone(project, last="card") == []
+    shutil.rmtree(release)
+    make(project, last="card")
+    assert published_of(project) == before, "the same bytes, wherever and whenever"
+
+
+def test_a_signed_release(project: Path, hub: LoopbackHub, tmp_path: Path) -> None:
+    pytest.importorskip("model_signing", reason="model-signing is not installed")
+    private, public = make_key(tmp_path)
+    change = repositories("signed")
+    make(project, change, sign=private)
+    repo_ids = ("user/signed", "user/signed-original")
+    for repo_id in repo_ids:
+        download = tmp_path / repo_id
+        for path, data in hub.repo(repo_id).files().items():
+            (download / path).parent.mkdir(parents=True, exist_ok=True)
+            (download / path).write_bytes(data)
+        verify_signature(download, public)
+    make(project, sign=private)
+    # A machine that knows nothing of the first run makes the same bytes, and no other signature.
+    shutil.rmtree(project / "release")
+    done = make(project, sign=private)
+    assert not any(one.is_new for one in done.pushed)
+    assert [hub.repo(repo_id).commit_count() for repo_id in repo_ids] == [1, 1]
+    # Without the key, what was signed must still be what is there.
+    make(project)
+    new: Tables = {"compare": {"limit": 2}, "push": {"tag": "v1.1"}}
+    with pytest.raises(CheckFailedError, match=r"model\.sig is about another .*sign again"):
+        make(project, change, new)
+    make(project, sign=private)
+    assert [hub.repo(repo_id).commit_count() for repo_id in repo_ids] == [2, 2]
+
+
+def test_signed_and_not_published(project: Path, tmp_path: Path) -> None:
+    pytest.importorskip("model_signing", reason="model-signing is not installed")
+    private, public = make_key(tmp_path)
+    make(project, last="card", sign=private)
+    before = published_of(project)
+    for folder in FOLDERS:
+        verify_signature(project / "release" / folder, public)
+    make(project, last="card", sign=private)
+    assert published_of(project) == before
+
+
+def test_other_weights_beside_it_are_measured_again(project: Path) -> None:
+    model = project / "other.ckpt"
+    shutil.copy(FIXTURES / "tiny-kl.ckpt", model)
+    (project / "models.toml").write_text(f'[[model]]\npath = "{model}"\nname = "other"\n')
+    table: Tables = {"eval": {"models": "models.toml"}, "card": {"model": "Tiny"}}
+    assert redone(project, table, last="card") == ["eval", "compare"]
+    shutil.copy(FIXTURES / "tiny-kl.safetensors", model)
+    assert redone(project, last="card") == ["eval", "compare"]
+    assert redone(project, last="card") == []
+
+
+def test_another_version_does_everything_again(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chain, "__version__", "99")
+    assert redone(project, last="card") == BEFORE_CARD
+
+
+def test_changed_words_reach_the_cards(project: Path) -> None:
+    make(project, {"card": {"summary": "Other words."}}, last="card")
+    for folder in FOLDERS:
+        text = published_of(project)[f"{folder}/README.md"].decode()
+        assert "Other words." in text and "For tests." not in text
