@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -563,3 +564,35 @@ def test_closed_gates_ask_nothing(hub: LoopbackHub, release: Path) -> None:
     done = run_push(hub.env(release.parent / "home"), release, "user/gated", "--tag", "v1")
     assert (done.returncode, hub.requests) == (4, [])
     assert "user/gated" not in hub.repos
+
+
+# --- a CI job's identity ---
+
+
+def test_a_job_s_identity_is_good_for_both_repositories(
+    pushes: Pushes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token from OIDC is for one repository; each push exchanges the identity for its own."""
+    ids = [f"user/trusted-{next(NUMBERS)}" for _ in range(2)]
+    for repo_id in ids:
+        pushes.hub.create_repo(repo_id)
+        pushes.hub.trust("id-token", repo_id)
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setenv("HF_OIDC_ID_TOKEN", "id-token")
+    monkeypatch.setenv("HF_OIDC_RESOURCE", ids[0])
+    for repo_id in ids:
+        assert push_files(pushes.files, repo_id, PushOptions()).is_new
+        assert pushes.hub.repo(repo_id).files() == pushes.contents
+    assert os.environ["HF_OIDC_RESOURCE"] == ids[0]
+    assert len(pushes.hub.asked("POST", "/oauth/token")) == 2
+
+    with pytest.raises(HubError, match="refuses what it was asked") as caught:
+        push_files(pushes.files, "user/not-trusting", PushOptions())
+    assert "id-token" not in str(caught.value)
+
+
+def test_a_job_without_an_identity(pushes: Pushes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_OIDC_RESOURCE", pushes.repo_id)
+    monkeypatch.delenv("HF_OIDC_ID_TOKEN", raising=False)
+    with pytest.raises(HubError, match=r"no identity to show.*permission id-token: write"):
+        pushes.run()

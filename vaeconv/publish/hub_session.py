@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -23,6 +24,7 @@ DEADLINE = 3600.0  # seconds for everything
 WAITS = (1.0, 2.0, 4.0)  # seconds between tries
 _TIMEOUTS = ("connect", "read", "write", "pool")
 _CLIENTS = ("httpx2", "httpx", "httpcore2", "httpcore")
+_RESOURCE = "HF_OIDC_RESOURCE"
 _DIGITS = 9  # of a number of seconds; Python reads no text of thousands
 _AGAIN = (408, 429, 500, 502, 503, 504)
 _UNSETTLED = (408, 412, 429, 500, 502, 503, 504)
@@ -124,6 +126,25 @@ def bounded_client(deadline: Deadline) -> Iterator[Any]:
         if not deadline.is_over:
             logging.set_verbosity(said)
             set_client_factory(default_client_factory)
+
+
+@contextmanager
+def trusted_for(repo_id: str, repo_type: str) -> Iterator[None]:
+    """Let a CI job's identity be exchanged for a token of this repository.
+
+    Such a token is for one repository, the one that ``HF_OIDC_RESOURCE`` names, and a release goes
+    to two. The client reads the variable anew for each request
+    (``huggingface_hub.utils._auth._get_token_from_oidc``).
+    """
+    given = os.environ.get(_RESOURCE, "")
+    if "/" not in given:  # not asked for, or a user's identity, which is for reading
+        yield
+        return
+    os.environ[_RESOURCE] = repo_id if repo_type == "model" else f"{repo_type}s/{repo_id}"
+    try:
+        yield
+    finally:
+        os.environ[_RESOURCE] = given
 
 
 def is_lost(error: BaseException) -> bool:
@@ -229,6 +250,12 @@ def explain(error: BaseException, where: str) -> HubError:
             f"the Hub failed ({status})", where=where, hint="push again: nothing is done twice"
         )
     name = type(error).__name__
+    if name == "OIDCError":
+        return HubError(
+            f"the job has no identity to show to the Hub: {' '.join(str(error).split())}",
+            where=where,
+            hint="give the job the permission id-token: write, or unset HF_OIDC_RESOURCE",
+        )
     return HubError(
         f"no answer from the Hub ({name})",
         where=where,

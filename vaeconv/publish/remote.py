@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from vaeconv.errors import VaeconvError
-from vaeconv.publish.hub_session import Deadline, ask, bounded_client, explain, within
+from vaeconv.publish.hub_session import Deadline, ask, bounded_client, explain, trusted_for, within
 from vaeconv.publish.push_options import PushOptions
 from vaeconv.publish.release_files import ReleaseFile
 
@@ -183,7 +183,7 @@ def with_remote(
     repo_id: str, options: PushOptions, deadline: Deadline, work: Callable[[Remote], Answer]
 ) -> Answer:
     """Do something with a repository, in bounded time, with errors explained."""
-    with bounded_client(deadline) as api:
+    with bounded_client(deadline) as api, trusted_for(repo_id, options.repo_type):
         remote = Remote(api, repo_id, options.repo_type, options.revision, deadline)
         try:
             return within(deadline, lambda: work(remote))
