@@ -10,6 +10,7 @@ SLOW = (
     "tests/checkpoint/test_mutants.py::test_mutants_convert_or_are_refused[torch legacy]",
     "tests/evaluate/test_evaluation.py::test_the_whole_inception_runs_from_the_command_line",
     "tests/evaluate/test_resume.py::test_a_run_that_is_killed_again_and_again",
+    "tests/publish/test_loopback_hub.py::test_what_runs_against_the_real_hub_passes_here",
     "tests/publish/test_release.py::test_from_a_step_does_it_and_what_follows_again",
     # Of thirteen places to be killed at, the others stay.
     *(

@@ -810,3 +810,16 @@ def test_bugs_of_the_hub_fail_the_test() -> None:
         connection.request("POST", "/api/validate-yaml", b"not JSON")
         assert connection.getresponse().status == 501
         connection.close()
+
+
+def test_what_runs_against_the_real_hub_passes_here(hub: LoopbackHub, tmp_path: Path) -> None:
+    """A test that nobody can run would rot."""
+    env = hub.env(tmp_path, VAECONV_TEST_HUB="1", PYTHONPATH=str(FIXTURES.parent))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
+               "tests/publish/test_real_hub.py"]  # fmt: skip
+    done = subprocess.run(
+        command, cwd=FIXTURES.parent, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+    assert "1 passed" in done.stdout
+    assert hub.asked("DELETE", "/api/repos/delete")

@@ -29,10 +29,9 @@ pytestmark = pytest.mark.filterwarnings(r"ignore:Use 'content=:DeprecationWarnin
 FILE = "vae-tiny-ema-pruned.safetensors"
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_both(root: Path) -> Path:
     """Make a release: the folder, and the CompVis file beside it, proved by one report."""
-    root = tmp_path_factory.mktemp("made")
+    root.mkdir(exist_ok=True)
     out, file = root / "out", root / FILE
     prune(str(FIXTURES / "tiny-kl.ckpt"), file, PruneOptions(dtype="fp32", ema=True, manifest=True))
     convert(str(file), out, ConvertOptions())
@@ -43,6 +42,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     summary="For tests.")  # fmt: skip
     write_card(CardInputs(out, meta))
     return root
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_both(tmp_path_factory.mktemp("made"))
 
 
 @pytest.fixture

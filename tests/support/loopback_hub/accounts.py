@@ -56,6 +56,17 @@ def create(ask: Ask) -> Answer:
     return reply({**where, "id": repo_id})
 
 
+@route("DELETE", "/api/repos/delete")
+def delete(ask: Ask) -> Answer:
+    account, wanted = ask.account(), ask.json()
+    namespace = wanted.get("organization") or account.name
+    repo_id = f"{namespace}/{wanted['name']}"
+    if repo_id not in ask.hub.repos or not (account.can_write and account.owns(namespace)):
+        raise Refusal(404, "Repository not found", "RepoNotFound")
+    del ask.hub.repos[repo_id]
+    return reply({})
+
+
 @route("GET", "/api/agent-harnesses")
 def harnesses(ask: Ask) -> Answer:
     raise Refusal(404, "none known")
