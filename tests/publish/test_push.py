@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -596,3 +601,27 @@ def test_a_job_without_an_identity(pushes: Pushes, monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("HF_OIDC_ID_TOKEN", raising=False)
     with pytest.raises(HubError, match=r"no identity to show.*permission id-token: write"):
         pushes.run()
+
+
+# --- on a terminal ---
+
+
+@pytest.mark.parametrize("options", [[], ["--quiet"], ["--json"]])
+def test_uploads_show_on_a_terminal_and_not_where_silence_is_asked_for(
+    hub: LoopbackHub, release: Path, options: list[str]
+) -> None:
+    repo_id, repo = repo_of(hub)
+    parent, child = pty.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    command = [Path(sys.executable).with_name("vaeconv"), "push", release, repo_id, *options]
+    env = hub.env(release.parent / "home", TERM="xterm")
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=child) as process:
+        os.close(child)
+        said = b""
+        with contextlib.suppress(OSError):  # what Linux says where the other end is closed
+            while piece := os.read(parent, 65536):
+                said += piece
+    os.close(parent)
+    assert (process.returncode, repo.commit_count()) == (0, 1)
+    assert (b"LFS files: 100%" in said) == (not options), said
+    assert not options or said == b""

@@ -113,3 +113,11 @@ def test_names_that_no_repository_can_have(release: Path) -> None:
     assert "is not UTF-8" in problem
     result = run_here("push", release, "user/x")
     assert result.exit_code == 4 and result.stderr.count("\n") == 1
+
+
+def test_hashing_says_how_far_it_is(release: Path) -> None:
+    said: list[tuple[int, int]] = []
+    files = list_release(release, on_progress=lambda done, total: said.append((done, total)))
+    total = sum(file.size for file in files)
+    assert said[-1] == (total, total)
+    assert said == sorted(said) and {one for _, one in said} == {total}

@@ -43,8 +43,11 @@ class StepProgress(_Bar, AbstractContextManager["StepProgress"]):
         self._task: TaskID | None = None
 
     def advance(self, step: str, done: int, total: int) -> None:
-        """Say what is going on now."""
-        if not self._enabled or time.monotonic() - self._started < _PATIENCE:
+        """Say what is going on now; a total of 0 for what shows itself."""
+        if total == 0 and self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        if total == 0 or not self._enabled or time.monotonic() - self._started < _PATIENCE:
             return
         if self._bar is None:
             self._bar = self._draw()

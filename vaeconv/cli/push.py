@@ -130,7 +130,8 @@ def push(
     from vaeconv.publish.push_options import PushOptions
     from vaeconv.publish.pushing import push as run
 
-    with StepProgress(enabled=not (quiet or json)) as steps:
+    shown = not (quiet or json)
+    with StepProgress(enabled=shown) as steps:
         options = PushOptions(
             revision=revision,
             private=private,
@@ -145,7 +146,7 @@ def push(
             sign=sign,
             verify=verify,
             timeout=timeout,
-            on_progress=steps.advance,
+            on_progress=steps.advance if shown else None,
         )
         done = (
             push_both(folder, repo_id, Original(*original), options, dry_run=dry_run)

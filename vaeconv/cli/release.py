@@ -97,7 +97,7 @@ def release(
                 sign=sign,
                 dry_run=dry_run,
                 on_step=tell,
-                on_progress=steps.advance,
+                on_progress=steps.advance if shown else None,
             )
         except VaeconvError as error:
             _annotate(error)

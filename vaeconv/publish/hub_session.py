@@ -79,10 +79,14 @@ class Deadline:
 
 
 @contextmanager
-def bounded_client(deadline: Deadline) -> Iterator[Any]:
+def bounded_client(deadline: Deadline, *, shows: bool = False) -> Iterator[Any]:
     """Give an ``HfApi`` whose requests end: the client's own waits for ever.
 
     The client obeys ``Retry-After`` without a limit; here a server can ask for a minute at most.
+
+    Args:
+        deadline: What all requests together may take.
+        shows: Whether the client may show uploads and downloads on a terminal.
 
     Raises:
         HubError: The time is over.
@@ -90,7 +94,11 @@ def bounded_client(deadline: Deadline) -> Iterator[Any]:
     from huggingface_hub import HfApi, set_client_factory
     from huggingface_hub.utils import logging
     from huggingface_hub.utils._http import default_client_factory
-    from huggingface_hub.utils.tqdm import disable_progress_bars
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
 
     def limit_wait(response: Any) -> None:
         deadline.check()
@@ -113,7 +121,8 @@ def bounded_client(deadline: Deadline) -> Iterator[Any]:
         client.event_hooks = hooks
         return client
 
-    if not sys.stderr.isatty():
+    hides = not (shows and sys.stderr.isatty()) and not are_progress_bars_disabled()
+    if hides:
         disable_progress_bars()
     said = logging.get_verbosity()
     # Each try that fails would be a line, with the upload's address.
@@ -122,6 +131,8 @@ def bounded_client(deadline: Deadline) -> Iterator[Any]:
     try:
         yield HfApi(library_name="vaeconv", library_version=__version__)
     finally:
+        if hides:
+            enable_progress_bars()
         # Where the time is over, a thread may be left behind: its client goes on refusing.
         if not deadline.is_over:
             logging.set_verbosity(said)

@@ -32,7 +32,8 @@ class PushOptions:
         sign: A private key (PEM) to sign the files with, which needs the extra ``sign``.
         verify: Download what was published, and compare hashes.
         timeout: Seconds for everything.
-        on_progress: Called with what is being done, and how much of it is done of how much.
+        on_progress: Called with what is being done, and how much of it is done of how much; 0 of 0
+            for uploads, which the Hub's client shows on a terminal. None to show nothing at all.
     """
 
     revision: str = "main"

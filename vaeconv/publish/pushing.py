@@ -26,6 +26,8 @@ from vaeconv.publish.release_files import (
 from vaeconv.publish.remote import Remote, differing, fetch, with_remote
 from vaeconv.publish.signing import SIGNATURE, settle_signature
 
+_MB = 1_000_000
+
 Answer = TypeVar("Answer")
 
 
@@ -121,10 +123,14 @@ def checked_files(
         OutputError: There is nothing to publish.
     """
     report = options.on_progress or (lambda step, done, total: None)
-    report("hashing", 0, 1)
     # A signature that is there may be of what was here before; a new one is made, or found.
     exclude = (*options.exclude, *([SIGNATURE] if options.sign else []))
-    files = list_release(folder, include=options.include, exclude=exclude)
+    files = list_release(
+        folder,
+        include=options.include,
+        exclude=exclude,
+        on_progress=lambda done, total: report("hashing, MB", done // _MB, max(1, total // _MB)),
+    )
     problems = check_release(
         folder,
         files,
@@ -135,7 +141,6 @@ def checked_files(
     if problems:
         more = f" (and {len(problems) - 1} more problems)" if problems[1:] else ""
         raise CheckFailedError(f"not fit to be published: {problems[0]}{more}", where=str(folder))
-    report("hashing", 1, 1)
     return files
 
 
@@ -208,7 +213,7 @@ def _run(
     if changed:
         pull = remote.find_pull(files) if options.create_pr else None
         if pull is None:
-            report("uploading", 0, len(changed))
+            report("uploading", 0, 0)
             made = commit_files(
                 remote,
                 changed,
@@ -217,7 +222,6 @@ def _run(
                 message=options.message,
                 create_pr=options.create_pr,
             )
-            report("uploading", len(changed), len(changed))
             result = result._replace(oid=made.oid, url=made.url, is_new=True)
         else:
             result = result._replace(oid=pull.oid, url=pull.url)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,7 +47,11 @@ class ReleaseFile(NamedTuple):
 
 
 def list_release(
-    folder: Path, *, include: Sequence[str] = (), exclude: Sequence[str] = ()
+    folder: Path,
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> list[ReleaseFile]:
     """List and hash the files of a release, in order of their paths.
 
@@ -54,13 +59,14 @@ def list_release(
         folder: The release.
         include: Patterns of paths to publish; none means all.
         exclude: Patterns of paths to leave out.
+        on_progress: Called with the bytes that are hashed, and those that are to be.
 
     Raises:
         OutputError: It is not a folder, or has no files.
     """
     if not folder.is_dir():
         raise OutputError("is not a folder", where=str(folder))
-    found = []
+    wanted: list[tuple[Path, str]] = []
     for local in sorted(folder.rglob("*")):
         path = local.relative_to(folder).as_posix()
         parts = path.split("/")
@@ -69,24 +75,44 @@ def list_release(
         if include and not _matches(path, include):
             continue
         if not _matches(path, exclude):
-            found.append(hash_file(local, path))
-    if not found:
+            wanted.append((local, path))
+    if not wanted:
         raise OutputError("there is nothing to publish", where=str(folder))
+    total, before = sum(local.stat().st_size for local, _ in wanted), 0
+    found = []
+    for local, path in wanted:
+        advance = partial(_advance, on_progress, before, total) if on_progress else None
+        found.append(hash_file(local, path, advance))
+        before += found[-1].size
     return found
+
+
+def _advance(on_progress: Callable[[int, int], None], before: int, total: int, done: int) -> None:
+    on_progress(before + done, total)
 
 
 def _matches(path: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(path, pattern) for pattern in patterns)
 
 
-def hash_file(local: Path, path: str) -> ReleaseFile:
-    """Hash a file in both ways that the Hub knows files by."""
+def hash_file(local: Path, path: str, on_bytes: Callable[[int], None] | None = None) -> ReleaseFile:
+    """Hash a file in both ways that the Hub knows files by.
+
+    Args:
+        local: The file.
+        path: Its path in the repository.
+        on_bytes: Called with the number of bytes so far.
+    """
+    done = 0
     size = local.stat().st_size
     sha256, blob = hashlib.sha256(), hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
     with local.open("rb") as file:
         while piece := file.read(_PIECE):
             sha256.update(piece)
             blob.update(piece)
+            done += len(piece)
+            if on_bytes:
+                on_bytes(done)
     return ReleaseFile(path, local, size, sha256.hexdigest(), blob.hexdigest())
 
 

@@ -183,7 +183,11 @@ def with_remote(
     repo_id: str, options: PushOptions, deadline: Deadline, work: Callable[[Remote], Answer]
 ) -> Answer:
     """Do something with a repository, in bounded time, with errors explained."""
-    with bounded_client(deadline) as api, trusted_for(repo_id, options.repo_type):
+    shows = options.on_progress is not None
+    with (
+        bounded_client(deadline, shows=shows) as api,
+        trusted_for(repo_id, options.repo_type),
+    ):
         remote = Remote(api, repo_id, options.repo_type, options.revision, deadline)
         try:
             return within(deadline, lambda: work(remote))
