@@ -135,7 +135,8 @@ def card(
     if sbom and not dry_run:
         written.append(write_sbom(folder, inputs.meta, card_title(inputs)))
     if json:
-        print_json("card", {"path": str(folder / "README.md"), "dry_run": dry_run, "text": text})
+        facts = {"path": str(folder / "README.md"), "written": [str(path) for path in written]}
+        print_json("card", {**facts, "dry_run": dry_run, "text": text})
         return
     if show:
         from rich.markdown import Markdown

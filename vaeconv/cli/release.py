@@ -107,14 +107,25 @@ def release(
     if json:
         print_json("release", _document(done, dry_run=dry_run))
     elif not quiet:
-        lines = [f"{step.name}: {step.outcome}{_said(step.facts)}" for step in done.steps]
+        lines = [
+            f"{step.name}: {step.outcome}{_said({} if step.name == 'push' else step.facts)}"
+            for step in done.steps
+        ]
         lines += [f"  {one.repo_id} {one.oid} {one.url}".rstrip() for one in done.pushed]
         sys.stdout.writelines(one_line(line) + "\n" for line in lines)
 
 
 def _said(facts: dict[str, Any]) -> str:
-    text = ", ".join(f"{key} {value}" for key, value in facts.items())
+    text = "; ".join(f"{key} {_plain(value)}" for key, value in facts.items() if value)
     return f" ({text})" if text else ""
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(one)}" for key, one in value.items())
+    if isinstance(value, list):
+        return ", ".join("plain" if one is None else _plain(one) for one in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _document(done: Release, *, dry_run: bool) -> dict[str, Any]:
