@@ -16,8 +16,9 @@ import pytest
 from fixtures.make_fixtures import FOLDER as FIXTURES
 from tests.publish.pushes import FP16, PLAIN, parity_of, run_here, write_manifest
 from vaeconv.errors import InputError, UsageError
-from vaeconv.publish.card import CardInputs, make_card, read_document, write_card
+from vaeconv.publish.card import CardInputs, make_card, write_card
 from vaeconv.publish.checking import check_card
+from vaeconv.publish.documents import read_document
 from vaeconv.publish.meta import CardMeta, read_meta
 from vaeconv.publish.sections import PROSE, Section, find_sections, merge_sections
 

@@ -89,14 +89,9 @@ def card(
     """  # fmt: skip
     from vaeconv.cli.render import make_console, print_json
     from vaeconv.errors import CheckFailedError, one_line
-    from vaeconv.publish.card import (
-        CardInputs,
-        card_title,
-        make_card,
-        read_document,
-        write_card,
-    )
+    from vaeconv.publish.card import CardInputs, card_title, make_card, write_card
     from vaeconv.publish.checking import check_card
+    from vaeconv.publish.documents import read_document
     from vaeconv.publish.meta import CardMeta, read_meta
     from vaeconv.publish.sbom import write_sbom
 

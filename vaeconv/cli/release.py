@@ -163,7 +163,7 @@ def _tell_ci(done: Release) -> None:
     """Write the job's summary and outputs (``GITHUB_STEP_SUMMARY``, ``GITHUB_OUTPUT``)."""
     from vaeconv.errors import one_line
     from vaeconv.evaluate.tables import format_markdown
-    from vaeconv.publish.card import read_document
+    from vaeconv.publish.documents import read_document
 
     summary, output = os.environ.get("GITHUB_STEP_SUMMARY"), os.environ.get("GITHUB_OUTPUT")
     if summary:

@@ -15,13 +15,8 @@ from vaeconv.checkpoint.atomic import replace_small_file
 from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.errors import CheckFailedError, CheckpointNotFoundError, UsageError, VaeconvError
 from vaeconv.output import MANIFEST
-from vaeconv.publish.card import (
-    CARD,
-    CardInputs,
-    assemble_card,
-    read_document,
-    read_manifest,
-)
+from vaeconv.publish.card import CARD, CardInputs, assemble_card
+from vaeconv.publish.documents import read_document, read_manifest
 from vaeconv.publish.hub_session import Deadline
 from vaeconv.publish.meta import CardMeta
 from vaeconv.publish.push_options import PushOptions, check_options

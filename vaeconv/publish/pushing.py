@@ -8,12 +8,10 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from vaeconv.errors import CheckFailedError, HubError
+from vaeconv.errors import CheckFailedError
 from vaeconv.publish.committing import commit_files
 from vaeconv.publish.hub_session import (
     Deadline,
-    is_lost,
-    status_of,
 )
 from vaeconv.publish.push_options import PushOptions, check_options
 from vaeconv.publish.release_files import (
@@ -25,6 +23,7 @@ from vaeconv.publish.release_files import (
 )
 from vaeconv.publish.remote import Remote, differing, fetch, with_remote
 from vaeconv.publish.signing import SIGNATURE, settle_signature
+from vaeconv.publish.tagging import check_tag, put_tag
 
 _MB = 1_000_000
 
@@ -207,7 +206,7 @@ def _run(
         is_new=False,
     )
     if options.tag and head:
-        _check_tag(remote, options.tag, None if changed else head)
+        check_tag(remote, options.tag, None if changed else head)
     if dry_run:
         return result._replace(oid=None)
     if changed:
@@ -226,45 +225,12 @@ def _run(
         else:
             result = result._replace(oid=pull.oid, url=pull.url)
     if options.tag and result.oid:
-        _put_tag(remote, options.tag, result.oid)
+        put_tag(remote, options.tag, result.oid)
         result = result._replace(tag=options.tag)
     if options.verify and result.oid:
         _verify(remote, files, result.oid, report)
         result = result._replace(is_verified=True)
     return result
-
-
-def _check_tag(remote: Remote, tag: str, oid: str | None) -> None:
-    """Refuse, before anything is done, a tag that stands on another commit than it would."""
-    present = remote.find_tag(tag)
-    if present is not None and present != oid:
-        raise _misplaced(remote, tag, present)
-
-
-def _put_tag(remote: Remote, tag: str, oid: str) -> None:
-    """Put the tag on the commit; one that stands elsewhere is left, and is an error."""
-    present = remote.find_tag(tag)
-    if present is None:
-        try:
-            remote.make_tag(tag, oid)
-        except Exception as error:
-            if not is_lost(error) and status_of(error) != 409:
-                raise
-            present = remote.find_tag(tag)
-            if present is None:
-                raise
-        else:
-            return
-    if present != oid:
-        raise _misplaced(remote, tag, present)
-
-
-def _misplaced(remote: Remote, tag: str, present: str) -> HubError:
-    return HubError(
-        f"the tag {tag} stands on another commit, {present}",
-        where=remote.repo_id,
-        hint="choose another tag, or remove that one: hf repo tag delete",
-    )
 
 
 def _verify(

@@ -12,8 +12,9 @@ from typing import NamedTuple
 from vaeconv.checkpoint.folder import CONFIG, STEM
 from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.errors import InputError, OutputError, VaeconvError
-from vaeconv.publish.card import CARD, read_document, read_manifest
+from vaeconv.publish.card import CARD
 from vaeconv.publish.checking import check_card
+from vaeconv.publish.documents import read_document, read_manifest
 from vaeconv.publish.signing import SIGNATURE, read_signed
 from vaeconv.survey import survey_checkpoint
 

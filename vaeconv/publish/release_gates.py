@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vaeconv.errors import CheckFailedError, InputError, UsageError
-from vaeconv.publish.card import read_document
+from vaeconv.publish.documents import read_document
 from vaeconv.publish.release_config import EvalTable
 
 

@@ -15,8 +15,9 @@ from vaeconv.evaluate.comparing import CompareOptions, compare, write_comparison
 from vaeconv.evaluate.evaluation import EvalOptions, evaluate
 from vaeconv.evaluate.protocol import preset
 from vaeconv.parity.report import write_report
-from vaeconv.publish.card import CARD, CardInputs, read_document, write_card
+from vaeconv.publish.card import CARD, CardInputs, write_card
 from vaeconv.publish.checking import check_card
+from vaeconv.publish.documents import read_document
 from vaeconv.publish.release_gates import check_metrics
 from vaeconv.publish.release_project import ASSETS, EVAL
 from vaeconv.publish.release_work import Outcome, Work

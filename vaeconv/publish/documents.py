@@ -1,0 +1,54 @@
+"""What the other commands wrote: reports, manifests, weights in a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vaeconv.checkpoint.folder import STEM
+from vaeconv.errors import InputError
+from vaeconv.output import MANIFEST
+
+
+def read_document(path: Path, command: str) -> dict[str, Any]:
+    """Read the report of another command.
+
+    Raises:
+        InputError: It is not one.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        found = document["command"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"not a report of vaeconv {command} ({error})", where=str(path)) from error
+    if found != command:
+        raise InputError(f"a report of vaeconv {found}, not of {command}", where=str(path))
+    return dict(document)
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """Read what ``convert`` and ``prune`` wrote beside the weights; None where there is nothing."""
+    paths = [folder / MANIFEST] if (folder / MANIFEST).is_file() else []
+    paths += sorted(folder.glob(f"*.{MANIFEST}"))  # of single files
+    found: dict[str, Any] | None = None
+    for path in paths:
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            outputs, _ = manifest["outputs"], manifest["source"]["name"]
+            _ = {name: dict(output) for name, output in outputs.items()}
+        except (
+            OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError
+        ) as error:  # fmt: skip
+            raise InputError(f"not a manifest ({error})", where=str(path)) from error
+        found = {**manifest, "outputs": {**(found or manifest)["outputs"], **outputs}}
+    return found
+
+
+def variants_of(folder: Path) -> list[str | None]:
+    """List the variants of the weights in a folder; None is the plain one."""
+    found: dict[str | None, None] = {}
+    for path in sorted(folder.glob(f"{STEM}*.safetensors")):
+        middle = path.name[len(STEM) : -len(".safetensors")].strip(".").split("-")[0]
+        found[middle or None] = None
+    return sorted(found, key=lambda variant: variant or "")
