@@ -6,13 +6,11 @@ import shutil
 import tempfile
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from vaeconv.errors import CheckFailedError
 from vaeconv.publish.committing import commit_files
-from vaeconv.publish.hub_session import (
-    Deadline,
-)
+from vaeconv.publish.hub_session import Deadline
 from vaeconv.publish.push_options import PushOptions, check_options
 from vaeconv.publish.release_files import (
     ReleaseFile,
@@ -26,8 +24,6 @@ from vaeconv.publish.signing import SIGNATURE, settle_signature
 from vaeconv.publish.tagging import check_tag, put_tag
 
 _MB = 1_000_000
-
-Answer = TypeVar("Answer")
 
 
 class Pushed(NamedTuple):
