@@ -31,8 +31,8 @@ from tests.evaluate.runs import (
 )
 from tests.support.faults import Call, Watch
 from vaeconv.errors import UsageError
-from vaeconv.evaluate import evaluation
-from vaeconv.evaluate.evaluation import _Evaluation
+from vaeconv.evaluate.batches import BatchRunner
+from vaeconv.evaluate.protocol import Protocol
 from vaeconv.evaluate.shards import ShardWriter, read_shards
 
 ALL = ("rfid", "psnr", "ssim")
@@ -245,7 +245,7 @@ def test_a_run_that_is_done_measures_nothing_again(
     def fail(*args: Any) -> None:
         raise AssertionError("it computes")
 
-    monkeypatch.setattr(_Evaluation, "_run_batch", fail)
+    monkeypatch.setattr(BatchRunner, "run", fail)
     again = measure([spec(KL, comment="now with a word")], photos, tmp_path / "parts",
                     latent_stats=True)  # fmt: skip
     assert again["models"][0]["comment"] == "now with a word"
@@ -279,7 +279,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "metrics": {"metrics": ["psnr"]},
     "latents": {"latent_stats": True},
     **{
-        f"protocol {name}": {"protocol": evaluation.Protocol(size=SIZE, name="custom")._replace(
+        f"protocol {name}": {"protocol": Protocol(size=SIZE, name="custom")._replace(
             **{name: value})}
         for name, value in (
             ("size", 48), ("resize", "squash"), ("filter", "lanczos"), ("posterior", "sample"),

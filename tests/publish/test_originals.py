@@ -231,6 +231,16 @@ def test_a_report_beside_the_file_is_found_and_published(both: Both) -> None:
     assert "parity-of-others.json" not in both.repos[1].files()
 
 
+def test_reports_of_one_name(both: Both) -> None:
+    """One beside the file is called as the one in the folder; neither is touched."""
+    beside = both.release / "parity.json"
+    beside.write_text((both.release / "out/parity.json").read_text() + "\n")
+    before = beside.read_text(), (both.release / "out/parity.json").read_text()
+    both.run()
+    assert (beside.read_text(), (both.release / "out/parity.json").read_text()) == before
+    assert both.repos[1].files()["parity.json"].decode() == before[1]
+
+
 @pytest.mark.parametrize(
     ("repo_id", "file", "said"),
     [

@@ -10,10 +10,14 @@ import atexit
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from vaeconv.errors import UsageError, VaeconvError
+from vaeconv.errors import MissingDependencyError, UsageError, VaeconvError
 from vaeconv.evaluate.frechet import Moments
+from vaeconv.parity.devices import pick_device
+
+if TYPE_CHECKING:
+    import torch
 
 Result = TypeVar("Result")
 
@@ -123,3 +127,22 @@ def joined_ranks(expected: int | None = None) -> Iterator[Ranks]:
         distributed.init_process_group("gloo", rank=ranks.rank, world_size=ranks.world)
         atexit.register(distributed.destroy_process_group)
     yield ranks
+
+
+def device_of(wanted: str, ranks: Ranks) -> torch.device:
+    """Take the process's own GPU where there are several processes.
+
+    Raises:
+        MissingDependencyError: There are fewer GPUs than processes, or no such device.
+    """
+    import torch
+
+    if ranks.world > 1 and wanted in ("auto", "cuda") and torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        if ranks.local_rank >= count:
+            raise MissingDependencyError(
+                f"process {ranks.local_rank} has no GPU of its own: there are {count}",
+                hint="start as many processes as there are GPUs, or use --device cpu",
+            )
+        return torch.device("cuda", ranks.local_rank)
+    return pick_device(wanted)

@@ -88,7 +88,7 @@ def push_both(
     of_folder = options.reports or tuple(parity_reports(folder))
     options = replace(options, reports=tuple(dict.fromkeys([*of_folder, *proofs])))
     files = checked_files(folder, options)
-    card = _linked_card(folder, repo_id, original)
+    card = _linked_card(folder / CARD, original)
     with tempfile.TemporaryDirectory() as room:
         staged = Path(room) / original.repo_id.rpartition("/")[2]
         staged.mkdir()
@@ -121,12 +121,12 @@ def _check_layout(file: Path) -> None:
             )
 
 
-def _linked_card(folder: Path, repo_id: str, original: Original) -> str:
+def _linked_card(path: Path, original: Original) -> str:
     """Put the way to the CompVis file into the text of a card.
 
     A card in which people wrote a link to that repository is left as it is.
     """
-    card = _read_card(folder / CARD)
+    card = _read_card(path)
     sections = find_sections(card.text)
     address = f"huggingface.co/{original.repo_id}"
     if "original" not in sections and address in card.text:
@@ -173,10 +173,17 @@ def _place(source: Path, target: Path) -> None:
 
 
 def _find_proofs(folder: Path, file: Path, options: PushOptions) -> list[Path]:
-    """Find the reports that are about the file: among those given, in the folder, beside it."""
+    """Find the reports that are about the file: among those given, in the folder, beside it.
+
+    Of reports of one name the first is taken: they go into one folder.
+    """
     reports = options.reports or (*parity_reports(folder), *parity_reports(file.parent))
     sha256 = hash_file(file, file.name).sha256
-    return [report for report in dict.fromkeys(reports) if _is_about(report, sha256)]
+    found: dict[str, Path] = {}
+    for report in reports:
+        if _is_about(report, sha256):
+            found.setdefault(report.name, report)
+    return list(found.values())
 
 
 def _is_about(report: Path, sha256: str) -> bool:

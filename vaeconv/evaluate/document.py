@@ -1,0 +1,133 @@
+"""The result of an evaluation as a document: what was measured, of which models, and how."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vaeconv.errors import CheckFailedError, InputError
+from vaeconv.evaluate.frechet import Moments, factor_of, frechet_distance
+from vaeconv.evaluate.images import ImageSet
+from vaeconv.evaluate.merging import Merged
+from vaeconv.evaluate.meter import Meter
+from vaeconv.evaluate.models import Candidate
+from vaeconv.evaluate.pixels import WINDOW
+from vaeconv.evaluate.protocol import Protocol
+from vaeconv.evaluate.shards import Record
+from vaeconv.evaluate.summary import count_reasons, summarise_latents, summarise_model
+
+
+def check_records(records: Sequence[Record], place: Path, *, strict: bool) -> None:
+    """Check that pictures could be read: some, or all where ``strict``.
+
+    Raises:
+        CheckFailedError: Some were skipped, and that was not allowed.
+        InputError: None could be read.
+    """
+    skipped = [record for record in records if "skipped" in record]
+    if skipped and strict:
+        raise CheckFailedError(
+            f"{len(skipped)} pictures were skipped, such as {skipped[0]['name']}: "
+            f"{skipped[0]['skipped']}",
+            where=str(place),
+            hint="--no-strict counts them",
+        )
+    if len(skipped) == len(records):
+        raise InputError("no picture in it could be read", where=str(place))
+
+
+def make_document(
+    found: Merged,
+    pictures: ImageSet,
+    candidates: Sequence[Candidate],
+    meter: Meter,
+    protocol: Protocol,
+    run: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Say what was found.
+
+    Args:
+        found: Of all pictures; one of them at least could be read.
+        pictures: What was reconstructed.
+        candidates: The models.
+        meter: What measured.
+        protocol: How.
+        run: What there is to say of the run itself: where it ran, and for how long.
+    """
+    measured = [record for record in found.records if "skipped" not in record]
+    distances = _distances(found.moments, len(measured), len(candidates))
+    return {
+        "protocol": {**protocol._asdict(), "description": protocol.describe()},
+        "pictures": {
+            "name": pictures.path.name,
+            "sha256": pictures.sha256,
+            "number": len(measured),
+            "skipped": count_reasons(found.records),
+        },
+        "models": [
+            {
+                **_describe_model(candidate),
+                "metrics": {
+                    **({"rfid": distance} if meter.width else {}),
+                    **summarise_model(measured, at),
+                },
+                "latents": summarise_latents(measured, at),
+            }
+            for at, (candidate, distance) in enumerate(zip(candidates, distances, strict=True))
+        ],
+        "not_computed": _not_computed(meter, protocol),
+        "nets": [net._asdict() for net in meter.nets],
+        **run,
+        "per_picture": _columns(measured, len(candidates)),
+    }
+
+
+def _describe_model(candidate: Candidate) -> dict[str, Any]:
+    spec = candidate.spec
+    return {
+        "name": candidate.name,
+        "path": spec.path,
+        "layout": candidate.side.layout.value,
+        "sha256": list(candidate.sha256),
+        "train_steps": spec.train_steps,
+        "comment": spec.comment,
+        "link": spec.link,
+        "ema": spec.ema,
+    }
+
+
+def _distances(moments: Sequence[Moments], number: int, models: int) -> list[float | None]:
+    """Compute each model's rFID; None where there is none, or features are not finite."""
+    import numpy as np
+
+    if not moments or number < 2:
+        return [None] * models
+    original, *others = moments
+    is_finite = bool(np.isfinite(original.outer).all())
+    factor = factor_of(original.covariance) if is_finite else None
+    found = [frechet_distance(original, other, factor=factor) for other in others]
+    return [distance if math.isfinite(distance) else None for distance in found]
+
+
+def _not_computed(meter: Meter, protocol: Protocol) -> dict[str, str]:
+    reasons = {name: str(error) for name, error in meter.missing.items()}
+    if "ssim" in meter.metrics and protocol.size < WINDOW:
+        reasons["ssim"] = f"pictures are smaller than its window of {WINDOW} pixels"
+    return reasons
+
+
+def _columns(records: Sequence[Record], models: int) -> dict[str, Any]:
+    """Turn records around: one list for each metric of each model, in the order of pictures."""
+    return {
+        "names": [record["name"] for record in records],
+        "models": [
+            {
+                name: [record["models"][at].get(name) for record in records]
+                for name in records[0]["models"][at]
+                if name != "latents"
+            }
+            for at in range(models)
+        ],
+    }
