@@ -214,9 +214,9 @@ def test_a_lost_answer_and_somebody_on_top_of_it(pushes: Pushes) -> None:
         made.append(pushes.repo.head())
         pushes.hub.move_head(pushes.repo_id, {"config.json": b"{}"})
 
-    pushes.hub.add_rule(Call(after=push_on_top), **STAGES["commit"])
-    pushes.hub.add_rule(Drop("done"), **STAGES["commit"])
+    pushes.hub.add_rule(Call(after=push_on_top), Drop("done"), **STAGES["commit"])
     done = pushes.run(tag="v1")
+    assert made
     assert (done.is_new, done.oid) == (True, made[0])
     assert pushes.repo.tags == {"v1": made[0]}
     assert pushes.repo.commit_count() == 2
