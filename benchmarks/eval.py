@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from benchmarks.verify import make_pair
-from vaeconv.evaluate.evaluation import EvalOptions, _Evaluation
+from vaeconv.evaluate.evaluation import EvalOptions, Evaluation
 from vaeconv.evaluate.images import ImageSet
 from vaeconv.evaluate.models import Candidate, ModelSpec
 from vaeconv.evaluate.protocol import DTYPES, PRESETS
@@ -74,8 +74,8 @@ def main() -> None:
         pictures = ImageSet(Path(folder))
         parts = Path(folder) / "parts"
         spec = [ModelSpec(path=str(converted))]
-        evaluation = _Evaluation(spec, pictures, parts, options, Ranks(), stack)
-        size = evaluation._fitting()
+        evaluation = Evaluation(spec, pictures, parts, options, Ranks(), stack)
+        size = evaluation.batch_size()
         pixels = [
             torch.from_numpy(pictures.read(index, protocol, 3).pixels).float() / 127.5 - 1
             for index in range(arguments.images)

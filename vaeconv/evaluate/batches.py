@@ -70,6 +70,17 @@ class BatchRunner:
     latent_stats: bool
     channels_last: bool
 
+    def run_all(self, groups: Iterable[list[Item]]) -> Iterator[Batch]:
+        """Work on batches; each is given when the next is under way, to be fetched meanwhile."""
+        waiting: Batch | None = None
+        for items in groups:
+            batch = self.run(items)
+            if waiting:
+                yield waiting
+            waiting = batch
+        if waiting:
+            yield waiting
+
     def run(self, items: list[Item]) -> Batch:
         """Start the work on a batch; what it finds stays on the device."""
         import numpy as np

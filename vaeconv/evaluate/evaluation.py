@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vaeconv.evaluate.batches import Batch, BatchRunner, grouped
+from vaeconv.evaluate.batches import BatchRunner, grouped
 from vaeconv.evaluate.document import check_records, make_document
 from vaeconv.evaluate.images import ImageSet
 from vaeconv.evaluate.merging import merge_shards
@@ -19,12 +19,7 @@ from vaeconv.evaluate.models import ModelSpec, load_candidates
 from vaeconv.evaluate.protocol import PRESETS, Protocol
 from vaeconv.evaluate.ranks import Ranks, device_of, joined_ranks
 from vaeconv.evaluate.shards import Shard, ShardWriter, indices_of, open_folder, read_shards
-from vaeconv.parity.devices import (
-    describe_environment,
-    fitting_batch,
-    import_torch,
-    reproducible,
-)
+from vaeconv.parity.devices import describe_environment, fitting_batch, import_torch, reproducible
 from vaeconv.parity.side import SideOptions
 
 SCHEMA_VERSION = 1
@@ -215,20 +210,14 @@ class Evaluation:
         stream = self._pictures.stream(
             indices, options.protocol, channels, workers=workers, ahead=max(_AHEAD * size, workers)
         )
-        waiting: Batch | None = None
         done = 0
         with reproducible(), torch.inference_mode():
             self._environment = describe_environment(self._device)
-            for items in grouped(stream, size):
-                batch = runner.run(items)
-                # The one before is fetched while this one computes.
-                if waiting:
-                    done += _write(waiting, writer)
-                    self._report("measuring", done * self._ranks.world, total)
-                waiting = batch
-            if waiting:
-                done += _write(waiting, writer)
-                self._report("measuring", total, total)
+            for batch in runner.run_all(grouped(stream, size)):
+                for record, features in batch.records():
+                    writer.add(record, features)
+                done += len(batch.items)
+                self._report("measuring", min(done * self._ranks.world, total), total)
 
     def batch_size(self) -> int:
         """How many pictures there are in a batch: as many as was said, or as fit."""
@@ -251,9 +240,3 @@ class Evaluation:
         return make_document(
             found, self._pictures, self._candidates, self._meter, self._options.protocol, run
         )
-
-
-def _write(batch: Batch, writer: ShardWriter) -> int:
-    for record, features in batch.records():
-        writer.add(record, features)
-    return len(batch.items)
