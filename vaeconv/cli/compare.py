@@ -11,7 +11,9 @@ import typer
 from vaeconv.cli.options import (
     Device,
     Download,
+    Images,
     Json,
+    Limit,
     Overwrite,
     Quiet,
     Salvage,
@@ -30,12 +32,7 @@ def compare(
             show_default=False,
         ),
     ] = None,
-    images: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR_OR_ZIP", help="The pictures: a folder or a zip file.", show_default=False
-        ),
-    ] = None,
+    images: Images = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Where merged pictures go.", show_default=False),
@@ -65,10 +62,7 @@ def compare(
         int | None,
         typer.Option(metavar="PIXELS", min=1, show_default=False, help="Side of a picture."),
     ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Take the first N pictures.", show_default=False),
-    ] = None,
+    limit: Limit = None,
     labels: Annotated[
         bool,
         typer.Option(
@@ -114,13 +108,13 @@ def compare(
 
         vaeconv compare raw.ckpt ema.safetensors --images samples/ --zoom 48 --out merged/
     """  # fmt: skip
-    from vaeconv.cli.evaluated import name_specs
     from vaeconv.cli.progress import ByteProgress, StepProgress
     from vaeconv.cli.render import print_json, print_notes
     from vaeconv.errors import UsageError, one_line
     from vaeconv.evaluate.comparing import CompareOptions, write_comparison
     from vaeconv.evaluate.comparing import compare as run
     from vaeconv.evaluate.grids import FORMATS
+    from vaeconv.evaluate.models import name_specs
     from vaeconv.evaluate.protocol import preset
     from vaeconv.parity.side import SideOptions
 

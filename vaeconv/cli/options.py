@@ -128,6 +128,21 @@ Clamp = Annotated[
         help="Write the largest value that fits where a cast overflows, instead of an error.",
     ),
 ]
+Images = Annotated[
+    Path | None,
+    typer.Option(
+        "--images",
+        metavar="DIR_OR_ZIP",
+        help="The pictures: a folder or a zip file.",
+        show_default=False,
+    ),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        "--limit", metavar="N", min=1, help="Take the first N pictures.", show_default=False
+    ),
+]
 Device = Annotated[
     str,
     typer.Option(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vaeconv.errors import InputError, UsageError
 from vaeconv.evaluate.protocol import DTYPES, Protocol
@@ -73,6 +73,31 @@ def name_models(specs: Sequence[ModelSpec]) -> list[str]:
     if repeated:
         raise UsageError(f"two models are called {repeated}", hint="name them with --name")
     return names
+
+
+def name_specs(
+    paths: Sequence[str],
+    columns: Mapping[str, Sequence[Any]],
+    models_file: Path | None,
+    *,
+    ema: bool,
+) -> list[ModelSpec]:
+    """Pair models with what is said of the first, of the second, and so on; then those of a file.
+
+    Raises:
+        UsageError: There are more names, steps, comments or links than models; two have one name.
+    """
+    given = [ModelSpec(path=path, ema=ema) for path in paths]
+    for field, values in columns.items():
+        if len(values) > len(given):
+            option = "--" + field.replace("_", "-")
+            raise UsageError(f"{len(values)} {option} for {len(given)} models")
+        for at, value in enumerate(values):
+            change: dict[str, Any] = {field: value}
+            given[at] = replace(given[at], **change)
+    specs = [*given, *(read_models_file(models_file) if models_file else [])]
+    name_models(specs)
+    return specs
 
 
 class Candidate(NamedTuple):
