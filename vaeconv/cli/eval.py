@@ -2,284 +2,60 @@
 
 from __future__ import annotations
 
-from enum import Enum
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
-from vaeconv.cli.options import Device, Download, Json, Quiet, Salvage, SourcePrefix, Verbose
-
-PROTOCOL, METRICS, SPEED, MODELS = "Protocol", "Metrics", "Speed", "Models"
-
-
-class Format(str, Enum):
-    """How a table is printed."""
-
-    TABLE = "table"
-    MARKDOWN = "markdown"
-    LATEX = "latex"
-    JSON = "json"
+from vaeconv.cli import eval_options as own
+from vaeconv.cli.options import (
+    Device,
+    Download,
+    Images,
+    Json,
+    Limit,
+    Quiet,
+    Salvage,
+    SourcePrefix,
+    Verbose,
+    with_dot,
+)
 
 
 def eval(
-    models: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="MODEL...",
-            help="Autoencoders: anything that convert opens.",
-            show_default=False,
-        ),
-    ] = None,
-    images: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR_OR_ZIP", help="The pictures: a folder or a zip file.", show_default=False
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Write the result as JSON; what a run has found so far lies beside it in "
-            "FILE.parts, so that it can go on after a kill.",
-            show_default=False,
-        ),
-    ] = None,
-    output_format: Annotated[
-        Format, typer.Option("--format", help="How to print the table.")
-    ] = Format.TABLE,
-    add: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE",
-            help="An earlier result to print as well, in the same table where protocol and "
-            "pictures are the same; repeatable.",
-            show_default=False,
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Take the first N pictures.", show_default=False),
-    ] = None,
-    strict: Annotated[
-        bool, typer.Option("--strict/--no-strict", help="Fail where a picture cannot be read.")
-    ] = False,
-    latent_stats: Annotated[
-        bool,
-        typer.Option(
-            "--latent-stats",
-            help="Take mean and deviation of the latents, and the scaling factor that follows.",
-        ),
-    ] = False,
-    plots: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Draw the distribution of each metric. Needs matplotlib.",
-            show_default=False,
-        ),
-    ] = None,
-    reproduce_card: Annotated[
-        bool,
-        typer.Option(
-            "--reproduce-card",
-            help="Fetch the three published autoencoders and COCO 2017 val, and print our table "
-            "beside the card's, for each knob in doubt.",
-        ),
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be fetched and run; do neither.")
-    ] = False,
-    models_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--models",
-            metavar="FILE.toml",
-            rich_help_panel=MODELS,
-            show_default=False,
-            help="Models with name, train_steps, comment, link, variant and ema.",
-        ),
-    ] = None,
-    name: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            rich_help_panel=MODELS,
-            show_default=False,
-            help="Name of the first MODEL, of the second, and so on; repeatable.",
-        ),
-    ] = None,
-    train_steps: Annotated[
-        list[int] | None,
-        typer.Option(
-            metavar="N", rich_help_panel=MODELS, show_default=False, help="Their training steps."
-        ),
-    ] = None,
-    comment: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TEXT", rich_help_panel=MODELS, show_default=False, help="Their comments."
-        ),
-    ] = None,
-    link: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="URL", rich_help_panel=MODELS, show_default=False, help="Their links."
-        ),
-    ] = None,
-    ema: Annotated[
-        bool,
-        typer.Option(
-            "--ema/--no-ema",
-            rich_help_panel=MODELS,
-            help="Use the EMA weights of MODELs that have some.",
-        ),
-    ] = False,
-    protocol: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            rich_help_panel=PROTOCOL,
-            help="card-256, card-256-squash or card-256-sample; options below change it.",
-        ),
-    ] = "card-256",
-    size: Annotated[
-        int | None,
-        typer.Option(
-            metavar="PIXELS", min=1, rich_help_panel=PROTOCOL, show_default=False, help="Side."
-        ),
-    ] = None,
-    resize: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOW",
-            rich_help_panel=PROTOCOL,
-            show_default=False,
-            help="shorter-side (then a centre crop), squash, or none.",
-        ),
-    ] = None,
-    resize_filter: Annotated[
-        str | None,
-        typer.Option(
-            "--filter",
-            metavar="NAME",
-            rich_help_panel=PROTOCOL,
-            show_default=False,
-            help="bicubic, lanczos, bilinear, box, hamming or nearest; antialiased.",
-        ),
-    ] = None,
-    posterior: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOW", rich_help_panel=PROTOCOL, show_default=False, help="mode or sample."
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(rich_help_panel=PROTOCOL, show_default=False, help="Of the samples."),
-    ] = None,
-    rounds: Annotated[
-        bool | None,
-        typer.Option(
-            "--uint8/--no-uint8",
-            rich_help_panel=PROTOCOL,
-            show_default=False,
-            help="Round reconstructions to 256 steps before measuring.",
-        ),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TYPE",
-            rich_help_panel=PROTOCOL,
-            show_default=False,
-            help="What the autoencoders run in: fp32, fp16 or bf16.",
-        ),
-    ] = None,
-    metrics: Annotated[
-        str,
-        typer.Option(
-            metavar="LIST", rich_help_panel=METRICS, help="rfid, psnr, ssim, psim and lpips."
-        ),
-    ] = "rfid,psnr,ssim,psim,lpips",
-    allow_missing_metrics: Annotated[
-        bool,
-        typer.Option(
-            "--allow-missing-metrics",
-            rich_help_panel=METRICS,
-            help="Leave out metrics whose weights are nowhere, instead of exit code 7.",
-        ),
-    ] = False,
-    inception_weights: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            rich_help_panel=METRICS,
-            show_default=False,
-            help="torch-fidelity's Inception v3, for rFID.",
-        ),
-    ] = None,
-    vgg_weights: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            rich_help_panel=METRICS,
-            show_default=False,
-            help="torchvision's VGG16, for PSIM and LPIPS.",
-        ),
-    ] = None,
-    lpips_weights: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            rich_help_panel=METRICS,
-            show_default=False,
-            help="The learned weights of LPIPS v0.1 for VGG.",
-        ),
-    ] = None,
-    offline: Annotated[
-        bool,
-        typer.Option("--offline", rich_help_panel=METRICS, help="Fetch no weights of nets."),
-    ] = False,
+    models: own.Models = None,
+    images: Images = None,
+    out: own.Out = None,
+    output_format: own.OutputFormat = own.Format.TABLE,
+    add: own.Add = None,
+    limit: Limit = None,
+    strict: own.Strict = False,
+    latent_stats: own.LatentStats = False,
+    plots: own.Plots = None,
+    reproduce_card: own.ReproduceCard = False,
+    dry_run: own.DryRun = False,
+    models_file: own.ModelsFile = None,
+    name: own.Names = None,
+    train_steps: own.TrainSteps = None,
+    comment: own.Comments = None,
+    link: own.Links = None,
+    ema: own.Ema = False,
+    protocol: own.Preset = "card-256",
+    size: own.Size = None,
+    resize: own.Resize = None,
+    resize_filter: own.Filter = None,
+    posterior: own.Posterior = None,
+    seed: own.Seed = None,
+    rounds: own.Rounds = None,
+    dtype: own.DType = None,
+    metrics: own.Metrics = "rfid,psnr,ssim,psim,lpips",
+    allow_missing_metrics: own.AllowMissing = False,
+    inception_weights: own.InceptionWeights = None,
+    vgg_weights: own.VGGWeights = None,
+    lpips_weights: own.LPIPSWeights = None,
+    offline: own.Offline = False,
     device: Device = "auto",
-    batch_size: Annotated[
-        str,
-        typer.Option(
-            metavar="N", rich_help_panel=SPEED, help="Pictures at a time; auto takes what fits."
-        ),
-    ] = "auto",
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            rich_help_panel=SPEED,
-            show_default=False,
-            help="Threads that read pictures; by default one per core.",
-        ),
-    ] = None,
-    channels_last: Annotated[
-        bool,
-        typer.Option("--channels-last", rich_help_panel=SPEED, help="Lay activations out so."),
-    ] = False,
-    compile_models: Annotated[
-        bool, typer.Option("--compile", rich_help_panel=SPEED, help="Compile the models.")
-    ] = False,
-    expect_world_size: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            rich_help_panel=SPEED,
-            show_default=False,
-            help="Refuse to run in more or fewer processes.",
-        ),
-    ] = None,
-    restart: Annotated[
-        bool,
-        typer.Option("--restart", rich_help_panel=SPEED, help="Forget what another run found."),
-    ] = False,
+    batch_size: own.BatchSize = "auto",
+    workers: own.Workers = None,
+    channels_last: own.ChannelsLast = False,
+    compile_models: own.Compiles = False,
+    expect_world_size: own.WorldSize = None,
+    restart: own.Restart = False,
     source_prefix: SourcePrefix = None,
     salvage: Salvage = False,
     download: Download = False,
@@ -304,39 +80,14 @@ def eval(
 
         vaeconv eval --add coco.json --add laion.json --format markdown
     """  # fmt: skip
-    from vaeconv.cli.evaluated import EvalJob, Knobs, run_job
+    from vaeconv.cli.evaluated import EvalJob, run_job
+    from vaeconv.evaluate.evaluation import EvalOptions
+    from vaeconv.evaluate.protocol import preset
+    from vaeconv.parity.side import SideOptions
 
-    run_job(
-        EvalJob(
-            models=list(models or ()),
-            models_file=models_file,
-            names=list(name or ()),
-            train_steps=list(train_steps or ()),
-            comments=list(comment or ()),
-            links=list(link or ()),
-            ema=ema,
-            images=images,
-            out=out,
-            format=output_format.value,
-            add=list(add or ()),
-            plots=plots,
-            reproduce_card=reproduce_card,
-            dry_run=dry_run,
-            batch_size=batch_size,
-            metrics=metrics,
-            weights={
-                "inception": inception_weights,
-                "vgg16": vgg_weights,
-                "lpips heads": lpips_weights,
-            },
-            source_prefix=source_prefix,
-            salvage=salvage,
-            download=download,
-            json=json,
-            quiet=quiet,
-        ),
-        Knobs(
-            preset=protocol,
+    weights = {"inception": inception_weights, "vgg16": vgg_weights, "lpips heads": lpips_weights}
+    options = EvalOptions(
+        protocol=preset(protocol).changed(
             size=size,
             resize=resize,
             filter=resize_filter,
@@ -345,15 +96,40 @@ def eval(
             rounds=rounds,
             dtype=dtype,
         ),
+        weights={net: path for net, path in weights.items() if path is not None},
+        may_download=not offline,
+        allow_missing=allow_missing_metrics,
+        latent_stats=latent_stats,
         limit=limit,
         strict=strict,
-        latent_stats=latent_stats,
-        allow_missing=allow_missing_metrics,
-        may_download=not offline,
         device=device,
         workers=workers,
         channels_last=channels_last,
         compiles=compile_models,
         expect_world_size=expect_world_size,
         restart=restart,
+        sides=SideOptions(
+            source_prefix=with_dot(source_prefix), salvage=salvage, download=download
+        ),
     )
+    job = EvalJob(
+        models=list(models or ()),
+        models_file=models_file,
+        names=list(name or ()),
+        train_steps=list(train_steps or ()),
+        comments=list(comment or ()),
+        links=list(link or ()),
+        ema=ema,
+        images=images,
+        out=out,
+        format=output_format.value,
+        add=list(add or ()),
+        plots=plots,
+        reproduce_card=reproduce_card,
+        dry_run=dry_run,
+        batch_size=batch_size,
+        metrics=metrics,
+        json=json,
+        quiet=quiet,
+    )
+    run_job(job, options)

@@ -11,16 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from vaeconv.checkpoint.atomic import replace_small_file
-from vaeconv.cli.options import with_dot
 from vaeconv.cli.progress import ByteProgress, StepProgress
 from vaeconv.cli.render import SCHEMA_VERSION, print_json, print_notes, text_table
 from vaeconv.errors import InputError, OutputError, UsageError, one_line
 from vaeconv.evaluate.evaluation import EvalOptions, evaluate
 from vaeconv.evaluate.meter import METRICS
-from vaeconv.evaluate.models import ModelSpec, name_models, read_models_file
-from vaeconv.evaluate.protocol import Protocol, preset
+from vaeconv.evaluate.models import ModelSpec, name_specs
 from vaeconv.evaluate.tables import format_latex, format_markdown, make_tables
-from vaeconv.parity.side import SideOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,51 +40,24 @@ class EvalJob:
     dry_run: bool
     batch_size: str
     metrics: str
-    weights: dict[str, Path | None]
-    source_prefix: str | None
-    salvage: bool
-    download: bool
     json: bool
     quiet: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Knobs:
-    """The protocol's preset, and what is changed of it."""
-
-    preset: str
-    size: int | None
-    resize: str | None
-    filter: str | None
-    posterior: str | None
-    seed: int | None
-    rounds: bool | None
-    dtype: str | None
-
-    def protocol(self) -> Protocol:
-        """Resolve them."""
-        return preset(self.preset).changed(
-            size=self.size,
-            resize=self.resize,
-            filter=self.filter,
-            posterior=self.posterior,
-            seed=self.seed,
-            rounds=self.rounds,
-            dtype=self.dtype,
-        )
-
-
-def run_job(job: EvalJob, knobs: Knobs, **settings: Any) -> None:
+def run_job(job: EvalJob, options: EvalOptions) -> None:
     """Run the command.
+
+    Args:
+        job: What was asked for.
+        options: Those of the evaluation that can be taken as they were given.
 
     Raises:
         VaeconvError: As :func:`~vaeconv.evaluate.evaluation.evaluate`.
     """
-    protocol = knobs.protocol()
     if job.reproduce_card:
         from vaeconv.cli.reproduced import reproduce
 
-        reproduce(job, protocol, settings)
+        reproduce(job, options)
         return
     earlier = [read_result(path) for path in job.add]
     specs = specs_of(job)
@@ -101,7 +71,7 @@ def run_job(job: EvalJob, knobs: Knobs, **settings: Any) -> None:
         import_figure()  # before the work, where it is missing
     result = None
     if specs:
-        result = run_evaluation(job, specs, protocol, settings)
+        result = run_evaluation(job, specs, options)
         if result is None:  # not the first of several processes
             return
     results = [*([result] if result else []), *earlier]
@@ -116,7 +86,7 @@ def run_job(job: EvalJob, knobs: Knobs, **settings: Any) -> None:
 
 
 def run_evaluation(
-    job: EvalJob, specs: Sequence[ModelSpec], protocol: Protocol, settings: Mapping[str, Any]
+    job: EvalJob, specs: Sequence[ModelSpec], options: EvalOptions
 ) -> dict[str, Any] | None:
     """Evaluate, and write the result."""
     if job.images is None:
@@ -129,20 +99,13 @@ def run_evaluation(
         raise OutputError("is not a file", where=str(job.out))
     shown = not (job.quiet or job.json) and os.environ.get("RANK", "0") == "0"
     with ByteProgress("fetching", enabled=shown) as fetching, StepProgress(enabled=shown) as steps:
-        options = EvalOptions(
-            protocol=protocol,
+        options = replace(
+            options,
             metrics=_metrics_of(job.metrics),
-            weights={net: path for net, path in job.weights.items() if path is not None},
             batch_size=_batch_size_of(job.batch_size),
-            sides=SideOptions(
-                source_prefix=with_dot(job.source_prefix),
-                salvage=job.salvage,
-                download=job.download,
-                on_fetch=fetching.advance,
-            ),
+            sides=options.sides._replace(on_fetch=fetching.advance),
             quiet=not shown,
             on_progress=steps.advance,
-            **settings,
         )
         parts = job.out.with_name(job.out.name + ".parts")
         result = evaluate(specs, job.images, parts, options)
@@ -179,31 +142,6 @@ def specs_of(job: EvalJob) -> list[ModelSpec]:
         "link": job.links,
     }
     return name_specs(job.models, columns, job.models_file, ema=job.ema)
-
-
-def name_specs(
-    paths: Sequence[str],
-    columns: Mapping[str, Sequence[Any]],
-    models_file: Path | None,
-    *,
-    ema: bool,
-) -> list[ModelSpec]:
-    """Pair models with what is said of the first, of the second, and so on; then those of a file.
-
-    Raises:
-        UsageError: There are more names, steps, comments or links than models; two have one name.
-    """
-    given = [ModelSpec(path=path, ema=ema) for path in paths]
-    for field, values in columns.items():
-        if len(values) > len(given):
-            option = "--" + field.replace("_", "-")
-            raise UsageError(f"{len(values)} {option} for {len(given)} models")
-        for at, value in enumerate(values):
-            change: dict[str, Any] = {field: value}
-            given[at] = replace(given[at], **change)
-    specs = [*given, *(read_models_file(models_file) if models_file else [])]
-    name_models(specs)
-    return specs
 
 
 def _metrics_of(text: str) -> tuple[str, ...]:

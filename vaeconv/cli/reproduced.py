@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,12 @@ from vaeconv.evaluate.card import (
     plan_downloads,
     protocol_file,
 )
-from vaeconv.evaluate.protocol import Protocol
+from vaeconv.evaluate.evaluation import EvalOptions
 
 _TITLES = {"rfid": "rFID", "psnr": "PSNR", "ssim": "SSIM", "psim": "PSIM"}
 
 
-def reproduce(job: EvalJob, protocol: Protocol, settings: Mapping[str, Any]) -> None:
+def reproduce(job: EvalJob, options: EvalOptions) -> None:
     """Fetch what is missing, evaluate under each protocol, and print the comparison.
 
     Raises:
@@ -37,7 +37,7 @@ def reproduce(job: EvalJob, protocol: Protocol, settings: Mapping[str, Any]) -> 
     """
     if job.models or job.models_file:
         raise UsageError("--reproduce-card evaluates the card's models and no others")
-    if protocol != PROTOCOLS[0]:
+    if options.protocol != PROTOCOLS[0]:
         raise UsageError("--reproduce-card runs protocols of its own")
     cache = default_cache()
     downloads = plan_downloads(cache)
@@ -55,7 +55,7 @@ def reproduce(job: EvalJob, protocol: Protocol, settings: Mapping[str, Any]) -> 
     differences: list[Difference] = []
     for one in PROTOCOLS:
         run = replace(job, images=images, out=protocol_file(job.out, one))
-        result = run_evaluation(run, card_specs(cache), one, settings)
+        result = run_evaluation(run, card_specs(cache), replace(options, protocol=one))
         if result is None:
             return
         differences += compare_with_card(result)
