@@ -219,6 +219,15 @@ def test_a_pull_request_that_is_open_is_not_made_again(pushes: Pushes) -> None:
     assert len(pushes.repo.pulls) == 3
 
 
+def test_an_open_pull_request_among_many(pushes: Pushes) -> None:
+    pushes.hub.create_repo(pushes.repo_id)
+    pushes.repo.pulls.update(dict.fromkeys(range(1, 12), pushes.repo.head()))
+    first = pushes.run(create_pr=True)
+    assert first.url.endswith("/discussions/12")
+    again = pushes.run(create_pr=True)
+    assert (again.is_new, again.url) == (False, first.url)
+
+
 @pytest.mark.parametrize("where", ["there", "here"])
 def test_what_a_gitignore_would_leave_out(pushes: Pushes, where: str) -> None:
     """The client leaves it out and does not say so."""

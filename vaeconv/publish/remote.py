@@ -143,7 +143,7 @@ def differing(files: Sequence[ReleaseFile], tree: Mapping[str, Any]) -> list[Rel
 
 
 def _is_there(file: ReleaseFile, remote: Any) -> bool:
-    if remote is None or remote.size != file.size:
+    if remote is None:
         return False
     if remote.lfs is not None:
         return bool(remote.lfs.sha256 == file.sha256)
