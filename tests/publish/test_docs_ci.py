@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from vaeconv.publish.release_config import read_release
+from vaeconv.publish.release_config import commented_file, read_release
 
 TEXT = (Path(__file__).parents[2] / "docs" / "release-in-ci.md").read_text(encoding="utf-8")
 
@@ -59,3 +59,9 @@ def test_the_outputs_are_those_of_the_command() -> None:
     for name in ("folder", "pushed", "repo_ids", "commits"):
         assert f"`{name}`" in TEXT
         assert f'"{name}":' in source.read_text(encoding="utf-8")
+
+
+def test_the_reference_of_keys_is_what_init_writes() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "release-file.md").read_text(encoding="utf-8")
+    (found,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    assert found.rstrip() == commented_file().rstrip(), "vaeconv release --init writes it"

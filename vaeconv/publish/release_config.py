@@ -192,7 +192,8 @@ def commented_file() -> str:
 def _attributes_of(kind: Any) -> dict[str, str]:
     """Read what a docstring says of each attribute."""
     lines = (kind.__doc__ or "").splitlines()
-    pairs = (line.strip().split(": ", 1) for line in lines if line.startswith(" " * 8))
+    told = (line.strip().replace("``", "") for line in lines if line.startswith(" " * 8))
+    pairs = (line.split(": ", 1) for line in told)
     return {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
 
 
