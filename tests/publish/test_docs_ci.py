@@ -11,7 +11,8 @@ import yaml
 
 from vaeconv.publish.release_config import commented_file, read_release
 
-TEXT = (Path(__file__).parents[2] / "docs" / "release-in-ci.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "release-in-ci.md").read_text(encoding="utf-8")
 
 
 def block(kind: str) -> str:
@@ -37,11 +38,13 @@ def test_the_workflow_has_what_a_release_needs() -> None:
 
 def test_github_s_schema_finds_nothing_wrong(tmp_path: Path) -> None:
     judge = Path(sys.executable).with_name("check-jsonschema")
-    file = tmp_path / "release.yml"
-    for text, code in ((block("yaml"), 0), (block("yaml").replace("runs-on", "runs-at"), 1)):
-        file.write_text(text, encoding="utf-8")
+    documented, spoiled = tmp_path / "release.yml", tmp_path / "spoiled.yml"
+    documented.write_text(block("yaml"), encoding="utf-8")
+    spoiled.write_text(block("yaml").replace("runs-on", "runs-at"), encoding="utf-8")
+    ours = (ROOT / ".github" / "workflows").glob("*.yml")
+    for files, code in (([documented, *ours], 0), ([spoiled], 1)):
         done = subprocess.run(
-            [judge, "--builtin-schema", "vendor.github-workflows", file], check=False
+            [judge, "--builtin-schema", "vendor.github-workflows", *files], check=False
         )
         assert done.returncode == code
 
@@ -55,13 +58,13 @@ def test_the_release_file_is_one(tmp_path: Path) -> None:
 
 
 def test_the_outputs_are_those_of_the_command() -> None:
-    source = Path(__file__).parents[2] / "vaeconv" / "cli" / "release.py"
+    source = ROOT / "vaeconv" / "cli" / "release.py"
     for name in ("folder", "pushed", "repo_ids", "commits"):
         assert f"`{name}`" in TEXT
         assert f'"{name}":' in source.read_text(encoding="utf-8")
 
 
 def test_the_reference_of_keys_is_what_init_writes() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "release-file.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "release-file.md").read_text(encoding="utf-8")
     (found,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
     assert found.rstrip() == commented_file().rstrip(), "vaeconv release --init writes it"
