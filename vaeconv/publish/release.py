@@ -173,6 +173,7 @@ def _hash_inputs(name: str, project: Project, state: State) -> str | None:
         "prune": lambda: weights if config.output.original else None,
         "verify": lambda: [
             weights, asdict(config.verify), project.content(config.verify.latents),
+            project.content(config.verify.drop_in_for),
         ],
         "eval": lambda: [
             weights, asdict(table), others(),

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vaeconv.autoencoder.families import BY_NAME, FAMILIES, Family
+from vaeconv.autoencoder.families import ALIASES, BY_NAME, FAMILIES, Family
 from vaeconv.autoencoder.scaling import ScalingOptions
 from vaeconv.autoencoder.topology import Layout
 from vaeconv.checkpoint.open import open_checkpoint
@@ -176,7 +176,7 @@ class Project:
     def _family(self) -> Family | None:
         source = self.config.source
         if source.family:
-            return BY_NAME.get(source.family)
+            return BY_NAME.get(ALIASES.get(source.family, source.family))
         topology = self.survey().autoencoder.topology
         fitting = (
             family
