@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 
 from fixtures.make_fixtures import FOLDER as FIXTURES
-from tests.publish.pushes import NUMBERS, TOKENS, contents_of, run_push, small_hub, state_of
+from tests.publish.pushes import (
+    NUMBERS,
+    TOKENS,
+    contents_of,
+    pushes_to,
+    run_here,
+    small_hub,
+    state_of,
+)
 from tests.support.loopback_hub import Drop, LoopbackHub, Repository, Status
 from vaeconv.conversion import ConvertOptions, convert
 from vaeconv.errors import VaeconvError
@@ -62,9 +70,11 @@ def loopback() -> Iterator[LoopbackHub]:
 
 
 @pytest.fixture
-def hub(loopback: LoopbackHub) -> Iterator[LoopbackHub]:
+def hub(loopback: LoopbackHub, tmp_path: Path) -> Iterator[LoopbackHub]:
+    """A Hub that this process's client talks to."""
     loopback.requests.clear()
-    yield loopback
+    with pushes_to(loopback, tmp_path / "client"):
+        yield loopback
     loopback.rules.clear()
     assert loopback.unserved == []
 
@@ -78,8 +88,8 @@ class Both:
 
     def run(self, *args: object, code: int = 0) -> str:
         named = self.release / "out", self.ids[0], "--original", self.ids[1], self.release / FILE
-        done = run_push(self.hub.env(self.release.parent / "home"), *named, *args)
-        assert done.returncode == code, done.stderr
+        done = run_here("push", *named, *args)
+        assert done.exit_code == code, done.stderr
         for token in TOKENS:
             assert token not in done.stdout + done.stderr
         if code:
