@@ -31,7 +31,7 @@ from vaeconv.publish.card import CardInputs, write_card
 from vaeconv.publish.meta import CardMeta
 from vaeconv.publish.originals import Original, push_both
 from vaeconv.publish.push_options import PushOptions
-from vaeconv.publish.sections import find_sections
+from vaeconv.publish.sections import Section, find_sections
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:Use 'content=:DeprecationWarning")
 FILE = "vae-tiny-ema-pruned.safetensors"
@@ -133,6 +133,8 @@ def test_both_layouts_by_one_command(both: Both) -> None:
         assert find_sections(cards[0])[name] == find_sections(cards[1])[name]
     assert "# Tiny, CompVis layout\n" in cards[1]
     assert f"| {FILE} | fp32, sha256 " in find_sections(cards[1])["provenance"]
+    assert "are the same autoencoder |" in find_sections(cards[1])["provenance"]
+    assert list(find_sections(cards[0])) == ["about", "usage", "original", "provenance"]
 
     before = state_of(both.hub)
     assert both.run("--tag", "v1").count("nothing changed") == 2
@@ -161,7 +163,7 @@ def test_what_people_wrote_on_both_cards_stays(both: Both) -> None:
         there.replace("<!-- vaeconv:begin original", "A word.\n\n<!-- vaeconv:begin original")
         + "\n[weights]("
         + FILE
-        + ")\n"
+        + ") [a](assets/a.txt)\n"
     )
     both.hub.move_head(both.ids[1], {"README.md": edited.encode(), "assets/a.txt": b"a"})
     both.run()
@@ -176,7 +178,11 @@ def test_what_people_wrote_on_both_cards_stays(both: Both) -> None:
     both.run()
     text = both.repos[1].files()["README.md"].decode()
     assert both.counts == (2, 3)
-    assert "A word." in text and f"[weights]({FILE})" in text and "another.ckpt" in text
+    assert (
+        "A word." in text
+        and f"[weights]({FILE}) [a](assets/a.txt)" in text
+        and "another.ckpt" in text
+    )
     assert "assets/a.txt" in both.repos[1].files()
     assert both.repos[0].files()["README.md"].decode().endswith("\nMine.\n")
 
@@ -198,6 +204,62 @@ def test_a_card_without_any_section_gets_the_link_at_its_end(both: Both) -> None
     assert card.read_text().startswith(text)
     assert list(find_sections(card.read_text())) == ["original"]
     assert both.run().count("nothing changed") == 2
+
+
+@pytest.fixture
+def client(hub: LoopbackHub, release: Path) -> Iterator[None]:
+    """This process's client talks to the Hub as well."""
+    with pushes_to(hub, release.parent / "client"):
+        yield
+
+
+def push_here(both: Both, file: str = FILE, *, dry_run: bool = True, **options: Any) -> Any:
+    original = Original(both.ids[1], both.release / file)
+    out = both.release / "out"
+    return push_both(out, both.ids[0], original, PushOptions(**options), dry_run=dry_run)
+
+
+@pytest.mark.usefixtures("client")
+def test_another_file_is_led_to(both: Both) -> None:
+    push_here(both, dry_run=False)
+    other = "weights of mine.safetensors"
+    shutil.copy(both.release / FILE, both.release / other)
+    push_here(both, other, dry_run=False)
+    for repo in both.repos:
+        section = find_sections(repo.files()["README.md"].decode())["original"]
+        assert "/resolve/main/weights%20of%20mine.safetensors)" in section and FILE not in section
+
+
+@pytest.mark.usefixtures("client")
+def test_patterns_are_for_the_folder(both: Both) -> None:
+    first, second = push_here(both, exclude=("*vaeconv.json",))
+    assert "vaeconv.json" not in first.changed
+    assert f"{FILE}.vaeconv.json" in second.changed
+
+
+@pytest.mark.usefixtures("client")
+def test_reports_that_are_given_are_the_ones(both: Both) -> None:
+    given = both.release / "given.json"
+    shutil.copy(both.release / "out/parity.json", given)
+    _, second = push_here(both, reports=(given,))
+    assert "given.json" in second.changed and "parity.json" not in second.changed
+
+
+@pytest.mark.usefixtures("client")
+def test_one_report_beside_the_file_proves_both(both: Both) -> None:
+    (both.release / "out/parity.json").rename(both.release / "parity.json")
+    first, second = push_here(both)
+    assert "parity.json" in second.changed and "parity.json" not in first.changed
+
+
+@pytest.mark.usefixtures("client")
+def test_what_was_measured_stands_on_both_cards(both: Both) -> None:
+    card = both.release / "out/README.md"
+    measured = Section("evaluation", "## Evaluation\n\n| PSNR | 24.5 |").marked
+    card.write_text(f"{card.read_text()}\n{measured}\n")
+    push_here(both, dry_run=False)
+    for repo in both.repos:
+        assert find_sections(repo.files()["README.md"].decode())["evaluation"] == measured
 
 
 @pytest.mark.parametrize("which", [0, 1])

@@ -40,7 +40,7 @@ from tests.publish.pushes import (
 )
 from tests.support.loopback_hub import FOREVER, Call, LoopbackHub, Repository, Status
 from vaeconv.errors import CheckFailedError, HubError, UsageError
-from vaeconv.publish import pushing
+from vaeconv.publish import hub_session, pushing
 from vaeconv.publish.push_options import PushOptions, is_ref
 from vaeconv.publish.pushing import push_files
 
@@ -228,6 +228,50 @@ def test_an_open_pull_request_among_many(pushes: Pushes) -> None:
     assert (again.is_new, again.url) == (False, first.url)
 
 
+def test_a_draft_is_an_open_pull_request(pushes: Pushes) -> None:
+    pushes.hub.create_repo(pushes.repo_id)
+    first = pushes.run(create_pr=True)
+    told = {"num": 1, "title": "t", "author": {"name": "user"}, "status": "draft", "events": [],
+            "createdAt": "2026-01-01T00:00:00.000Z", "isPullRequest": True,
+            "repo": {"name": pushes.repo_id, "type": "model"}, "filesWithConflicts": [],
+            "changes": {"base": "refs/heads/main"}}  # fmt: skip
+    pushes.hub.add_rule(Status(200, body=json.dumps(told).encode()), path="/discussions/1")
+    assert pushes.run(create_pr=True).oid == first.oid
+    assert len(pushes.repo.pulls) == 1
+
+
+def test_a_pull_request_is_verified_where_it_is(pushes: Pushes) -> None:
+    pushes.hub.create_repo(pushes.repo_id)
+    assert pushes.run(create_pr=True, verify=True).is_verified
+    assert {request.path.split("/")[4] for request in pushes.hub.asked("GET", "/resolve/")} == {
+        pushes.repo.pulls[1]
+    }
+
+
+def test_a_commit_names_what_it_publishes(pushes: Pushes) -> None:
+    pushes.run()
+    assert pushes.repo.commit().title == "Publish README.md, config.json, one.png and 1 more"
+    for name in ("config.json", "one.png"):
+        (pushes.folder / name).write_bytes(b"{}")
+    pushes.run()
+    assert pushes.repo.commit().title == "Publish config.json, one.png"
+
+
+def test_repositories_of_other_types(pushes: Pushes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every request, and what a job's identity is exchanged for, names the type as well."""
+    place = f"/api/datasets/{pushes.repo_id}"
+    head = {"id": pushes.repo_id, "sha": "a" * 40}
+    pushes.hub.add_rule(Status(200, body=json.dumps(head).encode()), path=f"{place}/revision/")
+    pushes.hub.add_rule(Status(200, body=b"[]"), path=f"{place}/tree/")
+    pushes.hub.trust("id-token", f"datasets/{pushes.repo_id}")
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setenv("HF_OIDC_ID_TOKEN", "id-token")
+    monkeypatch.setenv("HF_OIDC_RESOURCE", "user/another")
+    done = pushes.run(repo_type="dataset", dry_run=True)
+    assert set(done.changed) == set(pushes.contents)
+    assert len(pushes.hub.asked("GET", f"^{place}/")) == 2
+
+
 @pytest.mark.parametrize("where", ["there", "here"])
 def test_what_a_gitignore_would_leave_out(pushes: Pushes, where: str) -> None:
     """The client leaves it out and does not say so."""
@@ -312,6 +356,23 @@ def test_a_tag_elsewhere_though_all_files_are_there(pushes: Pushes) -> None:
         pushes.run(tag="v1")
     assert pushes.run(tag="v2").tag == "v2"
     assert pushes.repo.tags["v2"] == pushes.repo.head()
+
+
+def test_a_tag_that_begins_alike_is_another(pushes: Pushes) -> None:
+    pushes.hub.create_repo(pushes.repo_id)
+    pushes.repo.tags["v1.0"] = first = pushes.repo.head()
+    assert pushes.run(tag="v1").tag == "v1"
+    assert pushes.repo.tags == {"v1.0": first, "v1": pushes.repo.head()}
+
+
+def test_a_tag_on_what_is_about_to_change(pushes: Pushes) -> None:
+    """It would be left behind: this is said before anything is published."""
+    pushes.run(tag="v1")
+    (pushes.folder / "config.json").write_text("{}")
+    before = state_of(pushes.hub)
+    with pytest.raises(HubError, match="stands on another commit"):
+        pushes.run(tag="v1")
+    assert state_of(pushes.hub) == before
 
 
 def test_a_tag_that_somebody_else_puts_meanwhile(pushes: Pushes) -> None:
@@ -452,6 +513,13 @@ def test_options_that_do_not_fit(
 ) -> None:
     with pytest.raises(UsageError, match=said):
         pushing.push(release, repo_id, PushOptions(**options))
+
+
+def test_no_time_at_all(pushes: Pushes, tmp_path: Path) -> None:
+    release = make_release(tmp_path / "whole")
+    with pytest.raises(HubError, match="not done within 0 seconds"):
+        pushing.push(release, pushes.repo_id, PushOptions(timeout=0.0))
+    assert pushes.repo_id not in pushes.hub.repos
 
 
 # --- gates: nothing that fails here comes to the Hub ---
@@ -610,6 +678,13 @@ def test_a_job_without_an_identity(pushes: Pushes, monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("HF_OIDC_ID_TOKEN", raising=False)
     with pytest.raises(HubError, match=r"no identity to show.*permission id-token: write"):
         pushes.run()
+
+
+def test_an_identity_that_is_no_repository_s_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    for given in ("", "user"):
+        monkeypatch.setenv("HF_OIDC_RESOURCE", given)
+        with hub_session.trusted_for("user/name", "model"):
+            assert os.environ["HF_OIDC_RESOURCE"] == given
 
 
 # --- on a terminal ---

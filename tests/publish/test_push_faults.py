@@ -206,6 +206,14 @@ def test_a_lost_answer_and_a_hub_that_cannot_be_asked(pushes: Pushes) -> None:
     assert_published(pushes)
 
 
+def test_a_failed_commit_where_nobody_may_look(pushes: Pushes) -> None:
+    """It may be tried again: it names its parent, and would be refused a second time."""
+    pushes.hub.add_rule(Status(503), **STAGES["commit"])
+    pushes.hub.add_rule(Status(403), times=FOREVER, method="GET", path="/commits/")
+    assert pushes.run().is_new
+    assert (pushes.repo.commit_count(), pushes.repo.files()) == (1, pushes.contents)
+
+
 def test_a_lost_answer_and_somebody_on_top_of_it(pushes: Pushes) -> None:
     """The commit that is ours is the one that followed the head, not the head of now."""
     made: list[str] = []
@@ -554,3 +562,23 @@ def test_the_client_is_as_it_was_afterwards(pushes: Pushes) -> None:
 
     pushes.run()
     assert get_session().timeout.read != hub_session.TIMEOUT
+
+
+def test_what_the_client_says_is_as_it_was_afterwards(pushes: Pushes) -> None:
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+        logging,
+    )
+
+    said = logging.get_verbosity()
+    assert said != logging.ERROR and not are_progress_bars_disabled()
+    pushes.run()
+    assert logging.get_verbosity() == said and not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        pushes.run()
+        assert are_progress_bars_disabled()
+    finally:
+        enable_progress_bars()
