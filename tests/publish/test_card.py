@@ -20,7 +20,14 @@ from vaeconv.publish.card import CardInputs, make_card, write_card
 from vaeconv.publish.checking import check_card
 from vaeconv.publish.documents import read_document
 from vaeconv.publish.meta import CardMeta, read_meta
-from vaeconv.publish.sections import PROSE, Section, find_sections, merge_sections
+from vaeconv.publish.sections import (
+    PROSE,
+    Section,
+    find_sections,
+    merge_sections,
+    original_section,
+    prose_sections,
+)
 
 DATA = FIXTURES / "card"
 COCO, LAION = DATA / "coco.json", DATA / "laion.json"
@@ -320,6 +327,25 @@ def test_merging_sections() -> None:
     assert merge_sections(f"{begin}\nold", []) == f"{begin}\nold\n"
 
 
+@pytest.mark.parametrize(
+    ("file", "load"),
+    [
+        ("vae.safetensors", 'load_file("vae.safetensors")'),
+        ("vae.sft", 'load_file("vae.sft")'),
+        ("vae.ckpt", 'torch.load("vae.ckpt", map_location="cpu", weights_only=True)["state_dict"]'),
+    ],
+)
+def test_how_to_load_the_compvis_file(file: str, load: str) -> None:
+    text = original_section("user/tiny-original", file).text
+    assert f"load_state_dict({load}, strict=False)" in text
+    assert ("import torch\n" in text) == file.endswith(".ckpt")
+
+
+def test_a_title_is_one_heading() -> None:
+    (about,) = prose_sections("Two\nlines ", CardMeta(summary="Words."))
+    assert about.text == "# Two lines\n\nWords."
+
+
 @pytest.mark.parametrize("front", ["---\na: [\n---\n", "---\n- a\n---\n", "---\na: b: c\n---\n"])
 def test_front_matter_that_cannot_be_read_is_left(release: Path, front: str) -> None:
     (release / "README.md").write_text(f"{front}# Mine\n")
@@ -417,6 +443,16 @@ def test_check_accepts_what_is_right(release: Path) -> None:
     result = run_here("card", release, "--check")
     assert (result.exit_code, result.stderr) == (0, ""), result.stdout
     assert "is in order" in result.stdout
+
+
+def test_check_knows_what_is_published(release: Path) -> None:
+    (release / "README.md").write_text(GOOD + "[f](assets) [c](config.json)\n")
+    assert check_card(release, published=["README.md", "assets/a.png", "config.json"]) == []
+    for published in (["assets/a.png"], ["assets/a.png", "config.json.bak"]):
+        (problem,) = check_card(release, published=published)
+        assert problem == "the link config.json leads to nothing", "it lies there, and does not go"
+    (problem,) = check_card(release, published=["assets.txt", "config.json"])
+    assert problem == "the link assets leads to nothing"
 
 
 def test_check_compares_the_numbers(release: Path) -> None:

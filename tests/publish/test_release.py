@@ -992,13 +992,20 @@ def test_facts_may_be_of_any_type_that_toml_has(project: Path) -> None:
 def test_a_source_in_the_other_layout(
     tmp_path: Path, hub: LoopbackHub, averages: dict[str, Tensor]
 ) -> None:
-    changes: Tables = {"source": {"checkpoint": str(FIXTURES / "tiny-diffusers")}}
+    changes: Tables = {
+        "source": {"checkpoint": str(FIXTURES / "tiny-diffusers")},
+        "output": {"modelspec": True},
+    }
     project = write_project(tmp_path / "project", changes, repositories("layout"))
     done = make(project)
     assert [one.outcome for one in done.steps] == ["done"] * 7
     raw = {name: one.float() for name, one in load_file(FIXTURES / "tiny-kl.safetensors").items()}
     assert_equal(load_file(project / "release" / "original" / ORIGINAL), raw)
     assert hub.repo("user/layout-original").commit_count() == 1
+    with safe_open(project / "release" / "original" / ORIGINAL, framework="np") as file:
+        assert "CompVis" in file.metadata()["modelspec.implementation"]
+    manifest = json.loads(published_of(project)[f"original/{ORIGINAL}.vaeconv.json"])
+    assert manifest["source"]["sha256"]
     assert all(str(FIXTURES).encode() not in data for data in published_of(project).values())
 
 

@@ -96,6 +96,48 @@ def test_a_manifest_that_lacks_something(manifest: dict[str, Any]) -> None:
         make_sbom(manifest, META, "Tiny")
 
 
+def properties_of(component: dict[str, Any]) -> dict[str, str]:
+    return {one["name"].removeprefix("vaeconv:"): one["value"] for one in component["properties"]}
+
+
+def test_what_a_manifest_says_of_each_file_and_of_the_model() -> None:
+    manifest = {
+        "source": {"name": "last.ckpt", "sha256": ["0" * 64, "1" * 64], "size": 7},  # in shards
+        "outputs": {
+            "b.ckpt": {"sha256": "2" * 64, "size": 3, "dtype": "fp16"},
+            "a.ckpt": {"sha256": "3" * 64, "size": 4, "dtype": None},
+        },
+        "family": "flux1",
+        "scaling": {"scaling_factor": 0.3611, "shift_factor": 0.1159, "from": "the family"},
+        "ema": {"ema": 5, "raw": 2},
+    }
+    data = make_sbom(manifest, META, "Tiny")
+    assert errors_of(data) is None
+    found = json.loads(data)
+    model = found["metadata"]["component"]
+    assert model["licenses"] == [{"license": {"name": "mit"}}]
+    assert properties_of(model) == {
+        "family": "flux1",
+        "scaling_factor": "0.3611",
+        "shift_factor": "0.1159",
+        "scaling_from": "the family",
+        "ema_tensors": "5",
+        "raw_tensors": "2",
+    }
+    first, second, source = found["components"]
+    assert [one["name"] for one in (first, second, source)] == ["a.ckpt", "b.ckpt", "last.ckpt"]
+    assert properties_of(first) == {"size": "4"}
+    assert properties_of(second) == {"size": "3", "dtype": "fp16"}
+    assert properties_of(source) == {"size": "7"} and "hashes" not in source
+    made_from = {one["ref"]: one.get("dependsOn") for one in found["dependencies"]}
+    files = [first["bom-ref"], second["bom-ref"]]
+    assert made_from == {
+        model["bom-ref"]: files,
+        **{file: [source["bom-ref"]] for file in files},
+        source["bom-ref"]: None,
+    }
+
+
 def test_beside_the_card(out: Path) -> None:
     (out.parent / "meta.toml").write_text('title = "Tiny"\nlicense = "mit"\n')
     options = ("card", out, "--meta", out.parent / "meta.toml", "--sbom")

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
-from tests.publish.pushes import make_release, run_push, small_hub
+from tests.publish.pushes import make_release, pushes_to, run_push, sha256_of, small_hub
 from tests.support.loopback_hub import LoopbackHub
 from vaeconv.errors import CheckFailedError, InputError, MissingDependencyError, OutputError
-from vaeconv.publish.signing import SIGNATURE, sign_folder, verify_signature
+from vaeconv.publish.push_options import PushOptions
+from vaeconv.publish.pushing import push
+from vaeconv.publish.signing import SIGNATURE, read_signed, sign_folder, verify_signature
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 ENTRY = Path(sys.executable).with_name("vaeconv")
@@ -53,7 +55,24 @@ def test_a_signed_folder_is_what_was_signed(signed: tuple[Path, Path], tmp_path:
     elsewhere = tmp_path / "download"
     shutil.copytree(signed[0], elsewhere)
     (elsewhere / ".gitattributes").write_text("*.safetensors filter=lfs")
+    (elsewhere / ".cache/huggingface").mkdir(parents=True)
+    (elsewhere / ".cache/huggingface/config.json.metadata").write_text("of the Hub's client")
     verify_signature(elsewhere, signed[1])
+
+
+def test_a_folder_of_links_is_what_they_lead_to(signed: tuple[Path, Path], tmp_path: Path) -> None:
+    """As a download in the client's cache is."""
+    links = tmp_path / "links"
+    links.mkdir()
+    for path in signed[0].iterdir():
+        (links / path.name).symlink_to(path)
+    verify_signature(links, signed[1])
+    other = tmp_path / "config.json"
+    other.write_text("{}")
+    (links / "config.json").unlink()
+    (links / "config.json").symlink_to(other)
+    with pytest.raises(CheckFailedError):
+        verify_signature(links, signed[1])
 
 
 def test_the_card_may_be_edited(signed: tuple[Path, Path]) -> None:
@@ -104,6 +123,36 @@ def test_what_cannot_be_signed_or_checked(signed: tuple[Path, Path], tmp_path: P
     (folder / SIGNATURE).write_text("no bundle")
     with pytest.raises(CheckFailedError):
         verify_signature(folder, public)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        b"{}",
+        b'{"dsseEnvelope": 3}',
+        b'{"dsseEnvelope": {"payload": 3}}',
+        b'{"dsseEnvelope": {"payload": "e30="}}',  # {}
+        b'{"dsseEnvelope": {"payload": "eyJwcmVkaWNhdGUiOiB7InJlc291cmNlcyI6IDN9fQ=="}}',
+        b"[" * 100_000,
+    ],
+    ids=lambda content: content[:40].decode("latin-1"),
+)
+def test_what_is_no_signature_is_said_to_be_none(tmp_path: Path, content: bytes) -> None:
+    release = make_release(tmp_path / "release")
+    (release / SIGNATURE).write_bytes(content)
+    with pytest.raises(CheckFailedError, match=r"model\.sig: not a signature"):
+        push(release, "user/x")
+
+
+def test_a_signature_names_its_files(signed: tuple[Path, Path]) -> None:
+    found = read_signed(signed[0] / SIGNATURE)
+    assert found == {
+        name: sha256_of(signed[0] / name)
+        for name in ("config.json", "diffusion_pytorch_model.safetensors")
+    }
 
 
 def test_the_command(signed: tuple[Path, Path]) -> None:
@@ -175,6 +224,22 @@ def test_a_push_signs_and_signs_again_only_what_changed(
     (download / "assets/one.png").write_bytes(b"another picture")
     (download / SIGNATURE).write_bytes(repo.files()[SIGNATURE])
     verify_signature(download, public)
+
+
+def test_a_signature_that_fits_goes_to_every_repository(
+    loopback: LoopbackHub, tmp_path: Path
+) -> None:
+    pytest.importorskip("model_signing", reason="model-signing is not installed")
+    private, _ = make_key(tmp_path)
+    release = make_release(tmp_path / "release")
+    for repo_id in ("user/one", "user/another"):
+        loopback.create_repo(repo_id)
+        with pushes_to(loopback, tmp_path / "client"):
+            assert push(release, repo_id, PushOptions(sign=private)).is_new
+    first, second = (
+        loopback.repo(repo_id).files()[SIGNATURE] for repo_id in ("user/one", "user/another")
+    )
+    assert first == second
 
 
 def test_what_is_left_out_is_not_signed(loopback: LoopbackHub, tmp_path: Path) -> None:
