@@ -16,7 +16,15 @@ from torch import Tensor
 
 from fixtures.make_fixtures import FOLDER as FIXTURES
 from tests.publish.pushes import FP16, PLAIN, pushes_to, small_hub
-from tests.publish.releases import NAME, config_of, make, repositories, write_project, write_toml
+from tests.publish.releases import (
+    NAME,
+    add_byte,
+    config_of,
+    make,
+    repositories,
+    write_project,
+    write_toml,
+)
 from tests.support.samples import SHAPED, in_diffusers, weights_of
 from vaeconv.autoencoder.scaling import ScalingOptions
 from vaeconv.autoencoder.topology import Layout
@@ -219,6 +227,20 @@ def test_whatever_a_step_reads_does_it_again_when_it_changes(project: Path) -> N
     for change, expected in keys:
         write_toml(project / "release.toml", TABLES, change)
         assert to_do(project) == expected, change
+
+
+@pytest.mark.parametrize("path", [PLAIN, "config.json"])
+def test_a_source_is_its_weights_and_its_config(tmp_path: Path, path: str) -> None:
+    shutil.copytree(FIXTURES / "tiny-diffusers", tmp_path / "source")
+    write_toml(tmp_path / "release.toml", {"source": {"checkpoint": "source"}})
+    before = Project(config_of(tmp_path), tmp_path).source_sha256()
+    assert Project(config_of(tmp_path), tmp_path).source_sha256() == before
+    changed = tmp_path / "source" / path
+    if path == PLAIN:
+        add_byte(changed)
+    else:
+        changed.write_text(changed.read_text().replace('"sample_size": 64', '"sample_size": 96'))
+    assert Project(config_of(tmp_path), tmp_path).source_sha256() != before
 
 
 # --- what is published ---

@@ -236,6 +236,7 @@ def test_a_signature_that_fits_goes_to_every_repository(
         loopback.create_repo(repo_id)
         with pushes_to(loopback, tmp_path / "client"):
             assert push(release, repo_id, PushOptions(sign=private)).is_new
+        (release / ".DS_Store").write_bytes(b"what is not published makes no new one")
     first, second = (
         loopback.repo(repo_id).files()[SIGNATURE] for repo_id in ("user/one", "user/another")
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -89,10 +90,13 @@ class Project:
     # --- contents ---
 
     def source_sha256(self) -> list[str]:
-        """Hashes of the training checkpoint's files."""
+        """Hashes of the training checkpoint's files, and of the config that lies beside them."""
         if self._source_hashes is None:
             with open_checkpoint(self.source) as checkpoint:
                 self._source_hashes = [hash_bytes(one) for one in checkpoint.sources]
+                if checkpoint.config:
+                    text = checkpoint.config.text.encode()
+                    self._source_hashes.append(hashlib.sha256(text).hexdigest())
         return self._source_hashes
 
     def content(self, text: str | None) -> Any:
