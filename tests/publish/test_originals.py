@@ -231,6 +231,19 @@ def test_another_file_is_led_to(both: Both) -> None:
 
 
 @pytest.mark.usefixtures("client")
+@pytest.mark.parametrize("end", ["-2", ".5", "x"])
+def test_a_link_to_a_repository_whose_name_begins_alike(both: Both, end: str) -> None:
+    card = both.release / "out/README.md"
+    text = "---\nlibrary_name: diffusers\nlicense: mit\n---\n\n# Own\n\n"
+    card.write_text(f"{text}See https://huggingface.co/{both.ids[1]}{end}.\n")
+    push_here(both, dry_run=False)
+    assert list(find_sections(card.read_text())) == ["original"]
+    card.write_text(f"{text}See https://huggingface.co/{both.ids[1]}.\n")
+    push_here(both, dry_run=False)
+    assert find_sections(card.read_text()) == {}
+
+
+@pytest.mark.usefixtures("client")
 def test_patterns_are_for_the_folder(both: Both) -> None:
     first, second = push_here(both, exclude=("*vaeconv.json",))
     assert "vaeconv.json" not in first.changed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -128,8 +129,8 @@ def _linked_card(path: Path, original: Original) -> str:
     """
     card = _read_card(path)
     sections = find_sections(card.text)
-    address = f"huggingface.co/{original.repo_id}"
-    if "original" not in sections and address in card.text:
+    address = rf"huggingface\.co/{re.escape(original.repo_id)}(?![\w-]|\.\w)"
+    if "original" not in sections and re.search(address, card.text):
         return str(card.content)
     found = original_section(original.repo_id, original.file.name)
     kept = [
