@@ -244,6 +244,15 @@ def test_a_link_to_a_repository_whose_name_begins_alike(both: Both, end: str) ->
 
 
 @pytest.mark.usefixtures("client")
+def test_a_card_without_a_heading(both: Both) -> None:
+    card = both.release / "out/README.md"
+    card.write_text("---\nlibrary_name: diffusers\nlicense: mit\n---\n\nWords.\n")
+    push_here(both, dry_run=False)
+    text = both.repos[1].files()["README.md"].decode()
+    assert f"# {both.ids[0]}, CompVis layout\n" in text
+
+
+@pytest.mark.usefixtures("client")
 def test_patterns_are_for_the_folder(both: Both) -> None:
     first, second = push_here(both, exclude=("*vaeconv.json",))
     assert "vaeconv.json" not in first.changed

@@ -29,7 +29,7 @@ from tests.support.samples import SHAPED, in_diffusers, weights_of
 from vaeconv.autoencoder.scaling import ScalingOptions
 from vaeconv.autoencoder.topology import Layout
 from vaeconv.conversion import ConvertOptions, convert
-from vaeconv.errors import MissingDependencyError
+from vaeconv.errors import MissingDependencyError, OutputError
 from vaeconv.evaluate.nets import NETS
 from vaeconv.publish.release_project import Project
 
@@ -243,6 +243,31 @@ def test_a_source_is_its_weights_and_its_config(tmp_path: Path, path: str) -> No
     assert Project(config_of(tmp_path), tmp_path).source_sha256() != before
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_source_is_all_of_its_shards(tmp_path: Path, number: int) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(FIXTURES / "tiny-diffusers", source)
+    weights = load_file(source / PLAIN)
+    (source / PLAIN).unlink()
+    names = sorted(weights)
+    shards = [f"{Path(PLAIN).stem}-0000{one}-of-00002.safetensors" for one in (1, 2)]
+    for one, part in zip(shards, (names[:60], names[60:]), strict=True):
+        save_file({name: weights[name] for name in part}, source / one)
+    places = {name: shards[names.index(name) >= 60] for name in names}
+    (source / f"{PLAIN}.index.json").write_text(json.dumps({"weight_map": places}))
+    write_toml(tmp_path / "release.toml", {"source": {"checkpoint": "source"}})
+    before = Project(config_of(tmp_path), tmp_path).source_sha256()
+    add_byte(source / shards[number - 1])
+    assert Project(config_of(tmp_path), tmp_path).source_sha256() != before
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "release").write_text("a file")
+    write_toml(tmp_path / "release.toml")
+    with pytest.raises(OutputError, match="cannot be made"):
+        make(tmp_path)
+
+
 # --- what is published ---
 
 
@@ -275,6 +300,21 @@ def test_an_address_stays_what_it_is(tmp_path: Path) -> None:
     address = "hf://user/training/last.ckpt"
     write_toml(tmp_path / "release.toml", {"source": {"checkpoint": address}})
     assert Project(config_of(tmp_path), tmp_path).source == address
+
+
+def test_single_precision_is_plain_wherever_it_stands(tmp_path: Path) -> None:
+    for dtypes, expected in (
+        (["fp16", "fp32"], [("fp32", None), ("fp16", "fp16")]),
+        (["bf16", "fp16"], [("bf16", None), ("fp16", "fp16")]),
+    ):
+        write_toml(tmp_path / "release.toml", {"output": {"dtypes": dtypes}})
+        assert Project(config_of(tmp_path), tmp_path).variants == expected
+
+
+def test_without_a_compvis_file_one_folder_is_published(tmp_path: Path) -> None:
+    write_toml(tmp_path / "release.toml", {"output": {"original": ""}})
+    project = Project(config_of(tmp_path), tmp_path)
+    assert (project.folders, project.originals) == ([tmp_path / "release/diffusers"], [])
 
 
 @pytest.mark.parametrize(

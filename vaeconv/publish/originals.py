@@ -17,6 +17,7 @@ from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.errors import CheckFailedError, CheckpointNotFoundError, UsageError, VaeconvError
 from vaeconv.output import MANIFEST
 from vaeconv.publish.card import CARD, CardInputs, assemble_card
+from vaeconv.publish.checking import without_code
 from vaeconv.publish.documents import read_document, read_manifest
 from vaeconv.publish.hub_session import Deadline
 from vaeconv.publish.meta import CardMeta
@@ -202,7 +203,8 @@ def _original_card(staged: Path, card: str, repo_id: str, parity: Any) -> str:
     other = ModelCard(card)
     data: Any = other.data
     sections = find_sections(other.text)
-    heading = next((line[2:] for line in other.text.splitlines() if line.startswith("# ")), repo_id)
+    lines = without_code(other.text).splitlines()
+    heading = next((line[2:] for line in lines if line.startswith("# ")), repo_id)
     meta = CardMeta(
         title=f"{heading}, CompVis layout",
         summary=f"The weights of [{repo_id}](https://huggingface.co/{repo_id}) in the CompVis "
