@@ -354,6 +354,8 @@ def test_a_trickle_ends_with_the_time_for_everything(pushes: Pushes, stage: str)
 
 def test_no_request_is_begun_after_the_time(pushes: Pushes) -> None:
     """The thread that was left behind makes no commit later."""
+    from huggingface_hub import HfApi
+
     pushes.hub.create_repo(pushes.repo_id)
     gate = threading.Event()
     pushes.hub.add_rule(Call(lambda: gate.wait(20)), **STAGES["tree"])
@@ -361,6 +363,9 @@ def test_no_request_is_begun_after_the_time(pushes: Pushes) -> None:
     started.start()
     with pytest.raises(HubError, match="not done within 1 seconds"):
         pushes.run(timeout=1.0)
+    # For everybody else in this process the client is as ever.
+    pushes.hub.rules.clear()
+    assert HfApi().model_info(pushes.repo_id).sha == pushes.repo.head()
     started.join()
     time.sleep(0.5)
     assert pushes.hub.asked("POST", f"/{pushes.repo_id}/commit/") == []
@@ -562,6 +567,10 @@ def test_the_client_is_as_it_was_afterwards(pushes: Pushes) -> None:
 
     pushes.run()
     assert get_session().timeout.read != hub_session.TIMEOUT
+    with pytest.raises(HubError, match="not done within 0 seconds"):
+        pushes.run(timeout=0.0)
+    assert get_session().timeout.read != hub_session.TIMEOUT
+    assert get_session().get(f"{pushes.hub.endpoint}/api/models/{pushes.repo_id}").is_success
 
 
 def test_what_the_client_says_is_as_it_was_afterwards(pushes: Pushes) -> None:

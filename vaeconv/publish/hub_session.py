@@ -40,6 +40,9 @@ _REMEDIES = {
 _REFUSED = ("the Hub refuses what it was asked", "change what it names, and push again")
 
 
+_abandoned: set[threading.Thread] = set()
+
+
 class Deadline:
     """What all requests together may take.
 
@@ -133,10 +136,33 @@ def bounded_client(deadline: Deadline, *, shows: bool = False) -> Iterator[Any]:
     finally:
         if hides:
             enable_progress_bars()
-        # Where the time is over, a thread may be left behind: its client goes on refusing.
-        if not deadline.is_over:
-            logging.set_verbosity(said)
-            set_client_factory(default_client_factory)
+        logging.set_verbosity(said)
+        set_client_factory(_refusing_factory if _left_behind() else default_client_factory)
+
+
+def _left_behind() -> set[threading.Thread]:
+    """Threads that were no longer waited for, and may still be asking the Hub for something."""
+    _abandoned.intersection_update(threading.enumerate())
+    return _abandoned
+
+
+def _refusing_factory() -> Any:
+    """Make a client as any other, which refuses what a thread that was left behind asks for.
+
+    The client is everybody's in this process, and the next thing that such a thread would do may be
+    a commit.
+    """
+    from huggingface_hub.utils._http import default_client_factory
+
+    def refuse(request: Any) -> None:
+        if threading.current_thread() in _left_behind():
+            raise HubError("nobody waits for this any more")
+
+    client = default_client_factory()
+    hooks = client.event_hooks
+    hooks["request"] = [*hooks.get("request", []), refuse]
+    client.event_hooks = hooks
+    return client
 
 
 @contextmanager
@@ -238,6 +264,7 @@ def within(deadline: Deadline, work: Callable[[], Answer]) -> Answer:
     if failure:
         raise failure[0]
     if not box:
+        _abandoned.add(thread)
         raise deadline.over()
     return box[0]
 
