@@ -62,6 +62,7 @@ from vaeconv.publish.meta import CardMeta
 from vaeconv.publish.release import check_steps
 from vaeconv.publish.release_config import ReleaseConfig, commented_file, read_release
 from vaeconv.publish.release_gates import check_metrics
+from vaeconv.publish.release_state import State
 from vaeconv.publish.signing import verify_signature
 
 # The client's own, of how it uploads.
@@ -773,9 +774,19 @@ def test_what_was_removed_is_made_again(project: Path, path: str, step: str) -> 
         b'{"convert": []}',
         b'{"convert": {}}',
         b'{"convert": {"inputs": "x", "outputs": [], "facts": {}}}',
-        b'{"convert": {"inputs": "x", "outputs": {"a": 3}, "facts": {}}}',
-        None,
+        b'{"convert": {"inputs": "x", "outputs": {}, "facts": []}}',
+        b'{"convert": {"inputs": "x", "outputs": {}, "facts": {}, "more": 1}}',
     ],
+)
+def test_a_state_that_is_none(tmp_path: Path, data: bytes) -> None:
+    good = b'{"convert": {"inputs": "x", "outputs": {}, "facts": {}}}'
+    for content, is_known in ((data, False), (good, True)):
+        (tmp_path / "state.json").write_bytes(content)
+        assert (State(tmp_path).get("convert") is not None) == is_known
+
+
+@pytest.mark.parametrize(
+    "data", [b'{"convert": {"inputs": "x", "outputs": {"a": 3}, "facts": {}}}', None]
 )
 def test_without_a_state_everything_is_done_again(project: Path, data: bytes | None) -> None:
     before = published_of(project)
