@@ -26,7 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("vaeconv.autoencoder", "vaeconv.checkpoint", "vaeconv.schema"),
     ("vaeconv.plan",),
     ("vaeconv.shards", "vaeconv.survey", "vaeconv.workers"),
-    ("vaeconv.averages", "vaeconv.executor"),
+    ("vaeconv.averages", "vaeconv.executor", "vaeconv.manifest"),
     ("vaeconv.output", "vaeconv.prune_options"),
     ("vaeconv.prune_plan",),
     ("vaeconv.conversion", "vaeconv.inspection", "vaeconv.prune", "vaeconv.pruning"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from vaeconv._version import __version__
 from vaeconv.autoencoder.config import dump_config
 from vaeconv.checkpoint.atomic import (
     check_output,
@@ -33,11 +31,10 @@ from vaeconv.checkpoint.layout_out import lay_out_safetensors, lay_out_torch_zip
 from vaeconv.checkpoint.source import ByteSource
 from vaeconv.errors import OutputError, UsageError
 from vaeconv.executor import CopyOptions, copy_rows
+from vaeconv.manifest import MANIFEST, dump_manifest, kept_entries
 from vaeconv.plan import Plan, Row
 from vaeconv.shards import shard_index, split_rows, stale_names
 
-MANIFEST = "vaeconv.json"
-_MANIFEST_VERSION = 1
 _HASH_PIECE = 1 << 20
 
 
@@ -218,7 +215,7 @@ class _Job:
         written = [self._write_weights(target, target, self.plan.rows, overwrite=self.overwrite)]
         if manifest:
             beside = target.with_name(target.name + "." + MANIFEST)
-            data = _manifest(self.facts, {target.name: _entry(written[0], self.facts)})
+            data = dump_manifest(self.facts, {target.name: _entry(written[0], self.facts)})
             replace_small_file(beside, data, durable=self.copy.check)
             written.append(Written(beside, len(data), None))
         return tuple(written)
@@ -245,11 +242,11 @@ class _Job:
                 digest = hashlib.sha256(data).hexdigest()
                 written.append(Written(target / name, len(data), digest))
             entries = {
-                **_kept_entries(target, own | stale),
+                **kept_entries(target, own | stale),
                 **{w.path.name: _entry(w, self.facts if w.path.name in names else None)
                    for w in written},
             }  # fmt: skip
-            data = _manifest(self.facts, entries)
+            data = dump_manifest(self.facts, entries)
             write_small_file(folder / MANIFEST, data, durable=durable)
         return (*written, Written(target / MANIFEST, len(data), None))
 
@@ -293,26 +290,3 @@ def cast_notes(written: Sequence[Written]) -> list[str]:
 def _entry(written: Written, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
     dtype = {"dtype": facts["dtype"]} if facts else {}
     return {"size": written.size, "sha256": written.sha256, **dtype}
-
-
-def _kept_entries(target: Path, replaced: set[str]) -> dict[str, Any]:
-    """Take over what an earlier manifest says of files that stay, such as another variant."""
-    try:
-        outputs = json.loads((target / MANIFEST).read_bytes())["outputs"]
-        return {
-            name: entry
-            for name, entry in outputs.items()
-            if name not in replaced and (target / name).is_file()
-        }
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return {}
-
-
-def _manifest(facts: Mapping[str, Any], outputs: Mapping[str, Any]) -> bytes:
-    document = {
-        "schema_version": _MANIFEST_VERSION,
-        "vaeconv_version": __version__,
-        **facts,
-        "outputs": outputs,
-    }
-    return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()

@@ -8,7 +8,7 @@ from typing import Any
 
 from vaeconv.checkpoint.folder import STEM
 from vaeconv.errors import InputError
-from vaeconv.output import MANIFEST
+from vaeconv.manifest import MANIFEST
 
 
 def read_document(path: Path, command: str) -> dict[str, Any]:

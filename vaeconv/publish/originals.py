@@ -15,7 +15,7 @@ from vaeconv.autoencoder.topology import Layout
 from vaeconv.checkpoint.atomic import replace_small_file
 from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.errors import CheckFailedError, CheckpointNotFoundError, UsageError, VaeconvError
-from vaeconv.output import MANIFEST
+from vaeconv.manifest import MANIFEST
 from vaeconv.publish.card import CARD, CardInputs, assemble_card
 from vaeconv.publish.checking import without_code
 from vaeconv.publish.documents import read_document, read_manifest

@@ -7,7 +7,7 @@ from typing import Any
 
 from vaeconv.autoencoder.topology import Layout
 from vaeconv.conversion import ConvertOptions, convert
-from vaeconv.output import MANIFEST
+from vaeconv.manifest import MANIFEST
 from vaeconv.parity.behaviour import Limits
 from vaeconv.parity.report import report_document, write_report
 from vaeconv.parity.side import SideOptions

@@ -16,7 +16,7 @@ from urllib.parse import quote
 from vaeconv._version import __version__
 from vaeconv.checkpoint.atomic import replace_small_file
 from vaeconv.errors import InputError
-from vaeconv.output import MANIFEST
+from vaeconv.manifest import MANIFEST
 from vaeconv.publish.documents import read_manifest
 from vaeconv.publish.meta import CardMeta
 from vaeconv.publish.source_date import source_date
