@@ -352,24 +352,28 @@ def test_a_trickle_ends_with_the_time_for_everything(pushes: Pushes, stage: str)
     assert time.monotonic() - started < 30
 
 
-def test_no_request_is_begun_after_the_time(pushes: Pushes) -> None:
+@pytest.mark.parametrize("again", [False, True])
+def test_no_request_is_begun_after_the_time(pushes: Pushes, again: bool) -> None:
     """The thread that was left behind makes no commit later."""
     from huggingface_hub import HfApi
 
     pushes.hub.create_repo(pushes.repo_id)
     gate = threading.Event()
-    pushes.hub.add_rule(Call(lambda: gate.wait(20)), **STAGES["tree"])
+    pushes.hub.add_rule(Call(lambda: gate.wait(20)), **STAGES["put"])
     started = threading.Timer(3, gate.set)
     started.start()
     with pytest.raises(HubError, match="not done within 1 seconds"):
         pushes.run(timeout=1.0)
-    # For everybody else in this process the client is as ever.
+    # For everybody else in this process the client is as ever, and so it is in the next push.
     pushes.hub.rules.clear()
     assert HfApi().model_info(pushes.repo_id).sha == pushes.repo.head()
+    if again:
+        pushes.hub.add_rule(Call(lambda: (gate.set(), time.sleep(1))), **STAGES["look"])
+        assert pushes.run().is_new
     started.join()
     time.sleep(0.5)
-    assert pushes.hub.asked("POST", f"/{pushes.repo_id}/commit/") == []
-    assert pushes.repo.commit_count() == 0
+    assert len(pushes.hub.asked("POST", f"/{pushes.repo_id}/commit/")) == again
+    assert pushes.repo.commit_count() == again
 
 
 # --- runs that are stopped ---

@@ -112,6 +112,7 @@ def bounded_client(deadline: Deadline, *, shows: bool = False) -> Iterator[Any]:
 
     def check_time(request: Any) -> None:
         deadline.check()
+        _refuse_left_behind(request)
         # Some calls of the client say that they have no timeout.
         request.extensions["timeout"] = dict.fromkeys(_TIMEOUTS, TIMEOUT)
 
@@ -154,15 +155,16 @@ def _refusing_factory() -> Any:
     """
     from huggingface_hub.utils._http import default_client_factory
 
-    def refuse(request: Any) -> None:
-        if threading.current_thread() in _left_behind():
-            raise HubError("nobody waits for this any more")
-
     client = default_client_factory()
     hooks = client.event_hooks
-    hooks["request"] = [*hooks.get("request", []), refuse]
+    hooks["request"] = [*hooks.get("request", []), _refuse_left_behind]
     client.event_hooks = hooks
     return client
+
+
+def _refuse_left_behind(request: Any) -> None:
+    if threading.current_thread() in _left_behind():
+        raise HubError("nobody waits for this any more")
 
 
 @contextmanager
