@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from vaeconv.evaluate.models import ModelSpec, read_models_file
 from vaeconv.output import hash_bytes
 from vaeconv.publish.meta import CardMeta
 from vaeconv.publish.modelspec import modelspec
+from vaeconv.publish.places import hide_places
 from vaeconv.publish.release_config import ReleaseConfig
 from vaeconv.publish.release_files import hash_file
 from vaeconv.survey import Survey, survey_checkpoint
@@ -197,22 +197,8 @@ class Project:
             document: The report.
         """
         kept = {key: value for key, value in document.items() if key not in _PASSING}
-        text = json.dumps({"schema_version": 1, "command": command, **kept})
         config = self.config
         given = (config.source.checkpoint, config.verify.drop_in_for, config.verify.latents)
-        for path in sorted(
-            (one for one in given if one and Path(one).is_absolute()), key=len, reverse=True
-        ):
-            text = text.replace(json.dumps(path)[1:-1], json.dumps(Path(path).name)[1:-1])
-        prefix = json.dumps(f"{self.root}/")[1:-1]
-        return dict(json.loads(text.replace(prefix, ""), object_hook=_without_places))
-
-
-def _without_places(found: dict[str, Any]) -> dict[str, Any]:
-    """Leave the last part only of a path that leads out of the release's folder."""
-    places = {
-        key: Path(found[key]).name
-        for key in ("path", "name", "source")
-        if isinstance(found.get(key), str) and Path(found[key]).is_absolute()
-    }
-    return {**found, **places}
+        known = [place for place in map(self.place, given) if place]
+        whole = {"schema_version": 1, "command": command, **kept}
+        return dict(hide_places(whole, root=self.root, known=known))
