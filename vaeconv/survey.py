@@ -96,6 +96,7 @@ def survey_checkpoint(
     given = read_config(checkpoint, config)
     if given:
         given.check(autoencoder.topology)
+        notes += given.notes(autoencoder.topology)
     names = (pair.compvis for pair in autoencoder.keys)
     ema = survey_ema(
         names if autoencoder.layout is Layout.COMPVIS else (), checkpoint.tensors, prefix

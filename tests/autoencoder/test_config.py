@@ -162,7 +162,8 @@ def test_topology_changes_contradict_the_config(name: str) -> None:
         "channels": (128,),
         "layers_per_block": 3,
         "latent_channels": 5,
-        "level_attention": (True,) * topology.levels,
+        "encoder_attention": (True,) * topology.levels,
+        "decoder_attention": (True,) * topology.levels,
         "mid_attention": not topology.mid_attention,
         "quant_conv": not topology.quant_conv,
         "post_quant_conv": not topology.post_quant_conv,
@@ -191,7 +192,10 @@ def test_training_configs_agree_with_their_tensors(
     found = parse_config(text, "train.yaml")
     found.check(topology)
     assert found.channels == topology.channels
-    assert found.level_attention == topology.level_attention
+    halves = (found.encoder_attention, found.decoder_attention)
+    assert halves == (topology.encoder_attention, topology.decoder_attention) or (
+        halves == (None, None) and found.level_attention == topology.level_attention
+    )
     assert found.mid_attention is topology.mid_attention
     assert found.layers_per_block == topology.layers_per_block
     assert found.latent_channels == topology.latent_channels
@@ -199,11 +203,47 @@ def test_training_configs_agree_with_their_tensors(
     assert (found.scaling and found.scaling.scaling_factor) == factor
     for wrong in (
         topology._replace(layers_per_block=9),
-        topology._replace(level_attention=(True, *topology.level_attention[1:])),
+        topology._replace(encoder_attention=(True, *topology.encoder_attention[1:])),
         topology._replace(mid_attention=not topology.mid_attention),
     ):
         with pytest.raises(ConfigMismatchError):
             found.check(wrong)
+
+
+def test_a_half_may_have_attention_alone() -> None:
+    topology = PUBLISHED["kl-f16"][0]
+    encoder_only = topology._replace(decoder_attention=(False,) * topology.levels)
+    written = build_config(encoder_only, Scaling(0.2), sample_size=256)
+    assert written["down_block_types"][-1] == "AttnDownEncoderBlock2D"
+    assert set(written["up_block_types"]) == {"UpDecoderBlock2D"}
+    found = parse_config(dump_config(written).decode(), "c.json")
+    found.check(encoder_only)
+    with pytest.raises(ConfigMismatchError, match="decoder_attention"):
+        found.check(topology)
+
+
+def test_a_ddconfig_has_one_attention_for_both_halves_and_the_tensors_decide() -> None:
+    topology = PUBLISHED["kl-f16"][0]
+    encoder_only = topology._replace(decoder_attention=(False,) * topology.levels)
+    found = parse_config(KL_F16, "train.yaml")
+    found.check(encoder_only)
+    (note,) = found.notes(encoder_only)
+    assert "the encoder has it on level 4 and the decoder has none" in note
+    assert found.notes(topology) == []
+    nowhere = encoder_only._replace(encoder_attention=(False,) * topology.levels)
+    with pytest.raises(ConfigMismatchError, match="level_attention"):
+        found.check(nowhere)
+
+
+def test_sgm_states_the_attention_of_each_half() -> None:
+    decoder = (
+        "params: {resolution: 256, ch_mult: [1, 2, 4, 4], attn_resolutions: [32], z_channels: 8}"
+    )
+    text = SGM_8CHN.replace("params: ${model.params.encoder_config.params}", decoder)
+    found = parse_config(text, "x")
+    assert (found.encoder_attention, found.decoder_attention) == (
+        (False,) * 4, (False, False, False, True),
+    )  # fmt: skip
 
 
 def test_quant_convs_are_expected_where_the_training_config_has_an_embed_dim() -> None:
@@ -271,12 +311,6 @@ def test_what_shapes_do_not_tell_is_taken_over() -> None:
         ('{"block_out_channels": [Infinity]}', MalformedCheckpointError, "not a config"),
         ('{"block_out_channels": [1e999]}', MalformedCheckpointError, "not a config"),
         (KL_F16.replace("ch: 128", "ch: .inf"), MalformedCheckpointError, "not a config"),
-        (
-            '{"block_out_channels": [64], "down_block_types": ["AttnDownEncoderBlock2D"], '
-            '"up_block_types": ["UpDecoderBlock2D"]}',
-            ConfigMismatchError,
-            "attention",
-        ),
         (KL_F16.replace("double_z: True", "double_z: False"), UnsupportedModelError, "double_z"),
         (KL_F16 + "      attn_type: linear\n", UnsupportedModelError, "linear attention"),
         (KL_F16 + "      tanh_out: True\n", UnsupportedModelError, "tanh_out"),

@@ -66,7 +66,9 @@ def test_level_attention_stays_at_its_level_in_either_half() -> None:
     assert "encoder.down_blocks.2.attentions.0.to_q.weight" in shapes
     assert "decoder.up_blocks.0.attentions.2.to_q.weight" in shapes
     decoder_only = {n: s for n, s in shapes.items() if not n.startswith("encoder.down_blocks.2.a")}
-    assert infer_topology(decoder_only, Layout.DIFFUSERS, "x").level_attention == (0, 0, 1)
+    found = infer_topology(decoder_only, Layout.DIFFUSERS, "x")
+    assert (found.encoder_attention, found.decoder_attention) == ((0, 0, 0), (0, 0, 1))
+    assert found == topology._replace(encoder_attention=(False,) * 3)
 
 
 def test_two_layouts_at_once_are_refused() -> None:

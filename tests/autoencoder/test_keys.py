@@ -197,7 +197,8 @@ def test_planted_unreversed_decoder_is_found(monkeypatch: pytest.MonkeyPatch, na
     replace_rules(monkeypatch, {name: unreversed})
     # Attention is on the outer levels only, so that the order of levels shows.
     with pytest.raises(AssertionError):
-        PAIRS(MIXED._replace(level_attention=(True, False, False)))
+        outer = (True, False, False)
+        PAIRS(MIXED._replace(encoder_attention=outer, decoder_attention=outer))
 
 
 @pytest.mark.parametrize("leaf", range(len(RESNET)))

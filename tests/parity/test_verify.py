@@ -320,10 +320,10 @@ def no_level_attention(found: State) -> State:
 @pytest.mark.parametrize(
     ("weights", "config", "words"),
     [
-        (dict, attend_nowhere, ["B: the config says level_attention"]),
-        (dict, attend_where(1), ["B: the config says level_attention"]),
+        (dict, attend_nowhere, ["B: the config says encoder_attention"]),
+        (dict, attend_where(1), ["B: the config says encoder_attention"]),
         (no_level_attention, attend_nowhere,
-         ["level attention differs: [no, no, yes, no] in A, [no, no, no, no] in B",
+         ["encoder attention differs: [no, no, yes, no] in A, [no, no, no, no] in B",
           "30 tensors of A are missing in B"]),
     ],
     ids=["config", "elsewhere", "both"],

@@ -50,7 +50,10 @@ class DDConfig:
             channels=self.widths,
             layers_per_block=self.num_res_blocks,
             latent_channels=self.z_channels,
-            level_attention=tuple(i in self.attn_levels for i in range(len(self.ch_mult))),
+            encoder_attention=(
+                attention := tuple(i in self.attn_levels for i in range(len(self.ch_mult)))
+            ),
+            decoder_attention=attention,
             mid_attention=self.mid_attn,
             quant_conv=self.quant,
             post_quant_conv=self.quant,

@@ -37,7 +37,11 @@ class Scaling(NamedTuple):
 
 
 class GivenConfig(NamedTuple):
-    """What a config that came with the weights, or was given, says; None where it is silent."""
+    """What a config that came with the weights, or was given, says; None where it is silent.
+
+    The fields are those of :class:`Topology`; a CompVis config has ``level_attention`` in place of
+    one for each half, and where the halves differ it means that either has attention there.
+    """
 
     name: str
     in_channels: int | None = None
@@ -45,6 +49,8 @@ class GivenConfig(NamedTuple):
     channels: tuple[int, ...] | None = None
     layers_per_block: int | None = None
     latent_channels: int | None = None
+    encoder_attention: tuple[bool, ...] | None = None
+    decoder_attention: tuple[bool, ...] | None = None
     level_attention: tuple[bool, ...] | None = None
     mid_attention: bool | None = None
     quant_conv: bool | None = None
@@ -61,7 +67,7 @@ class GivenConfig(NamedTuple):
         Raises:
             ConfigMismatchError: They disagree; the tensors cannot be wrong about shapes.
         """
-        for name in topology._fields:
+        for name in (*topology._fields, "level_attention"):
             said, found = getattr(self, name), getattr(topology, name)
             if said is not None and said != found:
                 raise ConfigMismatchError(
@@ -70,6 +76,22 @@ class GivenConfig(NamedTuple):
                     hint="give the right one with --config, or take this one away",
                 )
         _check_groups(self.norm_num_groups or NORM_NUM_GROUPS, topology, self.name)
+
+    def notes(self, topology: Topology) -> list[str]:
+        """Say where the tensors tell more than this kind of config can; the tensors decide."""
+        halves = topology.encoder_attention, topology.decoder_attention
+        if self.level_attention is None or halves[0] == halves[1]:
+            return []
+        levels = [
+            f"the {half} has it on {', '.join(f'level {i}' for i, has in enumerate(found) if has)}"
+            if any(found)
+            else f"the {half} has none"
+            for half, found in zip(("encoder", "decoder"), halves, strict=True)
+        ]
+        return [
+            f"note: {self.name} states one attention for both halves; by the tensors "
+            + " and ".join(levels)
+        ]
 
     def check_compvis(self) -> None:
         """Check that CompVis code, which leaves no choice in these, computes the same.
@@ -111,7 +133,7 @@ def build_config(
         "_diffusers_version": DIFFUSERS_VERSION,
         "act_fn": (given and given.act_fn) or "silu",
         "block_out_channels": list(topology.channels),
-        "down_block_types": [DOWN_BLOCKS[attention] for attention in topology.level_attention],
+        "down_block_types": [DOWN_BLOCKS[attention] for attention in topology.encoder_attention],
         "force_upcast": True if given is None or given.force_upcast is None else given.force_upcast,
         "in_channels": topology.in_channels,
         "latent_channels": topology.latent_channels,
@@ -125,7 +147,7 @@ def build_config(
         "scaling_factor": scaling.scaling_factor,
         "shift_factor": scaling.shift_factor,
         "up_block_types": [
-            UP_BLOCKS[attention] for attention in reversed(topology.level_attention)
+            UP_BLOCKS[attention] for attention in reversed(topology.decoder_attention)
         ],
         "use_post_quant_conv": topology.post_quant_conv,
         "use_quant_conv": topology.quant_conv,

@@ -20,7 +20,7 @@ from vaeconv.autoencoder.config import (
     Scaling,
 )
 from vaeconv.autoencoder.refusals import refuse
-from vaeconv.errors import ConfigMismatchError, MalformedCheckpointError
+from vaeconv.errors import MalformedCheckpointError
 
 _CLASS_DEFAULT_SCALING = 0.18215
 
@@ -63,14 +63,6 @@ def _from_diffusers(document: dict[str, Any], name: str) -> GivenConfig:
     if kind != CLASS_NAME:
         raise refuse(f"a config of {kind}", "it is another class", name)
     down, up = document.get("down_block_types"), document.get("up_block_types")
-    attention = None
-    if down is not None:
-        attention = tuple(_index(DOWN_BLOCKS, block, name) for block in down)
-        if up is not None and attention != tuple(_index(UP_BLOCKS, b, name) for b in reversed(up)):
-            raise ConfigMismatchError(
-                "attention is on other levels in down_block_types than in up_block_types",
-                where=name,
-            )
     # Files of early diffusers leave fields out; the class defaults applied then.
     scaling = _number(document.get("scaling_factor"))
     return GivenConfig(
@@ -80,7 +72,12 @@ def _from_diffusers(document: dict[str, Any], name: str) -> GivenConfig:
         channels=_ints(document.get("block_out_channels")),
         layers_per_block=document.get("layers_per_block"),
         latent_channels=document.get("latent_channels"),
-        level_attention=attention,
+        encoder_attention=None
+        if down is None
+        else tuple(_index(DOWN_BLOCKS, block, name) for block in down),
+        decoder_attention=None
+        if up is None
+        else tuple(_index(UP_BLOCKS, block, name) for block in reversed(up)),
         mid_attention=document.get("mid_block_add_attention"),
         quant_conv=document.get("use_quant_conv"),
         post_quant_conv=document.get("use_post_quant_conv"),
@@ -104,7 +101,8 @@ def _from_compvis(document: dict[str, Any], name: str) -> GivenConfig:
     params = document["model"]["params"]
     factor = _number(params.get("scale_factor"))
     stage = (params.get("first_stage_config") or {}).get("params") or params
-    dd = stage.get("ddconfig") or (stage.get("encoder_config") or {}).get("params")
+    halves = [(stage.get(f"{half}_config") or {}).get("params") for half in ("encoder", "decoder")]
+    dd = stage.get("ddconfig") or halves[0]
     if not isinstance(dd, dict):
         raise KeyError("model.params has no ddconfig, first_stage_config or encoder_config")
     if dd.get("attn_type") == "linear":
@@ -114,11 +112,9 @@ def _from_compvis(document: dict[str, Any], name: str) -> GivenConfig:
     if not dd.get("double_z", True):
         raise refuse("a VQ model, or one without a posterior (double_z: false)", "no moments", name)
     multipliers = dd["ch_mult"]
-    resolution = dd.get("resolution")
-    attention = None
-    if resolution is not None:
-        sizes = set(dd.get("attn_resolutions") or ())
-        attention = tuple(resolution // 2**level in sizes for level in range(len(multipliers)))
+    attention = _attention(dd)
+    # ``${...}`` of sgm, which stands for the encoder's parameters, is text here.
+    decoder = halves[1] if "ddconfig" not in stage and isinstance(halves[1], dict) else None
     has_quant = True if "embed_dim" in stage else None
     return GivenConfig(
         name=name,
@@ -127,15 +123,26 @@ def _from_compvis(document: dict[str, Any], name: str) -> GivenConfig:
         channels=tuple(int(dd["ch"] * m) for m in multipliers),
         layers_per_block=dd.get("num_res_blocks"),
         latent_channels=dd.get("z_channels"),
-        level_attention=attention,
+        encoder_attention=attention if decoder else None,
+        decoder_attention=_attention(decoder) if decoder else None,
+        level_attention=None if decoder else attention,
         mid_attention=dd.get("attn_type", "vanilla") != "none",
         quant_conv=has_quant,
         post_quant_conv=has_quant,
-        sample_size=resolution,
+        sample_size=dd.get("resolution"),
         scaling=None
         if factor is None
         else Scaling(factor, source=f"scale_factor in {_file(name)}"),
     )
+
+
+def _attention(dd: Mapping[str, Any]) -> tuple[bool, ...] | None:
+    """Tell the levels with attention: those whose resolution in training is listed."""
+    resolution = dd.get("resolution")
+    if resolution is None:
+        return None
+    sizes = set(dd.get("attn_resolutions") or ())
+    return tuple(resolution // 2**level in sizes for level in range(len(dd["ch_mult"])))
 
 
 def _index(types: Mapping[bool, str], block: str, name: str) -> bool:

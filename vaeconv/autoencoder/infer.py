@@ -93,10 +93,8 @@ class _Inference:
             channels=channels,
             layers_per_block=layers,
             latent_channels=latent,
-            level_attention=tuple(
-                self._has(_DOWN_ATTENTION, level) or self._has(_UP_ATTENTION, level)
-                for level in range(self.levels)
-            ),
+            encoder_attention=self._attention(_DOWN_ATTENTION),
+            decoder_attention=self._attention(_UP_ATTENTION),
             mid_attention=self._has("encoder.mid.attn_1") or self._has("decoder.mid.attn_1"),
             quant_conv="quant_conv" in self.modules,
             post_quant_conv="post_quant_conv" in self.modules,
@@ -108,6 +106,9 @@ class _Inference:
     def _has(self, rule: str, i: int = 0) -> bool:
         """Whether any block of a rule exists on a level."""
         return self._stem(rule, i) in self.modules
+
+    def _attention(self, rule: str) -> tuple[bool, ...]:
+        return tuple(self._has(rule, level) for level in range(self.levels))
 
     def _weight(self, rule: str, leaf: Leaf | None = None, i: int = 0) -> Shape | None:
         stem = self._stem(rule, i)

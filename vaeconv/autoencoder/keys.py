@@ -167,11 +167,11 @@ def _up_blocks(t: Topology) -> Iterator[tuple[int, int, int, int]]:
 
 
 def _down_attention(t: Topology) -> Iterator[tuple[int, int, int, int]]:
-    return ((i, j, w, w) for i, j, _, w in _down_blocks(t) if t.level_attention[i])
+    return ((i, j, w, w) for i, j, _, w in _down_blocks(t) if t.encoder_attention[i])
 
 
 def _up_attention(t: Topology) -> Iterator[tuple[int, int, int, int]]:
-    return ((i, j, w, w) for i, j, _, w in _up_blocks(t) if t.level_attention[i])
+    return ((i, j, w, w) for i, j, _, w in _up_blocks(t) if t.decoder_attention[i])
 
 
 def _downsamplers(t: Topology) -> Iterator[tuple[int, int, int, int]]:

@@ -22,7 +22,9 @@ class Topology(NamedTuple):
         channels: Width of each level, finest first; diffusers' ``block_out_channels``.
         layers_per_block: Resnet blocks per encoder level; a decoder level has one more.
         latent_channels: Channels of the latent; the encoder's output has twice as many.
-        level_attention: Per level, whether each resnet block is followed by attention.
+        encoder_attention: Per level, whether each resnet block of the encoder is followed by
+            attention.
+        decoder_attention: The same of the decoder; finest level first, too.
         mid_attention: Whether the middle block has attention.
         quant_conv: Whether a 1x1 convolution follows the encoder.
         post_quant_conv: Whether a 1x1 convolution precedes the decoder.
@@ -33,7 +35,8 @@ class Topology(NamedTuple):
     channels: tuple[int, ...]
     layers_per_block: int
     latent_channels: int
-    level_attention: tuple[bool, ...]
+    encoder_attention: tuple[bool, ...]
+    decoder_attention: tuple[bool, ...]
     mid_attention: bool = True
     quant_conv: bool = True
     post_quant_conv: bool = True
@@ -42,3 +45,8 @@ class Topology(NamedTuple):
     def levels(self) -> int:
         """Number of resolutions."""
         return len(self.channels)
+
+    @property
+    def level_attention(self) -> tuple[bool, ...]:
+        """Per level, whether either half has attention there; a CompVis config says no more."""
+        return tuple(map(any, zip(self.encoder_attention, self.decoder_attention, strict=True)))

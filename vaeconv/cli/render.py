@@ -273,12 +273,15 @@ def _fact_lines(report: Inspection) -> list[tuple[str, str]]:
 
 
 def _config_lines(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    attention = [
-        str(level) for level, kind in enumerate(config["down_block_types"]) if "Attn" in kind
+    halves = [
+        {f"level {level}" for level, kind in enumerate(kinds) if "Attn" in kind}
+        for kinds in (config["down_block_types"], config["up_block_types"][::-1])
     ]
-    where = (["middle"] if config["mid_block_add_attention"] else []) + [
-        f"level {level}" for level in attention
-    ]
+    where = ["middle"] if config["mid_block_add_attention"] else []
+    for level in sorted(halves[0] | halves[1]):
+        only = [side for side, levels in zip(("encoder", "decoder"), halves, strict=True)
+                if level in levels]  # fmt: skip
+        where.append(level if len(only) == 2 else f"{level} of the {only[0]}")
     return [
         ("block_out_channels", " ".join(map(str, config["block_out_channels"]))),
         ("layers_per_block", str(config["layers_per_block"])),

@@ -165,7 +165,7 @@ class Encoder(nn.Module):
                 widths[max(i - 1, 0)],
                 width,
                 blocks=topology.layers_per_block,
-                attention=topology.level_attention[i],
+                attention=topology.encoder_attention[i],
                 resample=("downsample", Downsample(width)) if i != last else None,
             )
             for i, width in enumerate(widths)
@@ -196,7 +196,7 @@ class Decoder(nn.Module):
                 widths[min(i + 1, last)],
                 width,
                 blocks=topology.layers_per_block + 1,
-                attention=topology.level_attention[i],
+                attention=topology.decoder_attention[i],
                 resample=("upsample", Upsample(width)) if i else None,
             )
             for i, width in enumerate(widths)

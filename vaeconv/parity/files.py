@@ -69,7 +69,7 @@ def _compare_topology(one: Side, other: Side, *, is_drop_in: bool) -> list[str]:
         }
         for side in (one, other)
     )
-    free = {"out_channels", "post_quant_conv"} if is_drop_in else set()
+    free = {"out_channels", "post_quant_conv", "decoder_attention"} if is_drop_in else set()
     return [
         f"{_differ(name)}: {_plain(value)} in {one.label}, {_plain(theirs[name])} in {other.label}"
         for name, value in mine.items()
