@@ -25,7 +25,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("vaeconv.errors", "vaeconv._version", "vaeconv.parts"),
     ("vaeconv.autoencoder", "vaeconv.checkpoint", "vaeconv.schema"),
     ("vaeconv.plan",),
-    ("vaeconv.shards", "vaeconv.survey", "vaeconv.workers"),
+    (
+        "vaeconv.parameters", "vaeconv.position_ids", "vaeconv.shards", "vaeconv.survey",
+        "vaeconv.workers",
+    ),
     ("vaeconv.averages", "vaeconv.executor", "vaeconv.manifest"),
     ("vaeconv.output", "vaeconv.prune_options"),
     ("vaeconv.prune_plan",),
@@ -35,7 +38,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("vaeconv.publish",),
     ("vaeconv.cli",),
     ("vaeconv.__main__", "vaeconv"),
-)
+)  # fmt: skip
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # What is not in the standard library, by room; other rooms have none of it.

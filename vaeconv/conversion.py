@@ -25,7 +25,8 @@ from vaeconv.output import (
     output_kind,
     write_output,
 )
-from vaeconv.plan import KEEP, Plan, Row, weight_dtype
+from vaeconv.parameters import weight_dtype
+from vaeconv.plan import KEEP, Plan, Row
 from vaeconv.survey import Survey, read_stored_scaling, survey_checkpoint
 
 

@@ -329,7 +329,7 @@ class _Copy:
         self._readers[row.name].read_into(part)
 
     def _scan(self, row: Row, buffer: bytearray, at: int, size: int) -> None:
-        if has_nonfinite(buffer, at, size, row.source.dtype):
+        if has_nonfinite(buffer, at, size, row.source.dtype, only_nan=row.may_be_infinite):
             raise _nonfinite_error(row)
 
     def _check(

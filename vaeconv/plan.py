@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from vaeconv.autoencoder.accounting import DropReason
-from vaeconv.checkpoint.dtypes import BY_OPTION, DType
+from vaeconv.checkpoint.dtypes import DType
 from vaeconv.checkpoint.tensor import Tensor
-from vaeconv.errors import UnsupportedModelError
 
 KEEP = "keep"
 
@@ -24,6 +23,7 @@ class Row(NamedTuple):
         shape: Its shape in the output; the elements and their order are the source's.
         dtype: Its element type in the output.
         is_ema: Whether the source is the moving average of the parameter.
+        may_be_infinite: Whether infinity in it is no sign of a training that diverged.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Row(NamedTuple):
     shape: tuple[int, ...]
     dtype: DType
     is_ema: bool = False
+    may_be_infinite: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -71,23 +72,3 @@ class Plan(NamedTuple):
         """Number of dropped keys by reason, most first."""
         counts = Counter(reason.value for reason in self.dropped.values())
         return dict(counts.most_common())
-
-
-def weight_dtype(tensor: Tensor, wanted: str, where: str) -> DType:
-    """Tell the element type of an autoencoder's weight in the output.
-
-    Args:
-        tensor: The weight.
-        wanted: ``keep``, or the type to cast to as the command line calls it.
-        where: The file, for messages.
-
-    Raises:
-        UnsupportedModelError: It is not of floating point, or of a type that cannot be cast.
-    """
-    dtype = tensor.dtype
-    if not dtype.is_float and (wanted != KEEP or not dtype.code.startswith("F8_")):
-        raise UnsupportedModelError(
-            f"tensor {tensor.name} holds {dtype.torch_name}; weights are floating point",
-            where=where,
-        )
-    return dtype if wanted == KEEP else BY_OPTION[wanted]

@@ -36,7 +36,8 @@ class PruneOptions:
     """How to prune.
 
     Attributes:
-        dtype: ``fp16``, ``bf16``, ``fp32`` or ``keep``; tensors of integers keep theirs.
+        dtype: ``fp16``, ``bf16``, ``fp32`` or ``keep``; what is no parameter, such as a noise
+            schedule, keeps its own (:class:`vaeconv.parameters.Parameters`).
         fp16_except: Patterns of keys that keep their dtype.
         ema: Whether to fold the moving average over the raw weights where there is one.
         vae_only: Whether to keep nothing but the autoencoder, without its prefix.

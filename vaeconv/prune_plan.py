@@ -10,19 +10,19 @@ from typing import NamedTuple
 from vaeconv.autoencoder.accounting import DropReason, drop_reason
 from vaeconv.autoencoder.ema import model_shadows
 from vaeconv.autoencoder.keys import NamePair
+from vaeconv.autoencoder.prefixes import find_kind
 from vaeconv.autoencoder.topology import Layout
 from vaeconv.averages import check_average, no_average, shadow_of
 from vaeconv.checkpoint.base import Checkpoint
 from vaeconv.checkpoint.dtypes import BY_OPTION, DType
 from vaeconv.checkpoint.tensor import Tensor, check_repeats
 from vaeconv.errors import ConfigMismatchError, EmaError, UsageError
+from vaeconv.parameters import Parameters, kept_note, may_be_infinite, weight_dtype
 from vaeconv.parts import Part
-from vaeconv.plan import KEEP, Plan, Row, weight_dtype
+from vaeconv.plan import KEEP, Plan, Row
+from vaeconv.position_ids import repair_rows
 from vaeconv.prune_options import PruneOptions
 from vaeconv.survey import Survey
-
-_BAKED_PREFIX = "first_stage_model."
-
 
 # What a key is for, to the part that it belongs to. What is not here is never kept.
 _PART_OF = {
@@ -71,6 +71,7 @@ class PrunePlanner:
         self._survey = survey
         self._options = options
         self._pairs: dict[str, NamePair] = {}  # by name of the output tensor
+        self._parameters = Parameters(checkpoint.tensors)
         self._reasons = self._classify()
         self._shadows = self._find_shadows()
 
@@ -92,6 +93,7 @@ class PrunePlanner:
         notes += self._ema_notes(kept)
         rows: list[Row] = []
         dropped: dict[str, DropReason] = {}
+        left: dict[str, Tensor] = {}  # what the cast that was asked for does not apply to
         for name, tensor in self._checkpoint.tensors.items():
             reason = self._reasons[name]
             if reason is DropReason.VAE and vae:
@@ -102,10 +104,15 @@ class PrunePlanner:
                 rows.append(self._row(name, tensor))
                 if rows[-1].is_ema:
                     dropped[name] = DropReason.REPLACED
+                if not (self._is_cast(name, tensor) or self._is_excepted(name)):
+                    left[name] = tensor
+        notes += kept_note(left, self._options.dtype)
         notes += self._unknown_notes(rows)
+        rows, repairs = repair_rows(rows)
+        notes += repairs
         if vae:
             rows += self._baked_rows(*vae, has_others=bool(rows))
-            notes += _baked_notes(*vae)
+            notes += [*_baked_notes(*vae), *self._prefix_notes()]
         for row in rows:
             if row.is_ema:
                 dropped.pop(row.source.name, None)
@@ -172,23 +179,32 @@ class PrunePlanner:
         dtype = self._dtype(name, tensor, is_weight=is_weight)
         if is_weight:
             self._pairs[output] = self._pair_of[name]
-        return Row(output, tensor, raw.shape, dtype, shadow is not None)
+        return Row(output, tensor, raw.shape, dtype, shadow is not None, may_be_infinite(name))
 
-    @property
+    @cached_property
     def _own_prefix(self) -> str:
-        return self._survey.autoencoder.prefix if self._survey else _BAKED_PREFIX
+        if self._survey:
+            return self._survey.autoencoder.prefix
+        return find_kind(self._checkpoint.tensors).prefix
 
     def _prefix(self) -> str:
         if self._options.prefix is not None:
             return self._options.prefix
         return "" if self._options.vae_only else self._own_prefix
 
+    def _is_excepted(self, name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in self._options.fp16_except)
+
+    def _is_cast(self, name: str, tensor: Tensor) -> bool:
+        is_weight = self._reasons[name] is DropReason.VAE
+        return is_weight or self._parameters.has(name, tensor)
+
     def _dtype(self, name: str, tensor: Tensor, *, is_weight: bool) -> DType:
-        is_excepted = any(fnmatchcase(name, pattern) for pattern in self._options.fp16_except)
-        wanted = KEEP if is_excepted else self._options.dtype
+        wanted = KEEP if self._is_excepted(name) else self._options.dtype
         if is_weight:
             return weight_dtype(tensor, wanted, self._where)
-        return BY_OPTION[wanted] if wanted != KEEP and tensor.dtype.is_float else tensor.dtype
+        is_cast = wanted != KEEP and self._parameters.has(name, tensor)
+        return BY_OPTION[wanted] if is_cast else tensor.dtype
 
     def _baked_rows(self, vae: Checkpoint, survey: Survey, *, has_others: bool) -> list[Row]:
         if not has_others:
@@ -207,6 +223,16 @@ class PrunePlanner:
             self._pairs[name] = pair
             rows.append(Row(name, tensor, pair.shape(layout), dtype))
         return rows
+
+    def _prefix_notes(self) -> list[str]:
+        """Say which prefix was chosen where the checkpoint has no autoencoder to take it from."""
+        if self._survey or self._options.prefix is not None:
+            return []
+        kind = find_kind(self._checkpoint.tensors)
+        return [
+            f"note: its keys begin with {kind.prefix}, as beside {kind.title}; "
+            "--prefix chooses another"
+        ]
 
     def _check(self, rows: list[Row]) -> None:
         if not rows:

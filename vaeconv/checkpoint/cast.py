@@ -143,7 +143,8 @@ def largest_magnitude(data: memoryview, dtype: DType) -> float:
     return float(values[np.isfinite(values)].max(initial=0.0))
 
 
-def find_nonfinite(data: memoryview, dtype: DType) -> int | None:
-    """Find the first element that is NaN or infinite; its index, or None."""
-    bad = np.flatnonzero(~np.isfinite(_load(np.frombuffer(data, _NUMPY[dtype.code]), dtype)))
+def find_nonfinite(data: memoryview, dtype: DType, *, only_nan: bool = False) -> int | None:
+    """Find the first element that is NaN or, unless it is allowed, infinite; its index, or None."""
+    values = _load(np.frombuffer(data, _NUMPY[dtype.code]), dtype)
+    bad = np.flatnonzero(np.isnan(values) if only_nan else ~np.isfinite(values))
     return int(bad[0]) if bad.size else None

@@ -179,3 +179,39 @@ class SliceSource:
 
     def close(self) -> None:
         self._parent.close()
+
+
+class MemorySource:
+    """Bytes that are in no file.
+
+    Args:
+        data: The bytes.
+        name: What to call them in a message.
+    """
+
+    def __init__(self, data: bytes, name: str) -> None:
+        self._data = data
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def size(self) -> int:
+        return len(self._data)
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        buffer[:] = self._data[offset : offset + len(buffer)]
+
+    def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
+        pass
+
+    def map(self, offset: int, size: int) -> memoryview | None:
+        return None
+
+    def check_unchanged(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass

@@ -60,7 +60,11 @@ def prune(
         ),
     ] = False,
     dtype: Annotated[
-        DTypeChoice, typer.Option(help="Cast weights; integers stay.")
+        DTypeChoice,
+        typer.Option(
+            help="Cast parameters. Noise schedules, scales of quantised weights, statistics and "
+            "integers stay."
+        ),
     ] = DTypeChoice.FP16,
     fp16_except: Annotated[
         list[str] | None,
@@ -125,7 +129,8 @@ def prune(
             metavar="PREFIX",
             rich_help_panel=PARTS,
             show_default=False,
-            help="What the autoencoder's keys begin with in OUT; by default what they do in IN.",
+            help="What the autoencoder's keys begin with in OUT; by default what they do in IN, and "
+            "where it has none what they do in its kind, such as vae. beside FLUX.",
         ),
     ] = None,
     probe: Annotated[

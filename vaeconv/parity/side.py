@@ -16,9 +16,10 @@ from vaeconv.averages import no_average, shadow_of
 from vaeconv.checkpoint.base import Checkpoint
 from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.errors import ConfigMismatchError
+from vaeconv.parameters import weight_dtype
 from vaeconv.parity.loading import Model, load_compvis, load_diffusers, load_folder
 from vaeconv.parity.weights import narrower
-from vaeconv.plan import KEEP, Row, weight_dtype
+from vaeconv.plan import KEEP, Row
 from vaeconv.survey import Survey, read_stored_scaling, survey_checkpoint
 
 
