@@ -16,9 +16,9 @@ from vaeconv.autoencoder.topology import Layout
 from vaeconv.checkpoint.base import Checkpoint, Sibling
 from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.checkpoint.scan import check_values
+from vaeconv.checkpoint.source import hash_bytes
 from vaeconv.checkpoint.tensor import Tensor
 from vaeconv.errors import AmbiguousInputError, InputError
-from vaeconv.output import hash_bytes
 from vaeconv.survey import Survey, read_ema_facts, read_stored_scaling, survey_checkpoint
 
 

@@ -28,14 +28,12 @@ from vaeconv.checkpoint.folder import (
     weights_name,
 )
 from vaeconv.checkpoint.layout_out import lay_out_safetensors, lay_out_torch_zip
-from vaeconv.checkpoint.source import ByteSource
+from vaeconv.checkpoint.source import hash_bytes
 from vaeconv.errors import OutputError, UsageError
 from vaeconv.executor import CopyOptions, copy_rows
 from vaeconv.manifest import MANIFEST, dump_manifest, kept_entries
 from vaeconv.plan import Plan, Row
 from vaeconv.shards import shard_index, split_rows, stale_names
-
-_HASH_PIECE = 1 << 20
 
 
 class OutputKind(str, Enum):
@@ -187,16 +185,6 @@ def _check_metadata(output: Output) -> None:
 
 def _of_total(on_progress: Callable[[int, int], None], total: int) -> Callable[[int, int], None]:
     return lambda count, _: on_progress(count, total)
-
-
-def hash_bytes(source: ByteSource) -> str:
-    """Hash a source whole (sha256, hexadecimal)."""
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(_HASH_PIECE))
-    for start in range(0, source.size, _HASH_PIECE):
-        piece = buffer[: min(_HASH_PIECE, source.size - start)]
-        source.read_into(start, piece)
-        digest.update(piece)
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,8 +101,10 @@ def test_a_root_behind_a_link(tmp_path: Path) -> None:
     assert hide_places(said, root=link) == {"problems": ["a/x.ckpt and a/x.ckpt"]}
 
 
-@given(st.lists(st.text(st.characters(blacklist_characters="/\0", blacklist_categories=["Cs", "Cc"]),
-                        min_size=1, max_size=8), min_size=2, max_size=4))  # fmt: skip
+LETTERS = st.characters(blacklist_characters="/\0", blacklist_categories=["Cs", "Cc"])
+
+
+@given(st.lists(st.text(LETTERS, min_size=1, max_size=8), min_size=2, max_size=4))
 def test_any_path_in_a_field_is_hidden(parts: list[str]) -> None:
     place = "/" + "/".join(parts)
     hidden = hide_places({"path": place, "problems": [f"{place}: no"]})

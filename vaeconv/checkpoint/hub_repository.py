@@ -11,6 +11,7 @@ from vaeconv.checkpoint.hub_address import HubLocation
 from vaeconv.checkpoint.hub_client import NAME, VERSION, ask, not_a_hub, request_headers
 from vaeconv.checkpoint.hub_http import Retry, UnreachableError
 from vaeconv.checkpoint.remote import RangeSource
+from vaeconv.checkpoint.shared import current, is_sharing
 from vaeconv.checkpoint.source import ByteSource, FileSource
 from vaeconv.checkpoint.tree import stays_inside
 from vaeconv.errors import MalformedCheckpointError
@@ -43,6 +44,15 @@ class Repository:
         self._download = download
         self._on_progress = on_progress
         self._retry = retry
+        self._shared = current()
+
+    @property
+    def _wanted(self) -> str:
+        """The commit that the revision named when it was first asked for, or the revision."""
+        return self._shared.commits.get((self._id, self._revision), self._revision)
+
+    def _pin(self, commit: str) -> None:
+        self._shared.commits.setdefault((self._id, self._revision), commit)
 
     def open(self, path: str, commit: str | None = None) -> ByteSource:
         """Open a file, as it is at a commit where that is known already.
@@ -54,7 +64,10 @@ class Repository:
         from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 
         name = f"{self.root}/{path}"
-        revision = commit or self._revision
+        revision = commit or self._wanted
+        kept = self._shared.remote.get((self._id, revision, path))
+        if kept:
+            return kept.retain()
         cached = self._cached(path, revision)
         if cached and (constants.HF_HUB_OFFLINE or _COMMIT.fullmatch(revision)):
             return FileSource(cached)
@@ -71,16 +84,18 @@ class Repository:
             if not cached:
                 raise
             logger.warning("%s; using the cached copy", error)
+            self._pin(cached.parts[cached.parts.index("snapshots") + 1])
             return FileSource(cached)
         size, etag, found = metadata.size, metadata.etag, metadata.commit_hash
         if size is None or not etag or not found or not _COMMIT.fullmatch(found):
             raise not_a_hub(name)
+        self._pin(found)
         if self._download:
             return self._downloaded(path, found, name)
         held = self._cached(path, found) or self._blob(etag)
         if held:
             return FileSource(held)
-        return RangeSource(
+        source = RangeSource(
             hf_hub_url(self._id, path, revision=found),
             name=name,
             size=size,
@@ -89,6 +104,9 @@ class Repository:
             on_progress=self._on_progress,
             retry=self._retry,
         )
+        if is_sharing():
+            self._shared.remote[self._id, found, path] = source.retain()
+        return source
 
     def list_files(self, *, tries: int | None = None) -> tuple[str, frozenset[str]]:
         """Return the commit that the revision names now, and the paths of all files in it.
@@ -99,9 +117,12 @@ class Repository:
         """
         from huggingface_hub import HfApi
 
+        known = self._shared.listings.get((self._id, self._wanted))
+        if known is not None:
+            return self._wanted, known
         info = ask(
             lambda: HfApi(library_name=NAME, library_version=VERSION).model_info(
-                self._id, revision=self._revision, timeout=_LISTING_TIMEOUT
+                self._id, revision=self._wanted, timeout=_LISTING_TIMEOUT
             ),
             self.root,
             self._retry,
@@ -110,11 +131,14 @@ class Repository:
         if not info.sha or not _COMMIT.fullmatch(info.sha):
             raise not_a_hub(self.root)
         files = (sibling.rfilename for sibling in info.siblings or ())
-        return info.sha, frozenset(filter(stays_inside, files))
+        self._pin(info.sha)
+        found = frozenset(filter(stays_inside, files))
+        self._shared.listings[self._id, info.sha] = found
+        return info.sha, found
 
     def cached_folder(self, path: str) -> Path | None:
         """Return the cache's copy of a folder; it holds what was downloaded, not all there is."""
-        commit = self._revision
+        commit = self._wanted
         if not _COMMIT.fullmatch(commit):
             try:
                 commit = (self._storage() / "refs" / commit).read_text(encoding="ascii").strip()

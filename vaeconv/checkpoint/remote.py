@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from vaeconv.checkpoint.hub_http import Retry
 from vaeconv.checkpoint.range_client import RangeClient
+from vaeconv.checkpoint.source import Part
 from vaeconv.checkpoint.sparse_file import SparseFile
 from vaeconv.errors import MalformedCheckpointError
 
@@ -15,6 +17,7 @@ _JOIN_GAP = 128 << 10
 _REQUEST_SIZE = 16 << 20
 _READ_AHEAD = 64 << 10
 _IN_FLIGHT = 8
+_SHA256 = re.compile(r"[0-9a-f]{64}")  # the ETag of a file in LFS; others have 40 digits, of git
 
 
 class RangeSource:
@@ -51,6 +54,8 @@ class RangeSource:
             url, name=name, size=size, etag=etag, headers=headers or {}, retry=retry or Retry()
         )
         self._fetching = threading.Lock()
+        self._users = 1
+        self._digests: dict[Part, str] = {None: etag} if _SHA256.fullmatch(etag) else {}
         self._file = SparseFile(size, on_progress)
 
     @property
@@ -88,6 +93,19 @@ class RangeSource:
     def map(self, offset: int, size: int) -> memoryview | None:
         """Give nothing: parts of the file may not be here yet."""
 
+    def known_sha256(self, part: Part = None) -> str | None:
+        """Return the hash that the Hub knows a file in LFS by, or one that was noted."""
+        return self._digests.get(part)
+
+    def keep_sha256(self, sha256: str, part: Part = None) -> None:
+        """Note a hash."""
+        self._digests[part] = sha256
+
+    @property
+    def is_local(self) -> bool:
+        """Say that reading may cost network."""
+        return False
+
     def check_unchanged(self) -> None:
         """Do nothing: a change raises where it is seen.
 
@@ -95,8 +113,16 @@ class RangeSource:
         first.
         """
 
+    def retain(self) -> RangeSource:
+        """Count one more user, who closes it as well."""
+        self._users += 1
+        return self
+
     def close(self) -> None:
-        """Drop what was fetched."""
+        """Drop what was fetched, once the last user closes it."""
+        self._users -= 1
+        if self._users > 0:
+            return
         with self._fetching:
             self._file.close()
 

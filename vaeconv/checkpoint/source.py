@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from vaeconv.checkpoint.shared import current
 from vaeconv.errors import CheckpointNotFoundError, MalformedCheckpointError
+
+Part = tuple[int, int] | None
+_HASH_PIECE = 1 << 20
+_HASH_AHEAD = 64 << 20  # bytes that a remote source fetches at a time for being hashed
 
 
 class ByteSource(Protocol):
@@ -39,6 +45,20 @@ class ByteSource(Protocol):
             A copy-on-write view that outlives the source; None where that cannot be had.
         """
 
+    def known_sha256(self, part: Part = None) -> str | None:
+        """Return a hash in hexadecimal where no byte must be read for it.
+
+        Args:
+            part: Offset and length of what is hashed; None for all bytes.
+        """
+
+    def keep_sha256(self, sha256: str, part: Part = None) -> None:
+        """Note a hash for who asks next."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether reading costs no network."""
+
     def check_unchanged(self) -> None:
         """Check that the bytes are still those that were there when it was opened.
 
@@ -68,6 +88,22 @@ def read_bytes(source: ByteSource, offset: int, size: int) -> bytearray:
     return data
 
 
+def hash_bytes(source: ByteSource) -> str:
+    """Hash a source whole (sha256, hexadecimal), where its hash is not known already."""
+    known = source.known_sha256()
+    if known is not None:
+        return known
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(_HASH_PIECE))
+    for start in range(0, source.size, _HASH_PIECE):
+        if start % _HASH_AHEAD == 0:
+            source.prefetch([(start, min(start + _HASH_AHEAD, source.size))])
+        piece = buffer[: min(_HASH_PIECE, source.size - start)]
+        source.read_into(start, piece)
+        digest.update(piece)
+    source.keep_sha256(digest.hexdigest())
+    return digest.hexdigest()
+
+
 class FileSource:
     """A local file, read with ``preadv``.
 
@@ -87,6 +123,7 @@ class FileSource:
         self._size = status.st_size
         self._stamp = (status.st_size, status.st_mtime_ns)
         self._mapped: memoryview | None = None
+        self._digests = current().digests
 
     @staticmethod
     def _open(path: Path) -> int:
@@ -133,6 +170,22 @@ class FileSource:
             self._mapped = memoryview(mmap.mmap(self._fd, 0, access=mmap.ACCESS_COPY))
         return self._mapped[offset : offset + size]
 
+    def _identity(self) -> tuple[int, ...]:
+        status = os.fstat(self._fd)
+        times = status.st_mtime_ns, status.st_ctime_ns
+        return status.st_dev, status.st_ino, status.st_size, *times
+
+    def known_sha256(self, part: Part = None) -> str | None:
+        return self._digests.get(self._identity() + (part or ()))
+
+    def keep_sha256(self, sha256: str, part: Part = None) -> None:
+        self.check_unchanged()
+        self._digests[self._identity() + (part or ())] = sha256
+
+    @property
+    def is_local(self) -> bool:
+        return True
+
     def check_unchanged(self) -> None:
         status = os.fstat(self._fd)
         if (status.st_size, status.st_mtime_ns) != self._stamp:
@@ -173,6 +226,20 @@ class SliceSource:
 
     def map(self, offset: int, size: int) -> memoryview | None:
         return self._parent.map(self._offset + offset, size)
+
+    def _part(self, part: Part) -> tuple[int, int]:
+        offset, size = part or (0, self._size)
+        return self._offset + offset, size
+
+    def known_sha256(self, part: Part = None) -> str | None:
+        return self._parent.known_sha256(self._part(part))
+
+    def keep_sha256(self, sha256: str, part: Part = None) -> None:
+        self._parent.keep_sha256(sha256, self._part(part))
+
+    @property
+    def is_local(self) -> bool:
+        return self._parent.is_local
 
     def check_unchanged(self) -> None:
         self._parent.check_unchanged()

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from vaeconv.checkpoint.source import hash_bytes
 from vaeconv.errors import InputError, UsageError
 from vaeconv.evaluate.protocol import DTYPES, Protocol
-from vaeconv.output import hash_bytes
 from vaeconv.parity.loading import Model
 from vaeconv.parity.side import Side, SideOptions, check_averages, open_side
 from vaeconv.schema import build, read_toml
@@ -171,7 +171,11 @@ def load_candidates(
         if compiles:
             model.module.encoder = torch.compile(model.module.encoder)
             model.module.decoder = torch.compile(model.module.decoder)
-        sha256 = [hash_bytes(source) for source in side.checkpoint.sources if source.map(0, 1)]
+        sha256 = [
+            hash_bytes(source)
+            for source in side.checkpoint.sources
+            if source.is_local or source.known_sha256()
+        ]
         if side.checkpoint.config:
             sha256.append(hashlib.sha256(side.checkpoint.config.text.encode()).hexdigest())
         candidates.append(Candidate(spec, name, side, model, dtype, tuple(sha256)))

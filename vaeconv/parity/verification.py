@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from vaeconv.autoencoder.config import Scaling
 from vaeconv.autoencoder.families import ASSUMED, BY_NAME, fitting_families
 from vaeconv.autoencoder.topology import Topology
+from vaeconv.checkpoint.source import hash_bytes
 from vaeconv.errors import CheckFailedError, UnmappedKeysError, UsageError
-from vaeconv.output import hash_bytes
 from vaeconv.parity.behaviour import Decoded, Limits, Outcome, Runner
 from vaeconv.parity.devices import (
     describe_environment,
@@ -297,8 +297,10 @@ class _Run:
         """Hash on the core that decoding leaves free at first, while torch is imported."""
         wanted = self._options.hash_files
         return {
-            label: [  # what cannot be mapped is remote, and its rest would have to be fetched
-                hasher.submit(hash_bytes, source) if wanted and source.map(0, 1) else None
+            label: [  # the rest of what is remote would have to be fetched
+                hasher.submit(hash_bytes, source)
+                if wanted and (source.is_local or source.known_sha256())
+                else None
                 for source in side.checkpoint.sources
             ]
             for label, side in self._sides.items()

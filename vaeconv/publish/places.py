@@ -72,7 +72,7 @@ class _Hider:
     """Takes paths out of values and sentences."""
 
     def __init__(self, root: Path | None, known: Iterable[str]) -> None:
-        roots = [] if root is None else [os.path.abspath(root), os.path.realpath(root)]
+        roots = [] if root is None else [str(root.absolute()), str(root.resolve())]
         # A root folder's inner paths are all the paths there are.
         self._roots = [one for one in dict.fromkeys(roots) if _parts(one)]
         places = {one for one in known if is_place(one)} | set(self._roots)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from vaeconv._version import __version__
 from vaeconv.autoencoder.topology import Layout
+from vaeconv.checkpoint.shared import shared_sources
 from vaeconv.errors import OutputError, UsageError
 from vaeconv.publish.pushing import Pushed
 from vaeconv.publish.release_config import ReleaseConfig
@@ -84,7 +85,24 @@ def release(
         CheckFailedError: A gate said no, or a file is not what a step wrote.
         VaeconvError: A step failed, as its function says.
     """
-    work = Work(Project(config, root), sign=sign, on_progress=on_progress)
+    with shared_sources():
+        return _release(
+            Work(Project(config, root), sign=sign, on_progress=on_progress),
+            first=first,
+            last=last,
+            dry_run=dry_run,
+            on_step=on_step,
+        )
+
+
+def _release(
+    work: Work,
+    *,
+    first: str | None,
+    last: str | None,
+    dry_run: bool,
+    on_step: Callable[[str], None] | None,
+) -> Release:
     if not dry_run:
         _make_folders([work.project.folder, work.project.diffusers, work.project.original])
     state = State(work.project.folder)

@@ -12,8 +12,8 @@ from vaeconv.autoencoder.families import ALIASES, BY_NAME, FAMILIES, Family
 from vaeconv.autoencoder.scaling import ScalingOptions
 from vaeconv.autoencoder.topology import Layout
 from vaeconv.checkpoint.open import open_checkpoint
+from vaeconv.checkpoint.source import hash_bytes
 from vaeconv.evaluate.models import ModelSpec, read_models_file
-from vaeconv.output import hash_bytes
 from vaeconv.publish.meta import CardMeta
 from vaeconv.publish.modelspec import modelspec
 from vaeconv.publish.places import hide_places
@@ -92,15 +92,13 @@ class Project:
     def source_sha256(self) -> list[str]:
         """Hashes of the training checkpoint's files, and of the config that lies beside them."""
         if self._source_hashes is None:
-            with open_checkpoint(self.source) as checkpoint:
-                self._source_hashes = [hash_bytes(one) for one in checkpoint.sources]
-                if checkpoint.config:
-                    text = checkpoint.config.text.encode()
-                    self._source_hashes.append(hashlib.sha256(text).hexdigest())
+            self._source_hashes = _hash_checkpoint(self.source)
         return self._source_hashes
 
     def content(self, text: str | None) -> Any:
-        """Hash a file, or each file in a folder; None for what is not here."""
+        """Hash a file, each file in a folder, or a model on the Hub; None for what is not here."""
+        if text and "://" in text:
+            return _hash_checkpoint(text)
         path = self.path(text) if text else None
         if path is None or not path.exists():
             return None
@@ -202,3 +200,12 @@ class Project:
         known = [place for place in map(self.place, given) if place]
         whole = {"schema_version": 1, "command": command, **kept}
         return dict(hide_places(whole, root=self.root, known=known))
+
+
+def _hash_checkpoint(place: str) -> list[str]:
+    """Hash a checkpoint's files, and the config that lies beside them."""
+    with open_checkpoint(place) as checkpoint:
+        hashes = [hash_bytes(one) for one in checkpoint.sources]
+        if checkpoint.config:
+            hashes.append(hashlib.sha256(checkpoint.config.text.encode()).hexdigest())
+    return hashes
