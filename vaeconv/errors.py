@@ -47,6 +47,21 @@ def listed(names: Sequence[str], limit: int = 10) -> str:
     return ", ".join(names[:limit]) + more
 
 
+def counted(what: str, problems: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """Say what is wrong in one line: the problem itself, or how many there are.
+
+    Args:
+        what: What the problems are problems of.
+        problems: All of them, at least one.
+
+    Returns:
+        The line, and the details that go with it: every problem where there are several.
+    """
+    if len(problems) == 1:
+        return f"{what}: {problems[0]}", ()
+    return f"{what}: {len(problems)} problems", problems
+
+
 class VaeconvError(Exception):
     """Base of all errors that a user can cause.
 
@@ -54,17 +69,26 @@ class VaeconvError(Exception):
         what: What is wrong, as a clause without a full stop.
         where: File, entry or tensor that it was found in.
         hint: What to do about it.
+        details: All that is wrong, where that is more than a line says; each is a line of its own.
     """
 
     exit_code = 1
     # Whether a command has already put this error into the document that it printed.
     is_reported = False
 
-    def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        hint: str | None = None,
+        details: Sequence[str] = (),
+    ) -> None:
         super().__init__(what, where, hint)
         self.what = what
         self.where = where
         self.hint = hint
+        self.details = tuple(details)
 
     def __str__(self) -> str:
         head = f"{self.where}: {self.what}" if self.where else self.what

@@ -109,7 +109,7 @@ def _guarded(run: Any, args: list[str]) -> int:
         if not failure.is_reported:
             print_json(command, {}, failure)
     else:
-        print_error(str(failure))
+        print_error(str(failure), failure.details)
     return failure.exit_code
 
 

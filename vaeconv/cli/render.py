@@ -44,12 +44,14 @@ def describe_error(error: VaeconvError) -> dict[str, Any]:
         "what": one_line(error.what),
         "where": error.where and one_line(error.where),
         "hint": error.hint,
+        **({"details": list(error.details)} if error.details else {}),
     }
 
 
-def print_error(text: str) -> None:
-    """Write one error line to stderr."""
-    _write_stderr(f"error: {one_line(text)}\n")
+def print_error(text: str, details: Iterable[str] = ()) -> None:
+    """Write one error line to stderr, and a line for each of its details."""
+    lines = [f"error: {one_line(text)}", *(f"  - {one_line(detail)}" for detail in details)]
+    _write_stderr("\n".join(lines) + "\n")
 
 
 def print_notes(notes: Iterable[str]) -> None:
