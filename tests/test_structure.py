@@ -129,6 +129,20 @@ def calls_of_import(path: Path) -> Iterator[int]:
             yield node.lineno
 
 
+def private_names(path: Path) -> Iterator[str]:
+    """Names with an underscore that a module takes from what is not ours."""
+    tree = ast.parse(path.read_text())
+    foreign = set().union(*EXTERNAL.values())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in foreign:
+            names = [*(node.module or "").split(".")[1:], *(alias.name for alias in node.names)]
+            yield from (name for name in names if name.startswith("_"))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr":
+            name = node.args[1]
+            if isinstance(name, ast.Constant) and re.match("_[a-z]", str(name.value)):
+                yield str(name.value)
+
+
 def room_of(module: str) -> str | None:
     """Return the room that a module is in; a package's own name is no room for what is in it."""
     if module in FLOOR:
@@ -180,6 +194,18 @@ def complaints(package: Path, paths: Sequence[Path] = ()) -> list[str]:
 
 def test_imports_go_down_only_and_costly_ones_come_late() -> None:
     assert complaints(PACKAGE) == []
+
+
+def test_nothing_private_of_others_is_used(tmp_path: Path) -> None:
+    """What a library keeps to itself may be gone with its next version."""
+    assert [name for path in PACKAGE.rglob("*.py") for name in private_names(path)] == []
+    planted = tmp_path / "planted.py"
+    planted.write_text(
+        "from huggingface_hub.utils._http import default_client_factory\n"
+        "from huggingface_hub.utils import _runtime\n"
+        "ignored = getattr(operation, '_should_ignore', False)\n"
+    )
+    assert list(private_names(planted)) == ["_http", "_runtime", "_should_ignore"]
 
 
 def test_every_module_is_looked_at() -> None:

@@ -429,6 +429,7 @@ def test_check_names_what_is_wrong(release: Path, kind: str) -> None:
     assert result.exit_code == 4
     assert said in result.stdout, result.stdout
     assert result.stderr.count("\n") == 1 and "README.md" in result.stderr
+    assert "more" not in result.stderr
     told = json.loads(run_here("card", release, "--check", "--json").stdout)
     assert told["ok"] is False and any(said in problem for problem in told["problems"])
     assert (release / "README.md").read_text() == text

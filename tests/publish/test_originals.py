@@ -93,7 +93,9 @@ class Both:
         for token in TOKENS:
             assert token not in done.stdout + done.stderr
         if code:
-            assert done.stderr.count("\n") == 1 and done.stdout == ""
+            first, *details = done.stderr.splitlines()
+            assert first.startswith("error: ") and done.stdout == ""
+            assert all(line.startswith("  - ") for line in details)
         return done.stderr if code else done.stdout
 
     @property

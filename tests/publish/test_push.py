@@ -39,7 +39,7 @@ from tests.publish.pushes import (
     write_parity,
 )
 from tests.support.loopback_hub import FOREVER, Call, LoopbackHub, Repository, Status
-from vaeconv.errors import CheckFailedError, HubError, UsageError
+from vaeconv.errors import CheckFailedError, HubError, UsageError, one_line
 from vaeconv.publish import hub_session, pushing
 from vaeconv.publish.push_options import PushOptions, is_ref
 from vaeconv.publish.pushing import push_files
@@ -468,7 +468,9 @@ def test_a_refusal_is_not_asked_again(pushes: Pushes, status: int, path: str, sa
 
 def test_front_matter_that_the_hub_refuses(hub: LoopbackHub, release: Path) -> None:
     repo_id, repo = repo_of(hub)
-    (release / "README.md").write_text(CARD.replace("license: mit", "license: mit\nmetrics: [1]"))
+    # A rule of the Hub that came after this version.
+    said = {"errors": [{"message": '"metrics" must be known'}], "warnings": []}
+    hub.add_rule(Status(400, body=json.dumps(said).encode()), path="/validate-yaml")
     text = push(hub, release, repo_id, code=6)
     assert "refuses the card's front matter" in text and '"metrics" must be' in text
     assert "mend README.md" in text
@@ -616,11 +618,14 @@ def test_a_gate_is_closed(release: Path, gate: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(pushing, "push_files", lambda *_, **__: pytest.fail("it was pushed"))
     with pytest.raises(CheckFailedError, match="not fit to be published") as caught:
         pushing.push(release, "user/x")
-    assert said in caught.value.what, caught.value.what
+    all_said = [caught.value.what, *caught.value.details]
+    assert any(said in line for line in all_said), all_said
     assert caught.value.exit_code == 4
     result = run_here("push", release, "user/x")
     assert (result.exit_code, result.stdout) == (4, "")
-    assert result.stderr.count("\n") == 1
+    first, *others = result.stderr.splitlines()
+    assert first.startswith("error: ") and "more" not in first
+    assert others == [f"  - {one_line(problem)}" for problem in caught.value.details]
 
 
 def test_without_parity(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,7 +100,7 @@ def card(
         problems = check_card(folder, evaluations)
         failure = (
             CheckFailedError(
-                problems[0] + (f" (and {len(problems) - 1} more)" if problems[1:] else ""),
+                problems[0] if len(problems) == 1 else f"{len(problems)} problems, listed above",
                 where=str(folder / "README.md"),
                 hint="vaeconv card writes it anew",
             )

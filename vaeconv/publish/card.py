@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 
 from vaeconv._version import __version__
 from vaeconv.checkpoint.atomic import replace_small_file
-from vaeconv.errors import InputError, OutputError, UsageError
+from vaeconv.errors import InputError, OutputError, UsageError, counted
 from vaeconv.evaluate.meter import COLUMNS
+from vaeconv.publish.card_rules import front_problems
 from vaeconv.publish.documents import read_document, read_manifest, variants_of
+from vaeconv.publish.front_matter import dump_front, read_card
 from vaeconv.publish.meta import CardMeta
 from vaeconv.publish.sections import (
     PROSE,
@@ -64,14 +66,14 @@ def make_card(inputs: CardInputs) -> str:
     """
     try:
         sections = _sections(inputs)
-        data: Any = _card_data(inputs)
+        made = _card_data(inputs)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise InputError(
             f"a report or manifest lacks what a card says ({type(error).__name__}: {error})",
             where=str(inputs.folder),
             hint="give reports as vaeconv eval and vaeconv verify write them",
         ) from error
-    return assemble_card(inputs, data.to_dict(), sections)
+    return assemble_card(inputs, made, sections)
 
 
 def assemble_card(inputs: CardInputs, made: dict[str, Any], sections: Sequence[Section]) -> str:
@@ -80,28 +82,24 @@ def assemble_card(inputs: CardInputs, made: dict[str, Any], sections: Sequence[S
     Raises:
         InputError: The card that is there has broken front matter, or the template does not work.
     """
-    from huggingface_hub import ModelCard
-    from yaml import YAMLError
-
     present = inputs.folder / CARD
     if not present.exists():
         return _new_card(inputs, made, sections)
-    try:
-        card = ModelCard(present.read_text(encoding="utf-8"))
-        held: Any = card.data
-        kept: dict[str, Any] = held.to_dict()
-    except (ValueError, OSError, YAMLError) as error:
-        raise InputError(
-            f"its front matter cannot be read ({error})", where=str(present)
-        ) from error
-    tags = [tag for front in (made, kept) for tag in _listed(front.get("tags"))]
-    merged = {**kept, **made, **({"tags": list(dict.fromkeys(tags))} if tags else {})}
-    # In the file's order: the client has its own, which would move lines at every run.
-    order = [key for key in getattr(card, "_original_order", ()) if key in merged]
-    merged = {key: merged[key] for key in dict.fromkeys([*order, *merged])}
+    card = read_card(present)
+    tags = [tag for front in (made, card.front) for tag in _listed(front.get("tags"))]
+    # In the file's order, and what is new at the end.
+    merged = {**card.front, **made, **({"tags": list(dict.fromkeys(tags))} if tags else {})}
+    problems = front_problems(merged, published=_names_in(inputs.folder))
+    if problems:
+        what, details = counted("its front matter is none that the Hub takes", problems)
+        raise InputError(what, where=str(present), hint="mend it there", details=details)
     if not inputs.meta.summary:  # a heading alone replaces no summary
         sections = [one for one in sections if one.name != "about"]
-    return f"{_front_matter(merged)}\n{merge_sections(card.text, sections)}"
+    return f"{dump_front(merged)}\n{merge_sections(card.body, sections)}"
+
+
+def _names_in(folder: Path) -> list[str]:
+    return [one.relative_to(folder).as_posix() for one in folder.rglob("*") if one.is_file()]
 
 
 def _listed(value: Any) -> list[Any]:
@@ -141,7 +139,7 @@ def _new_card(inputs: CardInputs, data: Mapping[str, Any], sections: Sequence[Se
     marked = {section.name: section.marked for section in sections}
     try:
         text = environment.from_string(source).render(
-            card_data=_front_matter(data).rstrip(),
+            card_data=dump_front(data).rstrip(),
             title=card_title(inputs),
             meta=meta,
             prose={name: marked[name] for name in PROSE if name in marked},
@@ -212,25 +210,33 @@ def _list_pictures(inputs: CardInputs) -> tuple[list[str], list[str]]:
     return [prefix + name for name in names[:_MAX_PICTURES]], order
 
 
-def _card_data(inputs: CardInputs) -> Any:
+def _card_data(inputs: CardInputs) -> dict[str, Any]:
     from huggingface_hub import ModelCardData
 
     meta = inputs.meta
     results = _eval_results(inputs)
     optional: dict[str, Any] = {
         "license": meta.license or None,
+        "license_name": meta.license_name or None,
+        "license_link": meta.license_link or None,
         "base_model": meta.base_model or None,
         "base_model_relation": meta.base_model_relation if meta.base_model else None,
         "datasets": list(meta.datasets) or None,
         "eval_results": results or None,
         "model_name": card_title(inputs) if results else None,
     }
-    return ModelCardData(
+    data: Any = ModelCardData(
         library_name="diffusers",
         tags=list(meta.tags),
         inference=meta.inference,
         **{key: value for key, value in optional.items() if value is not None},
     )
+    made: dict[str, Any] = data.to_dict()
+    problems = front_problems(made, published=_names_in(inputs.folder))
+    if problems:
+        what, details = counted("the card's facts are none that the Hub takes", problems)
+        raise UsageError(what, hint="mend the file of facts", details=details)
+    return made
 
 
 def _eval_results(inputs: CardInputs) -> list[Any]:
@@ -283,10 +289,3 @@ def _row_of(result: Mapping[str, Any], name: str) -> Mapping[str, Any]:
         f"no row of the evaluation is called {name!r}; there are {known}",
         hint='say which one this model is: model = "…" in the file of facts',
     )
-
-
-def _front_matter(data: Mapping[str, Any]) -> str:
-    import yaml
-
-    text = yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True, width=100)
-    return f"---\n{text}---\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -12,14 +13,14 @@ from urllib.parse import unquote
 from vaeconv.errors import InputError
 from vaeconv.evaluate.tables import make_tables, markdown_table
 from vaeconv.publish.card import CARD, metric_title
+from vaeconv.publish.card_rules import front_problems
+from vaeconv.publish.front_matter import Card, read_card
 from vaeconv.publish.sections import find_sections
 
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)(?:\s[^)]*)?\)|<img[^>]+src=[\"']?([^\"'\s>]+)")
 _REMOTE = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:|#|//")
 # Of code, brackets beside parentheses are no links.
 _CODE = re.compile(r"^(```+|~~~+).*?^\1[`~]*$|(?<!`)(`+)(?!`)[^\n]+?(?<!`)\2(?!`)", re.M | re.S)
-_LISTS = ("tags", "datasets")
-_TEXTS = ("license", "library_name", "base_model_relation", "pipeline_tag")
 
 
 def check_card(
@@ -40,16 +41,23 @@ def check_card(
     """
     path = folder / CARD
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        return [f"no card that can be read: {error}"]
-    front, body, problem = _split(text)
-    if problem:
-        return [problem]
-    problems = [*_front_problems(front), *_link_problems(folder, body, published)]
+        card = read_card(path)
+    except InputError as error:
+        kind = "" if error.what.startswith("the front matter") else "no card that can be read: "
+        return [f"{kind}{error.what}" + (f"; {error.hint}" if error.hint else "")]
+    if not card.has_front:
+        return ["the card has no front matter"]
+    problems = [
+        *_reading_problems(path, card),
+        *_absences(card.front),
+        *front_problems(card.front, published=_paths(folder, published)),
+        *_link_problems(folder, card.body, published),
+    ]
+    front, body = card.front, card.body
     try:
         problems += _table_problems(body, evaluations)
-        problems += _index_problems(front, evaluations)
+        if not any(problem.startswith("model-index") for problem in problems):
+            problems += _index_problems(front, evaluations)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise InputError(
             f"not a result of vaeconv eval ({type(error).__name__}: {error})"
@@ -57,34 +65,34 @@ def check_card(
     return problems
 
 
-def _split(text: str) -> tuple[dict[str, Any], str, str | None]:
-    from huggingface_hub import ModelCard
+def _reading_problems(path: Path, card: Card) -> Iterator[str]:
+    """Name what keeps the Hub's client from reading the front matter as it is meant."""
+    from huggingface_hub import metadata_load
 
-    if not text.lstrip().startswith("---"):
-        return {}, text, "the card has no front matter"
     try:
-        card = ModelCard(text)
-        data: Any = card.data
-        return data.to_dict(), card.text, None
-    except Exception as error:  # noqa: BLE001 - yaml and the client raise many kinds
-        reason = " ".join(str(error).split())
-        return {}, text, f"the front matter cannot be read: {reason}"
+        seen = metadata_load(path)
+    except Exception:  # noqa: BLE001 - yaml and the client raise many kinds
+        seen = None
+    if not card.is_first or (seen or {}) != card.front:
+        yield (
+            "the Hub's client does not see the front matter as it is meant: only a line of three "
+            "hyphens stands above it, and one below; vaeconv card writes it anew"
+        )
+    elif path.read_bytes().startswith(codecs.BOM_UTF8):
+        yield "it begins with a byte order mark; vaeconv card writes it anew"
 
 
-def _front_problems(front: Mapping[str, Any]) -> Iterator[str]:
+def _absences(front: Mapping[str, Any]) -> Iterator[str]:
     if not front.get("license"):
         yield "the front matter names no license"
     if front.get("library_name") != "diffusers":
         yield "the front matter does not say library_name: diffusers"
-    for key in _LISTS:
-        value = front.get(key)
-        if value is not None and not (
-            isinstance(value, list) and all(isinstance(one, str) for one in value)
-        ):
-            yield f"{key} in the front matter is not a list of texts"
-    for key in _TEXTS:
-        if key in front and not isinstance(front[key], str):
-            yield f"{key} in the front matter is not a text"
+
+
+def _paths(folder: Path, published: Collection[str] | None) -> Collection[str]:
+    if published is not None:
+        return published
+    return [one.relative_to(folder).as_posix() for one in folder.rglob("*") if one.is_file()]
 
 
 def _link_problems(folder: Path, body: str, published: Collection[str] | None) -> Iterator[str]:
@@ -137,8 +145,8 @@ def _index_problems(
         for name, value in model["metrics"].items()
     }
     for entry in front.get("model-index") or ():
-        for result in entry.get("results", ()):
-            for metric in result.get("metrics", ()):
+        for result in entry["results"]:
+            for metric in result["metrics"]:
                 if known and (metric.get("name"), metric.get("value")) not in known:
                     yield (
                         f"the model-index has {metric.get('name')} {metric.get('value')}, "

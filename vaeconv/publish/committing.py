@@ -9,9 +9,7 @@ from typing import Any, NamedTuple
 from vaeconv.errors import CheckFailedError, HubError, VaeconvError
 from vaeconv.publish.hub_session import WAITS, is_lost, status_of
 from vaeconv.publish.release_files import ReleaseFile
-from vaeconv.publish.remote import Remote
-
-_IGNORE = ".gitignore"
+from vaeconv.publish.remote import IGNORE, Remote
 
 
 class Commit(NamedTuple):
@@ -51,13 +49,12 @@ def commit_files(
         Exception: What the client says, for ``explain``.
     """
     operations = _operations(files)
-    options = {
-        "repo_type": remote.repo_type,
+    where: dict[str, Any] = {
         "revision": None if create_pr else remote.revision,
         "create_pr": create_pr,
     }
-    if _IGNORE in tree or any(file.path == _IGNORE for file in files):
-        _check_ignored(remote, operations, options)
+    if IGNORE in tree or any(file.path == IGNORE for file in files):
+        _check_ignored(remote, operations, where)
     for wait in (*WAITS, None):
         try:
             remote.deadline.check()
@@ -66,7 +63,8 @@ def commit_files(
                 operations,
                 commit_message=message or _message(files),
                 parent_commit=head,
-                **options,
+                repo_type=remote.repo_type,
+                **where,
             )
         except VaeconvError:  # the time is over
             raise
@@ -102,19 +100,18 @@ def _operations(files: Sequence[ReleaseFile]) -> list[Any]:
     return operations
 
 
-def _check_ignored(remote: Remote, operations: Sequence[Any], options: Mapping[str, Any]) -> None:
+def _check_ignored(remote: Remote, operations: Sequence[Any], where: Mapping[str, Any]) -> None:
     """Ask which files the Hub would leave out: the client does not say, and leaves them out.
 
     Raises:
         HubError: There are some.
     """
-    remote.api.preupload_lfs_files(remote.repo_id, operations, **options)
-    ignored = [one.path_in_repo for one in operations if getattr(one, "_should_ignore", False)]
+    ignored = remote.ignored(operations, **where)
     if ignored:
         raise HubError(
-            f"a line of {_IGNORE} keeps {', '.join(ignored[:3])} out of the repository",
+            f"a line of {IGNORE} keeps {', '.join(ignored)} out of the repository",
             where=remote.repo_id,
-            hint=f"take it out of {_IGNORE}, or leave the file out with --exclude",
+            hint=f"take it out of {IGNORE}, or leave the file out with --exclude",
         )
 
 

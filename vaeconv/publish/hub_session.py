@@ -94,14 +94,15 @@ def bounded_client(deadline: Deadline, *, shows: bool = False) -> Iterator[Any]:
     Raises:
         HubError: The time is over.
     """
-    from huggingface_hub import HfApi, set_client_factory
+    from huggingface_hub import HfApi, get_session, set_client_factory
     from huggingface_hub.utils import logging
-    from huggingface_hub.utils._http import default_client_factory
     from huggingface_hub.utils.tqdm import (
         are_progress_bars_disabled,
         disable_progress_bars,
         enable_progress_bars,
     )
+
+    plain = get_session()
 
     def limit_wait(response: Any) -> None:
         deadline.check()
@@ -117,7 +118,7 @@ def bounded_client(deadline: Deadline, *, shows: bool = False) -> Iterator[Any]:
         request.extensions["timeout"] = dict.fromkeys(_TIMEOUTS, TIMEOUT)
 
     def factory() -> Any:
-        client = default_client_factory()
+        client = _client_like(plain)
         client.timeout = TIMEOUT
         hooks = client.event_hooks
         hooks["request"] = [*hooks.get("request", []), check_time]
@@ -138,7 +139,23 @@ def bounded_client(deadline: Deadline, *, shows: bool = False) -> Iterator[Any]:
         if hides:
             enable_progress_bars()
         logging.set_verbosity(said)
-        set_client_factory(_refusing_factory if _left_behind() else default_client_factory)
+        set_client_factory(lambda: _later_client(plain))
+
+
+def _client_like(client: Any) -> Any:
+    """Make a client as another one: huggingface_hub gives its client away, and not how it is made.
+
+    Proxies and certificates come from the environment anew.
+    """
+    return type(client)(
+        auth=client.auth,
+        headers=client.headers,
+        cookies=client.cookies,
+        timeout=client.timeout,
+        follow_redirects=client.follow_redirects,
+        event_hooks=client.event_hooks,
+        trust_env=client.trust_env,
+    )
 
 
 def _left_behind() -> set[threading.Thread]:
@@ -147,18 +164,16 @@ def _left_behind() -> set[threading.Thread]:
     return _abandoned
 
 
-def _refusing_factory() -> Any:
-    """Make a client as any other, which refuses what a thread that was left behind asks for.
+def _later_client(plain: Any) -> Any:
+    """Make everybody's client after a push; it refuses what a thread that was left behind asks for.
 
-    The client is everybody's in this process, and the next thing that such a thread would do may be
-    a commit.
+    The next thing that such a thread would do may be a commit.
     """
-    from huggingface_hub.utils._http import default_client_factory
-
-    client = default_client_factory()
-    hooks = client.event_hooks
-    hooks["request"] = [*hooks.get("request", []), _refuse_left_behind]
-    client.event_hooks = hooks
+    client = _client_like(plain)
+    if _left_behind():
+        hooks = client.event_hooks
+        hooks["request"] = [*hooks.get("request", []), _refuse_left_behind]
+        client.event_hooks = hooks
     return client
 
 
@@ -172,8 +187,7 @@ def trusted_for(repo_id: str, repo_type: str) -> Iterator[None]:
     """Let a CI job's identity be exchanged for a token of this repository.
 
     Such a token is for one repository, the one that ``HF_OIDC_RESOURCE`` names, and a release goes
-    to two. The client reads the variable anew for each request
-    (``huggingface_hub.utils._auth._get_token_from_oidc``).
+    to two. The client reads the variable anew for each request.
     """
     given = os.environ.get(_RESOURCE, "")
     if "/" not in given:  # not asked for, or a user's identity, which is for reading

@@ -22,7 +22,10 @@ class CardMeta:
         repo_id: ``owner/name`` of the repository in the diffusers layout.
         original_repo_id: Of the one with the CompVis file.
         original_file: That file.
-        license: Identifier of the licence, as the Hub knows it.
+        license: Identifier of the licence, as the Hub knows it, such as ``mit``; ``other`` for one
+            that it does not know.
+        license_name: Name of a licence that is ``other``, such as ``my-license-1.0``.
+        license_link: Address of its text, or the file in the release.
         base_model: ``owner/name`` of what it was trained from.
         base_model_relation: ``finetune``, ``quantized``, ``adapter`` or ``merge``.
         pipeline: ``owner/name`` of a pipeline to use it with, for the snippet.
@@ -42,6 +45,8 @@ class CardMeta:
     original_repo_id: str = ""
     original_file: str = ""
     license: str = ""
+    license_name: str = ""
+    license_link: str = ""
     base_model: str = ""
     base_model_relation: str = "finetune"
     pipeline: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"

@@ -14,11 +14,18 @@ from vaeconv._version import __version__
 from vaeconv.autoencoder.topology import Layout
 from vaeconv.checkpoint.atomic import replace_small_file
 from vaeconv.checkpoint.open import open_checkpoint
-from vaeconv.errors import CheckFailedError, CheckpointNotFoundError, UsageError, VaeconvError
+from vaeconv.errors import (
+    CheckFailedError,
+    CheckpointNotFoundError,
+    InputError,
+    UsageError,
+    VaeconvError,
+)
 from vaeconv.manifest import MANIFEST
 from vaeconv.publish.card import CARD, CardInputs, assemble_card
 from vaeconv.publish.checking import without_code
 from vaeconv.publish.documents import read_document, read_manifest
+from vaeconv.publish.front_matter import join_card, read_card, split_card
 from vaeconv.publish.hub_session import Deadline
 from vaeconv.publish.meta import CardMeta
 from vaeconv.publish.push_options import PushOptions, check_options
@@ -128,30 +135,20 @@ def _linked_card(path: Path, original: Original) -> str:
 
     A card in which people wrote a link to that repository is left as it is.
     """
-    card = _read_card(path)
-    sections = find_sections(card.text)
+    try:
+        card = read_card(path)
+    except InputError as error:
+        raise CheckFailedError(error.what, where=str(path), hint=error.hint) from error
+    sections = find_sections(card.body)
     address = rf"huggingface\.co/{re.escape(original.repo_id)}(?![\w-]|\.\w)"
-    if "original" not in sections and re.search(address, card.text):
-        return str(card.content)
+    if "original" not in sections and re.search(address, card.body):
+        return path.read_text(encoding="utf-8")
     found = original_section(original.repo_id, original.file.name)
     kept = [
         Section(name, inner_text(text)) for name, text in sections.items() if name != found.name
     ]
     place = next((n for n, one in enumerate(kept, 1) if one.name == "usage"), 0)
-    merged = merge_sections(card.text, [*kept[:place], found, *kept[place:]])
-    front = card.content[: len(card.content) - len(card.text)]
-    return f"{front}\n{merged}"
-
-
-def _read_card(path: Path) -> Any:
-    from huggingface_hub import ModelCard
-
-    try:
-        return ModelCard(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckFailedError(
-            f"cannot be read ({error})", where=str(path), hint="vaeconv card writes one"
-        ) from error
+    return join_card(card.front, merge_sections(card.body, [*kept[:place], found, *kept[place:]]))
 
 
 def _stage(
@@ -198,12 +195,9 @@ def _is_about(report: Path, sha256: str) -> bool:
 
 def _original_card(staged: Path, card: str, repo_id: str, parity: Any) -> str:
     """Make the CompVis file's card from the other one, or bring the published one up to date."""
-    from huggingface_hub import ModelCard
-
-    other = ModelCard(card)
-    data: Any = other.data
-    sections = find_sections(other.text)
-    lines = without_code(other.text).splitlines()
+    other = split_card(card)
+    sections = find_sections(other.body)
+    lines = without_code(other.body).splitlines()
     heading = next((line[2:] for line in lines if line.startswith("# ")), repo_id)
     meta = CardMeta(
         title=f"{heading}, CompVis layout",
@@ -215,4 +209,4 @@ def _original_card(staged: Path, card: str, repo_id: str, parity: Any) -> str:
         *(Section(name, inner_text(sections[name])) for name in _SHARED if name in sections),
         provenance_section(read_manifest(staged), parity, __version__),
     ]
-    return assemble_card(CardInputs(staged, meta=meta), data.to_dict(), made)
+    return assemble_card(CardInputs(staged, meta=meta), other.front, made)

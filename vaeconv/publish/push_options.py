@@ -59,7 +59,7 @@ def check_options(repo_id: str, options: PushOptions) -> None:
         UsageError: They are not.
     """
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils._validators import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(repo_id)

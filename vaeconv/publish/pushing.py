@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vaeconv.errors import CheckFailedError
+from vaeconv.errors import CheckFailedError, counted
 from vaeconv.publish.committing import commit_files
 from vaeconv.publish.hub_session import Deadline
 from vaeconv.publish.push_options import PushOptions, check_options
@@ -134,8 +134,8 @@ def checked_files(
         remote=remote,
     )
     if problems:
-        more = f" (and {len(problems) - 1} more problems)" if problems[1:] else ""
-        raise CheckFailedError(f"not fit to be published: {problems[0]}{more}", where=str(folder))
+        what, details = counted("not fit to be published", problems)
+        raise CheckFailedError(what, where=str(folder), details=details)
     return files
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+from urllib.parse import quote
 
+from vaeconv._version import __version__
 from vaeconv.errors import VaeconvError
 from vaeconv.publish.hub_session import Deadline, ask, bounded_client, explain, trusted_for, within
 from vaeconv.publish.push_options import PushOptions
 from vaeconv.publish.release_files import ReleaseFile
 
 Answer = TypeVar("Answer")
+IGNORE = ".gitignore"
 _PULLS = 10  # newest pull requests that are looked at for one with the same files
 
 
@@ -128,6 +132,46 @@ class Remote:
     def make_tag(self, name: str, commit: str) -> None:
         """Put a tag on a commit."""
         self._ask("create_tag", tag=name, revision=commit)
+
+    def ignored(
+        self, operations: Sequence[Any], *, revision: str | None, create_pr: bool
+    ) -> list[str]:
+        """Ask which files a ``.gitignore`` keeps out: the client leaves them out and does not say.
+
+        Args:
+            operations: ``CommitOperationAdd`` of each file.
+            revision: The branch; None for main.
+            create_pr: Whether it is for a pull request.
+        """
+        from huggingface_hub import get_session, hf_raise_for_status
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+        address = f"{self.api.endpoint}/api/{self.repo_type}s/{self.repo_id}/preupload/"
+        body: dict[str, Any] = {
+            "files": [
+                {
+                    "path": one.path_in_repo,
+                    "sample": base64.b64encode(one.upload_info.sample).decode(),
+                    "size": one.upload_info.size,
+                }
+                for one in operations
+            ]
+        }
+        for one in operations:
+            if one.path_in_repo == IGNORE:
+                body["gitIgnore"] = Path(one.path_or_fileobj).read_text("utf-8", "replace")
+
+        def call() -> list[str]:
+            response = get_session().post(
+                address + quote(revision or "main", safe=""),
+                json=body,
+                params={"create_pr": "1"} if create_pr else None,
+                headers=build_hf_headers(library_name="vaeconv", library_version=__version__),
+            )
+            hf_raise_for_status(response)
+            return [one["path"] for one in response.json()["files"] if one["shouldIgnore"]]
+
+        return ask(call, self.deadline)
 
     def download(self, path: str, commit: str, folder: str) -> str:
         """Download a file into a folder, whatever a cache may have of it."""
