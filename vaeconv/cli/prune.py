@@ -129,8 +129,8 @@ def prune(
             metavar="PREFIX",
             rich_help_panel=PARTS,
             show_default=False,
-            help="What the autoencoder's keys begin with in OUT; by default what they do in IN, and "
-            "where it has none what they do in its kind, such as vae. beside FLUX.",
+            help="What the autoencoder's keys begin with in OUT; by default what they do in IN, "
+            "and where it has none what they do in its kind, such as vae. beside FLUX.",
         ),
     ] = None,
     probe: Annotated[
