@@ -24,7 +24,7 @@ PACKAGE = Path(vaeconv.__file__).parent
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("vaeconv.errors", "vaeconv._version", "vaeconv.parts"),
     ("vaeconv.autoencoder", "vaeconv.checkpoint", "vaeconv.schema"),
-    ("vaeconv.plan",),
+    ("vaeconv.names", "vaeconv.plan"),
     (
         "vaeconv.parameters", "vaeconv.position_ids", "vaeconv.shards", "vaeconv.survey",
         "vaeconv.workers",

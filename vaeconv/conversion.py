@@ -16,15 +16,8 @@ from vaeconv.averages import check_average, no_average, shadow_of
 from vaeconv.checkpoint.base import Checkpoint
 from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.executor import CopyOptions
-from vaeconv.output import (
-    Output,
-    OutputKind,
-    Written,
-    cast_notes,
-    check_target,
-    output_kind,
-    write_output,
-)
+from vaeconv.names import OutputKind, check_order, is_address, output_kind
+from vaeconv.output import Output, Written, cast_notes, check_target, write_output
 from vaeconv.parameters import weight_dtype
 from vaeconv.plan import KEEP, Plan, Row
 from vaeconv.survey import Survey, read_stored_scaling, survey_checkpoint
@@ -110,7 +103,8 @@ def convert(
     """Convert an autoencoder to the layout that the output's name stands for.
 
     A name that ends in ``.safetensors``, ``.sft``, ``.ckpt``, ``.pt``, ``.pth`` or ``.bin`` is a
-    file in the CompVis layout, any other a diffusers folder. Every tensor keeps its bits unless
+    file in the CompVis layout, one without an ending or with a slash behind it a diffusers
+    folder. Every tensor keeps its bits unless
     ``dtype`` asks for a cast.
 
     Args:
@@ -131,7 +125,9 @@ def convert(
     options = options or ConvertOptions()
     kind, target = output_kind(output)
     is_folder = kind is OutputKind.FOLDER
-    check_target(target, [source], overwrite=options.overwrite)
+    check_order([source], target)
+    if is_address(os.fspath(source)):  # before anything is fetched
+        check_target(target, [source], overwrite=options.overwrite)
     with open_checkpoint(
         source,
         variant=None if is_folder else options.variant,
@@ -160,6 +156,7 @@ def convert(
             )
             if decision.warning:
                 plan = plan._replace(notes=(*plan.notes, f"warning: {decision.warning}"))
+        check_target(target, [source], overwrite=options.overwrite, nbytes=plan.nbytes)
         result = Conversion(
             checkpoint.name,
             checkpoint.container,

@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -32,26 +31,11 @@ from vaeconv.checkpoint.source import hash_bytes
 from vaeconv.errors import OutputError, UsageError
 from vaeconv.executor import CopyOptions, copy_rows
 from vaeconv.manifest import MANIFEST, dump_manifest, kept_entries
+from vaeconv.names import OutputKind, is_address
 from vaeconv.plan import Plan, Row
 from vaeconv.shards import shard_index, split_rows, stale_names
 
-
-class OutputKind(str, Enum):
-    """What an output's name stands for."""
-
-    FOLDER = "diffusers folder"
-    SAFETENSORS = "CompVis safetensors"
-    TORCH_ZIP = "CompVis checkpoint"
-
-
-_SUFFIXES = {
-    ".safetensors": OutputKind.SAFETENSORS,
-    ".sft": OutputKind.SAFETENSORS,
-    ".ckpt": OutputKind.TORCH_ZIP,
-    ".pt": OutputKind.TORCH_ZIP,
-    ".pth": OutputKind.TORCH_ZIP,
-    ".bin": OutputKind.TORCH_ZIP,
-}
+_SLACK = 1 << 20  # bytes of a header, or of a zip file's directory, beside the weights
 
 
 class Output(NamedTuple):
@@ -92,32 +76,31 @@ class Written(NamedTuple):
     losses: Mapping[str, CastLoss] = MappingProxyType({})
 
 
-def output_kind(output: str | os.PathLike[str]) -> tuple[OutputKind, Path]:
-    """Tell the kind of an output by its name; a trailing slash always means a folder.
-
-    Raises:
-        UsageError: The name is empty.
-    """
-    text = os.fspath(output)
-    if not text:
-        raise UsageError("the output has no name")
-    path = Path(text)
-    if text.endswith(("/", os.sep)):
-        return OutputKind.FOLDER, path
-    return _SUFFIXES.get(path.suffix.lower(), OutputKind.FOLDER), path
-
-
 def check_target(
-    target: Path, sources: Sequence[str | os.PathLike[str]], *, overwrite: bool
+    target: Path,
+    sources: Sequence[str | os.PathLike[str]],
+    *,
+    overwrite: bool,
+    nbytes: int | None = None,
 ) -> None:
     """Refuse an output that must not be written.
+
+    Args:
+        target: The file or folder to write.
+        sources: What is read, by whatever name.
+        overwrite: Whether an existing output may be replaced.
+        nbytes: Bytes of the weights that would be written. A file that is there and larger may
+            well be the input of someone who swapped two names, and nobody is told how to lose it.
 
     Raises:
         OutputError: As :func:`~vaeconv.checkpoint.atomic.check_output`.
     """
     texts = [os.fspath(source) for source in sources]
-    local = [Path(text) for text in texts if "://" not in text and os.path.lexists(text)]
-    check_output(target, local, overwrite=overwrite)
+    local = [Path(text) for text in texts if not is_address(text) and os.path.lexists(text)]
+    hint = "--overwrite replaces it"
+    if nbytes is not None and target.is_file() and target.stat().st_size > nbytes + _SLACK:
+        hint = "it is larger than what would replace it: IN comes before OUT, are they swapped?"
+    check_output(target, local, overwrite=overwrite, hint=hint)
 
 
 def write_output(

@@ -14,15 +14,8 @@ from vaeconv.autoencoder.topology import Layout
 from vaeconv.checkpoint.base import Checkpoint
 from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.errors import CheckFailedError, UsageError
-from vaeconv.output import (
-    Output,
-    OutputKind,
-    Written,
-    cast_notes,
-    check_target,
-    output_kind,
-    write_output,
-)
+from vaeconv.names import OutputKind, check_order, is_address, output_kind
+from vaeconv.output import Output, Written, cast_notes, check_target, write_output
 from vaeconv.plan import Plan
 from vaeconv.prune_options import Probed, PruneOptions
 from vaeconv.prune_plan import Group, PrunePlanner
@@ -90,7 +83,9 @@ def prune(
     options = options or PruneOptions()
     kind, target = output_kind(output)
     sources = [source, *([options.vae] if options.vae is not None else [])]
-    check_target(target, sources, overwrite=options.overwrite)
+    check_order(sources, target)
+    if any(is_address(os.fspath(one)) for one in sources):  # before anything is fetched
+        check_target(target, sources, overwrite=options.overwrite)
     with ExitStack() as stack:
         checkpoints = [
             stack.enter_context(
@@ -114,6 +109,7 @@ def prune(
         config = probe = None
         if kind is OutputKind.FOLDER or options.probe:
             config = _build_config(*(baked or (checkpoint, survey)))
+        check_target(target, sources, overwrite=options.overwrite, nbytes=plan.nbytes)
         if options.probe and config:
             probe = options.probe(planner.autoencoder_rows(plan), config)
             config["force_upcast"] = not probe.is_finite

@@ -24,13 +24,20 @@ _ASIDE = "-old"
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
-def check_output(target: Path, sources: Sequence[Path], *, overwrite: bool) -> None:
+def check_output(
+    target: Path,
+    sources: Sequence[Path],
+    *,
+    overwrite: bool,
+    hint: str = "--overwrite replaces it",
+) -> None:
     """Refuse an output that must not be written, before anything is opened for writing.
 
     Args:
         target: The file or folder to write.
         sources: Local files that will be read.
         overwrite: Whether an existing output may be replaced.
+        hint: What to say of an output that is there.
 
     Raises:
         OutputError: It is one of the sources (by whatever spelling), contains one or lies in one,
@@ -61,7 +68,7 @@ def check_output(target: Path, sources: Sequence[Path], *, overwrite: bool) -> N
             "is a symbolic link", where=str(target), hint="name the place that it points to"
         )
     if exists and not overwrite and not _is_empty_folder(target):
-        raise OutputExistsError("exists", where=str(target), hint="--overwrite replaces it")
+        raise OutputExistsError("exists", where=str(target), hint=hint)
 
 
 @contextmanager

@@ -116,11 +116,13 @@ def compare(
     from vaeconv.evaluate.grids import FORMATS
     from vaeconv.evaluate.models import name_specs
     from vaeconv.evaluate.protocol import preset
+    from vaeconv.names import check_ending
     from vaeconv.parity.side import SideOptions
 
     specs = name_specs(list(models or ()), {"name": list(name or ())}, models_file, ema=ema)
     if not specs or images is None or out is None:
         raise UsageError("models, --images and --out are needed")
+    check_ending(out, (), "--out")
     if picture_format not in FORMATS:
         raise UsageError(f"--format {picture_format} is none of {', '.join(FORMATS)}")
     shown = not (quiet or json)

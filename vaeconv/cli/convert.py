@@ -39,7 +39,7 @@ Output = Annotated[
     typer.Argument(
         metavar="OUT",
         help="A name ending in .safetensors, .sft, .ckpt, .pt, .pth or .bin is a CompVis file; "
-        "any other is a diffusers folder.",
+        "one without an ending, or with a / behind it, is a diffusers folder.",
         show_default=False,
     ),
 ]

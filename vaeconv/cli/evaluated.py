@@ -18,6 +18,7 @@ from vaeconv.evaluate.evaluation import EvalOptions, evaluate
 from vaeconv.evaluate.meter import METRICS
 from vaeconv.evaluate.models import ModelSpec, name_specs
 from vaeconv.evaluate.tables import format_latex, format_markdown, make_tables
+from vaeconv.names import check_ending
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +69,8 @@ def run_job(job: EvalJob, options: EvalOptions) -> None:
     if job.plots:
         from vaeconv.evaluate.plots import import_figure
 
+        check_ending(job.plots, (), "--plots")
+
         import_figure()  # before the work, where it is missing
     result = None
     if specs:
@@ -93,6 +96,7 @@ def run_evaluation(
         raise UsageError("no pictures", hint="name a folder or a zip file with --images")
     if job.out is None:
         raise UsageError("no output", hint="name a file for the result with --out")
+    check_ending(job.out, (".json",), "a result")
     if not job.out.absolute().parent.is_dir():
         raise OutputError("its folder does not exist", where=str(job.out))
     if job.out.exists() and not job.out.is_file():

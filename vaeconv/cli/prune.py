@@ -253,6 +253,7 @@ def _pair(paths: list[str], out_dir: Path | None) -> list[tuple[str, str]]:
         UsageError: One is missing, or two would be the same.
     """
     from vaeconv.errors import OutputError, UsageError
+    from vaeconv.names import batch_targets
 
     if out_dir is None:
         if len(paths) != 2:
@@ -263,12 +264,4 @@ def _pair(paths: list[str], out_dir: Path | None) -> list[tuple[str, str]]:
         return [(paths[0], paths[1])]
     if not out_dir.is_dir():
         raise OutputError("is not a folder", where=str(out_dir), hint=f"mkdir -p '{out_dir}'")
-    jobs: dict[str, str] = {}
-    for path in paths:
-        name = Path(path.rstrip("/")).name
-        is_folder = "://" not in path and Path(path).is_dir()
-        target = str(out_dir / (name if is_folder else f"{Path(name).stem}.safetensors"))
-        if target in jobs:
-            raise UsageError(f"{jobs[target]} and {path} would both become {target}")
-        jobs[target] = path
-    return [(path, target) for target, path in jobs.items()]
+    return batch_targets(paths, out_dir)

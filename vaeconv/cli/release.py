@@ -67,11 +67,13 @@ def release(
     from vaeconv.cli.progress import StepProgress
     from vaeconv.cli.render import print_json
     from vaeconv.errors import OutputExistsError, VaeconvError, one_line
+    from vaeconv.names import check_ending
     from vaeconv.publish.release import check_steps
     from vaeconv.publish.release import release as run
     from vaeconv.publish.release_config import commented_file, read_release
 
     if init:
+        check_ending(file, (".toml",), "a release file")
         if file.exists():
             raise OutputExistsError("exists", where=str(file), hint="remove it, or name another")
         replace_small_file(file, commented_file().encode(), durable=False)

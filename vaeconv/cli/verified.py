@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vaeconv.checkpoint.folder import CONFIG, STEM
 from vaeconv.cli.render import human_size, print_json, print_notes, text_table
 from vaeconv.errors import CheckFailedError, OutputError, one_line
+from vaeconv.names import check_ending
 from vaeconv.parity.report import (
     annotation,
     append_summary,
@@ -52,7 +53,16 @@ class Outputs:
 
         Raises:
             OutputError: A folder is not there, or a report would replace weights or their config.
+            UsageError: A name ends in something else than what is written.
         """
+        for path, endings, what in (
+            (self.report, (".json",), "a report"),
+            (self.html, (".html", ".htm"), "a page"),
+            (self.junit, (".xml",), "JUnit XML"),
+            (self.pictures, (), "--pictures"),
+        ):
+            if path is not None:
+                check_ending(path, endings, what)
         for path in (self.report, self.html, self.junit, self.pictures):
             if path is None:
                 continue

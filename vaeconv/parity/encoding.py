@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from vaeconv.checkpoint.atomic import replace_small_file
 from vaeconv.errors import UsageError
+from vaeconv.names import check_ending, check_order, is_address
 from vaeconv.output import check_target
 from vaeconv.parity.devices import import_torch, pick_device, reproducible
 from vaeconv.parity.images import list_images, read_images
@@ -67,11 +68,16 @@ def encode_pictures(
         OutputError: The output exists or cannot be written.
         MissingDependencyError: The device, torch or diffusers is not there.
     """
-    check_target(output, [model, images], overwrite=overwrite)
+    check_ending(output, (".safetensors", ".sft"), "a file of latents")
+    sources = (images, model)
+    check_order(sources, output)
+    if is_address(os.fspath(model)):  # before anything is fetched
+        check_target(output, sources, overwrite=overwrite)
     paths = list_images(images)[:limit]
     report = on_progress or (lambda step, done, total: None)
     side = open_side(model, "MODEL", how, ema=False)
     try:
+        check_target(output, sources, overwrite=overwrite)
         return _encode(side, paths, output, size, device, report)
     finally:
         side.close()

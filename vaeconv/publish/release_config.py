@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from vaeconv.errors import UsageError
+from vaeconv.names import KINDS, ending_of
 from vaeconv.publish.meta import CardMeta
 from vaeconv.schema import build, read_toml
 
@@ -138,6 +139,7 @@ def read_release(path: Path) -> ReleaseConfig:
         )
     if config.output.original and not config.output.original_formats:
         raise UsageError("[output] original needs original_formats", where=str(path))
+    _check_endings(config.output, str(path))
     if config.push.original_repo_id and not config.output.original:
         raise UsageError(
             "[push] original_repo_id needs a name in [output] original", where=str(path)
@@ -148,6 +150,27 @@ def read_release(path: Path) -> ReleaseConfig:
         if repo_id.count("/") != 1 or not all(repo_id.split("/")):
             raise UsageError(f"[push] {repo_id} is not owner/name", where=str(path))
     return config
+
+
+def _check_endings(output: OutputTable, where: str) -> None:
+    """Check that the CompVis file's endings can be written, and that its name has none of them.
+
+    Raises:
+        UsageError: One cannot, or it has.
+    """
+    unknown = [one for one in output.original_formats if f".{one.lstrip('.')}" not in KINDS]
+    if unknown:
+        raise UsageError(
+            f"[output] original_formats: {unknown[0]} is no ending that is written",
+            where=where,
+            hint=f"choose from {', '.join(ending[1:] for ending in KINDS)}",
+        )
+    if ending_of(output.original) in KINDS:
+        raise UsageError(
+            f"[output] original is a name without its ending, and {output.original} has one",
+            where=where,
+            hint="endings are listed in original_formats",
+        )
 
 
 def _check_gates(config: ReleaseConfig, where: str) -> None:
