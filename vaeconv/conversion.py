@@ -156,7 +156,7 @@ def convert(
             )
             if decision.warning:
                 plan = plan._replace(notes=(*plan.notes, f"warning: {decision.warning}"))
-        check_target(target, [source], overwrite=options.overwrite, nbytes=plan.nbytes)
+        check_target(target, [source], overwrite=options.overwrite, plan=plan)
         result = Conversion(
             checkpoint.name,
             checkpoint.container,

@@ -13,6 +13,15 @@ MANIFEST = "vaeconv.json"
 _VERSION = 1
 
 
+def source_name(folder: Path) -> str | None:
+    """Read which file a folder was made from; None where nothing says so."""
+    try:
+        name = json.loads((folder / MANIFEST).read_bytes())["source"]["name"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return name if isinstance(name, str) else None
+
+
 def kept_entries(target: Path, replaced: set[str]) -> dict[str, Any]:
     """Take over what an earlier manifest says of files that stay, such as another variant."""
     try:

@@ -117,7 +117,8 @@ def _check_ending(text: str, ending: str, endings: Iterable[str], more: str) -> 
         if meant
         else f"write {' or '.join(endings)}"
     )
-    raise UsageError(f"{ending} is no ending that is written", where=text, hint=hint + more)
+    own = text[len(text) - len(ending) :]
+    raise UsageError(f"{own} is no ending that is written", where=text, hint=hint + more)
 
 
 def batch_targets(sources: Sequence[str], folder: Path) -> list[tuple[str, str]]:

@@ -30,12 +30,12 @@ from vaeconv.checkpoint.layout_out import lay_out_safetensors, lay_out_torch_zip
 from vaeconv.checkpoint.source import hash_bytes
 from vaeconv.errors import OutputError, UsageError
 from vaeconv.executor import CopyOptions, copy_rows
-from vaeconv.manifest import MANIFEST, dump_manifest, kept_entries
+from vaeconv.manifest import MANIFEST, dump_manifest, kept_entries, source_name
 from vaeconv.names import OutputKind, is_address
 from vaeconv.plan import Plan, Row
 from vaeconv.shards import shard_index, split_rows, stale_names
 
-_SLACK = 1 << 20  # bytes of a header, or of a zip file's directory, beside the weights
+_OVERHEAD = 1024  # bytes per tensor, more than a header or a zip file's directory takes
 
 
 class Output(NamedTuple):
@@ -81,7 +81,7 @@ def check_target(
     sources: Sequence[str | os.PathLike[str]],
     *,
     overwrite: bool,
-    nbytes: int | None = None,
+    plan: Plan | None = None,
 ) -> None:
     """Refuse an output that must not be written.
 
@@ -89,8 +89,7 @@ def check_target(
         target: The file or folder to write.
         sources: What is read, by whatever name.
         overwrite: Whether an existing output may be replaced.
-        nbytes: Bytes of the weights that would be written. A file that is there and larger may
-            well be the input of someone who swapped two names, and nobody is told how to lose it.
+        plan: What would be written.
 
     Raises:
         OutputError: As :func:`~vaeconv.checkpoint.atomic.check_output`.
@@ -98,9 +97,21 @@ def check_target(
     texts = [os.fspath(source) for source in sources]
     local = [Path(text) for text in texts if not is_address(text) and os.path.lexists(text)]
     hint = "--overwrite replaces it"
-    if nbytes is not None and target.is_file() and target.stat().st_size > nbytes + _SLACK:
-        hint = "it is larger than what would replace it: IN comes before OUT, are they swapped?"
+    if plan and target.is_file() and _looks_like_the_input(target, local, plan):
+        hint = "IN comes before OUT: are they swapped?"
     check_output(target, local, overwrite=overwrite, hint=hint)
+
+
+def _looks_like_the_input(target: Path, sources: Sequence[Path], plan: Plan) -> bool:
+    """Whether a file that is in the way is rather what somebody wanted to read.
+
+    So it is where it is larger than what would replace it, or where the input was made from it.
+    Nobody is told then how to lose it.
+    """
+    largest = plan.nbytes + _OVERHEAD * (len(plan.rows) + 1)
+    return target.stat().st_size > largest or any(
+        source_name(source) == target.name for source in sources
+    )
 
 
 def write_output(

@@ -109,7 +109,7 @@ def prune(
         config = probe = None
         if kind is OutputKind.FOLDER or options.probe:
             config = _build_config(*(baked or (checkpoint, survey)))
-        check_target(target, sources, overwrite=options.overwrite, nbytes=plan.nbytes)
+        check_target(target, sources, overwrite=options.overwrite, plan=plan)
         if options.probe and config:
             probe = options.probe(planner.autoencoder_rows(plan), config)
             config["force_upcast"] = not probe.is_finite

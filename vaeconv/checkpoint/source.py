@@ -277,6 +277,16 @@ class MemorySource:
     def map(self, offset: int, size: int) -> memoryview | None:
         return None
 
+    def known_sha256(self, part: Part = None) -> str | None:
+        return None
+
+    def keep_sha256(self, sha256: str, part: Part = None) -> None:
+        pass
+
+    @property
+    def is_local(self) -> bool:
+        return True
+
     def check_unchanged(self) -> None:
         pass
 
