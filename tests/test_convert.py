@@ -135,8 +135,8 @@ def test_bytes_do_not_depend_on_the_order_of_keys(tmp_path: Path) -> None:
     save_ckpt(tmp_path / "a.ckpt", weights)
     save_ckpt(tmp_path / "b.ckpt", dict(reversed(weights.items())))
     for name in "ab":
-        convert(tmp_path / f"{name}.ckpt", tmp_path / f"{name}.out")
-    one, two = ((tmp_path / f"{name}.out" / WEIGHTS).read_bytes() for name in "ab")
+        convert(tmp_path / f"{name}.ckpt", tmp_path / f"{name}-out")
+    one, two = ((tmp_path / f"{name}-out" / WEIGHTS).read_bytes() for name in "ab")
     assert one == two
 
 

@@ -17,7 +17,7 @@ from vaeconv.checkpoint.base import Checkpoint
 from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.executor import CopyOptions
 from vaeconv.names import OutputKind, check_order, is_address, output_kind
-from vaeconv.output import Output, Written, cast_notes, check_target, write_output
+from vaeconv.output import Output, Written, check_target, write_output, written_notes
 from vaeconv.parameters import weight_dtype
 from vaeconv.plan import KEEP, Plan, Row
 from vaeconv.survey import Survey, read_stored_scaling, survey_checkpoint
@@ -185,7 +185,7 @@ def convert(
             hash_source=options.hash_source,
             copy=options.copy,
         )
-        notes = (*plan.notes, *cast_notes(written))
+        notes = (*plan.notes, *written_notes(written))
         return result._replace(written=written, plan=plan._replace(notes=notes))
 
 

@@ -59,10 +59,13 @@ class Copied(NamedTuple):
     Attributes:
         sha256: The hash of the output in hexadecimal; None where it was not asked for.
         losses: What a cast lost beyond rounding, by name of the output tensor.
+        source_crcs: CRC-32 of each source tensor, by name of the output tensor; empty where
+            nothing was checked.
     """
 
     sha256: str | None
     losses: dict[str, CastLoss]
+    source_crcs: dict[str, int]
 
 
 def copy_rows(
@@ -95,7 +98,8 @@ def copy_rows(
     copy = _Copy(fd, file, {row.name: row for row in rows}, options, where)
     # Compressed and strided sources can only be read in order.
     copy.run(_WORKERS if all(row.source.is_direct for row in rows) else 1)
-    return Copied(copy.sha256.hexdigest() if options.check else None, copy.losses)
+    sha256 = copy.sha256.hexdigest() if options.check else None
+    return Copied(sha256, copy.losses, copy.source_crcs if options.check else {})
 
 
 def _reserve(fd: int, size: int, where: str) -> None:
@@ -170,7 +174,7 @@ class _Copy:
         self._where = where
         self._needs_crc = options.check or file.needs_crc
         self._crcs: dict[str, int] = {}
-        self._source_crcs: dict[str, int] = {}
+        self.source_crcs: dict[str, int] = {}
         self._readers: dict[str, StorageReader] = {}
         is_hash_bound = options.check and not any(row.is_cast for row in rows.values())
         self._piece = min(_PIECE, _HASHED_PIECE) if is_hash_bound else _PIECE
@@ -348,8 +352,8 @@ class _Copy:
         if segment.tensor is None or source is None:
             return
         row, name = self._rows[segment.tensor], segment.tensor
-        crc = crc32(source, self._source_crcs.get(name, 0))
-        self._source_crcs[name] = crc
+        crc = crc32(source, self.source_crcs.get(name, 0))
+        self.source_crcs[name] = crc
         if row.is_cast:
             if self._file.needs_crc:
                 self._crcs[name] = crc32(view[at : at + size], self._crcs.get(name, 0))

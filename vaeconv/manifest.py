@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from vaeconv._version import __version__
+from vaeconv.checkpoint.folder import CONFIG, STEM
+from vaeconv.checkpoint.source import FileSource, hash_bytes
+from vaeconv.errors import listed
 
 MANIFEST = "vaeconv.json"
 _VERSION = 1
+_WEIGHTS = (STEM, "diffusion_flax_model")  # beginnings of names under which diffusers has weights
 
 
 def source_name(folder: Path) -> str | None:
@@ -22,30 +28,118 @@ def source_name(folder: Path) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def kept_entries(target: Path, replaced: set[str]) -> dict[str, Any]:
-    """Take over what an earlier manifest says of files that stay, such as another variant."""
+class Kept(NamedTuple):
+    """Files that stay in a folder that is written to.
+
+    Attributes:
+        same: What the manifest says of weights of the same source, such as another variant.
+        others: What is known of weights that are not: where they came from, if that is known.
+        rest: Names of files that hold no weights, such as a README.
+    """
+
+    same: Mapping[str, Any] = MappingProxyType({})
+    others: Mapping[str, Any] = MappingProxyType({})
+    rest: tuple[str, ...] = ()
+
+
+def kept_files(
+    target: Path, replaced: Collection[str], source: Mapping[str, Any], *, check: bool
+) -> Kept:
+    """Account for files that are there already and stay; none of them is claimed unproved.
+
+    A file is of the same source where the earlier manifest lists it, its bytes are still those,
+    and that source held the same weights.
+
+    Args:
+        target: The folder; it need not exist.
+        replaced: Names of files that are written now, or removed.
+        source: What the manifest will say of the source of what is written.
+        check: Whether to hash the files.
+    """
+    if not target.is_dir():
+        return Kept()
+    known, came_from = _read_earlier(target)
+    same, others, rest = {}, {}, []
+    for path in sorted(target.iterdir()):
+        name = path.name
+        if name in replaced or name == MANIFEST:
+            continue
+        entry = known.get(name)
+        if not path.is_file() or not (entry or name.startswith(_WEIGHTS)):
+            rest.append(name)
+        elif entry and _is_unchanged(path, entry, check=check):
+            own = entry.get("source", came_from)
+            if check and _is_same(own, source):
+                same[name] = {key: entry[key] for key in entry if key != "source"}
+            else:
+                others[name] = {**entry, "source": own}
+        else:
+            others[name] = {"size": path.stat().st_size, "source": None}
+    return Kept(same, others, tuple(rest))
+
+
+def _read_earlier(target: Path) -> tuple[dict[str, Any], Any]:
     try:
-        outputs = json.loads((target / MANIFEST).read_bytes())["outputs"]
-        return {
-            name: entry
-            for name, entry in outputs.items()
-            if name not in replaced and (target / name).is_file()
-        }
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return {}
+        document = json.loads((target / MANIFEST).read_bytes())
+        entries = {**document["outputs"], **document.get("others", {})}
+        found = {name: dict(entry) for name, entry in entries.items()}
+        return found, document["source"]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return {}, None
 
 
-def dump_manifest(facts: Mapping[str, Any], outputs: Mapping[str, Any]) -> bytes:
+def _is_unchanged(path: Path, entry: Mapping[str, Any], *, check: bool) -> bool:
+    if path.stat().st_size != entry.get("size"):
+        return False
+    if not check or entry.get("sha256") is None:
+        return True
+    with closing(FileSource(path)) as source:
+        return bool(hash_bytes(source) == entry["sha256"])
+
+
+def _is_same(one: Any, other: Mapping[str, Any]) -> bool:
+    return isinstance(one, dict) and any(
+        one.get(key) is not None and one.get(key) == other.get(key)
+        for key in ("fingerprint", "sha256")
+    )
+
+
+def kept_notes(target: Path, kept: Kept, removed: Collection[str]) -> list[str]:
+    """Say which files stay in a folder without being of what was written, and which went."""
+    notes = []
+    if removed:
+        notes.append(
+            f"note: removed from {target}: {listed(sorted(removed), 5)}, an earlier run's weights "
+            "of the same variant"
+        )
+    for name, entry in kept.others.items():
+        source = entry["source"]
+        known = isinstance(source, dict) and source.get("name")
+        made = f"was made from {source['name']}" if known else "was not made by vaeconv"
+        notes.append(
+            f"warning: {name} stays in {target} and {made}, not from this source; "
+            f"{CONFIG} is this one's"
+        )
+    if kept.rest:
+        notes.append(f"note: {listed(kept.rest, 5)} in {target} stays as it is")
+    return notes
+
+
+def dump_manifest(
+    facts: Mapping[str, Any], outputs: Mapping[str, Any], others: Mapping[str, Any] | None = None
+) -> bytes:
     """Write a manifest: the same facts give the same bytes.
 
     Args:
         facts: What is to be said of the source and the plan.
         outputs: Of each file, by its name: size, sha256, dtype.
+        others: The same of weights beside them that came from elsewhere, and from where.
     """
     document = {
         "schema_version": _VERSION,
         "vaeconv_version": __version__,
         **facts,
         "outputs": outputs,
+        **({"others": others} if others else {}),
     }
     return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()

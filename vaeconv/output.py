@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from vaeconv.checkpoint.layout_out import lay_out_safetensors, lay_out_torch_zip
 from vaeconv.checkpoint.source import hash_bytes
 from vaeconv.errors import OutputError, UsageError
 from vaeconv.executor import CopyOptions, copy_rows
-from vaeconv.manifest import MANIFEST, dump_manifest, kept_entries, source_name
+from vaeconv.manifest import MANIFEST, dump_manifest, kept_files, kept_notes, source_name
 from vaeconv.names import OutputKind, is_address
 from vaeconv.plan import Plan, Row
 from vaeconv.shards import shard_index, split_rows, stale_names
@@ -68,12 +69,16 @@ class Written(NamedTuple):
         size: Bytes.
         sha256: Its hash in hexadecimal; None where it was not asked for.
         losses: What a cast lost beyond rounding, by tensor.
+        source_crcs: CRC-32 of each tensor's source; empty where nothing was checked.
+        notes: What the user should know of it.
     """
 
     path: Path
     size: int
     sha256: str | None
     losses: Mapping[str, CastLoss] = MappingProxyType({})
+    source_crcs: Mapping[str, int] = MappingProxyType({})
+    notes: tuple[str, ...] = ()
 
 
 def check_target(
@@ -195,9 +200,10 @@ class _Job:
     def write_file(self, manifest: bool) -> tuple[Written, ...]:
         target = self.output.target
         written = [self._write_weights(target, target, self.plan.rows, overwrite=self.overwrite)]
-        if manifest:
-            beside = target.with_name(target.name + "." + MANIFEST)
-            data = dump_manifest(self.facts, {target.name: _entry(written[0], self.facts)})
+        beside = target.with_name(target.name + "." + MANIFEST)
+        if manifest or beside.is_file():  # one that is there would tell of the file before
+            facts = self._facts(written)
+            data = dump_manifest(facts, {target.name: _entry(written[0], facts)})
             replace_small_file(beside, data, durable=self.copy.check)
             written.append(Written(beside, len(data), None))
         return tuple(written)
@@ -216,6 +222,7 @@ class _Job:
                 self._write_weights(folder / name, target / name, rows, overwrite=True)
                 for name, rows in zip(names, shards, strict=True)
             ]
+            facts = self._facts(written)
             small = {CONFIG: dump_config(self.output.config)}
             if len(shards) > 1:
                 small[index_name(variant)] = shard_index(names, shards)
@@ -223,14 +230,24 @@ class _Job:
                 write_small_file(folder / name, data, durable=durable)
                 digest = hashlib.sha256(data).hexdigest()
                 written.append(Written(target / name, len(data), digest))
+            kept = kept_files(target, own | stale, facts["source"], check=self.copy.check)
             entries = {
-                **kept_entries(target, own | stale),
-                **{w.path.name: _entry(w, self.facts if w.path.name in names else None)
+                **kept.same,
+                **{w.path.name: _entry(w, facts if w.path.name in names else None)
                    for w in written},
             }  # fmt: skip
-            data = dump_manifest(self.facts, entries)
+            data = dump_manifest(facts, entries, kept.others)
             write_small_file(folder / MANIFEST, data, durable=durable)
-        return (*written, Written(target / MANIFEST, len(data), None))
+        notes = tuple(kept_notes(target, kept, stale))
+        return (*written, Written(target / MANIFEST, len(data), None, notes=notes))
+
+    def _facts(self, written: Sequence[Written]) -> dict[str, Any]:
+        """Add to the facts what tells these weights from others, without reading them again."""
+        crcs = sorted((name, crc) for file in written for name, crc in file.source_crcs.items())
+        if not crcs:
+            return self.facts
+        fingerprint = hashlib.sha256(json.dumps(crcs).encode()).hexdigest()
+        return {**self.facts, "source": {**self.facts["source"], "fingerprint": fingerprint}}
 
     def _write_weights(
         self, place: Path, target: Path, rows: Sequence[Row], *, overwrite: bool
@@ -245,11 +262,15 @@ class _Job:
             copied = copy_rows(fd, file, rows, self.copy, where=str(target))
             for checkpoint in self.checkpoints:
                 checkpoint.check_unchanged()
-        return Written(target, file.size, copied.sha256, copied.losses)
+        return Written(target, file.size, copied.sha256, copied.losses, copied.source_crcs)
 
 
-def cast_notes(written: Sequence[Written]) -> list[str]:
-    """Say what casts lost beyond rounding."""
+def written_notes(written: Sequence[Written]) -> list[str]:
+    """Say what casts lost beyond rounding, and what else is in a folder that was written to."""
+    return [*_cast_notes(written), *(note for file in written for note in file.notes)]
+
+
+def _cast_notes(written: Sequence[Written]) -> list[str]:
     losses = {name: loss for file in written for name, loss in file.losses.items()}
     flushed = [loss.flushed for loss in losses.values() if loss.flushed]
     notes = []

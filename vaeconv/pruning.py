@@ -15,7 +15,7 @@ from vaeconv.checkpoint.base import Checkpoint
 from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.errors import CheckFailedError, UsageError
 from vaeconv.names import OutputKind, check_order, is_address, output_kind
-from vaeconv.output import Output, Written, cast_notes, check_target, write_output
+from vaeconv.output import Output, Written, check_target, write_output, written_notes
 from vaeconv.plan import Plan
 from vaeconv.prune_options import Probed, PruneOptions
 from vaeconv.prune_plan import Group, PrunePlanner
@@ -150,7 +150,7 @@ def prune(
             hash_source=options.hash_source,
             copy=options.copy,
         )
-        notes = (*plan.notes, *cast_notes(written))
+        notes = (*plan.notes, *written_notes(written))
         return result._replace(written=written, plan=plan._replace(notes=notes))
 
 

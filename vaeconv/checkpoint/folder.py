@@ -41,7 +41,9 @@ def shard_names(variant: str | None, count: int) -> list[str]:
 
 def are_weights(name: str, variant: str | None) -> bool:
     """Tell whether a file in a folder holds a variant's weights, or says where they are."""
-    if name in (weights_name(variant), index_name(variant)):
+    # diffusers before 0.32 named a variant's index so, and later ones still read it.
+    older = f"{STEM}.safetensors.{variant}.index.json"
+    if name in (weights_name(variant), index_name(variant), older):
         return True
     stem = weights_name(variant).removesuffix(".safetensors")
     return name.startswith(stem) and bool(_SHARD.fullmatch(name[len(stem) :]))

@@ -36,7 +36,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
             outputs, _ = manifest["outputs"], manifest["source"]["name"]
-            _ = {name: dict(output) for name, output in outputs.items()}
+            others = manifest.get("others", {})
+            _ = {name: dict(entry) for name, entry in [*outputs.items(), *others.items()]}
         except (
             OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError
         ) as error:  # fmt: skip

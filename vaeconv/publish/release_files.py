@@ -180,7 +180,8 @@ def _manifest_problems(folder: Path, files: Mapping[str, ReleaseFile]) -> list[s
     except VaeconvError as error:
         return [str(error)]
     problems = []
-    for name, entry in (manifest or {"outputs": {}})["outputs"].items():
+    manifest = manifest or {"outputs": {}}
+    for name, entry in {**manifest["outputs"], **manifest.get("others", {})}.items():
         file = files.get(name)
         if file and entry.get("sha256") not in (None, file.sha256):
             problems.append(

@@ -197,6 +197,10 @@ def _manifest_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
         dtype = output.get("dtype")
         cast = "" if dtype in (None, "keep") else f"{dtype}, "
         rows.append((name, f"{cast}sha256 {output['sha256']}"))
+    for name, other in sorted(manifest.get("others", {}).items()):
+        known = other.get("source")
+        made = isinstance(known, dict) and known.get("name")
+        rows.append((name, f"made from {made}, not from the above" if made else "origin unknown"))
     return rows
 
 
