@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from vaeconv import __version__, errors
-from vaeconv.cli import COMMANDS
+from vaeconv.cli.group import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

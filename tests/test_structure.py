@@ -22,7 +22,7 @@ PACKAGE = Path(vaeconv.__file__).parent
 # From the ground up; a module imports from lower floors, and within its own room. Rooms on one
 # floor do not know each other. A new module gets its place here, or nobody may import it.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("vaeconv.errors", "vaeconv._version", "vaeconv.parts"),
+    ("vaeconv.errors", "vaeconv._version", "vaeconv.leftovers", "vaeconv.parts"),
     ("vaeconv.autoencoder", "vaeconv.checkpoint", "vaeconv.schema"),
     ("vaeconv.names", "vaeconv.plan"),
     (
@@ -65,7 +65,7 @@ EARLY = {
     ("vaeconv.evaluate.inception", "torch"),
     ("vaeconv.evaluate.vgg", "torch"),
 }
-RESOLVERS = {"vaeconv", "vaeconv.cli"}  # import parts of their own by name, as late as can be
+RESOLVERS = {"vaeconv", "vaeconv.cli.group"}  # import parts of their own by name, as late as can be
 
 
 class Import(NamedTuple):

@@ -5,9 +5,9 @@ The public API; each name is imported when it is first used.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from vaeconv._version import __version__
+
+TYPE_CHECKING = False  # typing takes longer to import than everything here
 
 if TYPE_CHECKING:
     from vaeconv.autoencoder.scaling import ScalingOptions

@@ -261,7 +261,8 @@ class NameMap:
     def __post_init__(self) -> None:
         compvis = {pair.compvis: pair for pair in self.pairs}
         diffusers = {pair.diffusers: pair for pair in self.pairs}
-        assert len(self.pairs) == len(compvis) == len(diffusers), "the key table is not one to one"
+        if not len(self.pairs) == len(compvis) == len(diffusers):
+            raise ValueError("the key table is not one to one")
         # Old names are read, never part of the bijection.
         legacy = {pair.legacy: pair for pair in self.pairs}
         by_name = {Layout.COMPVIS: compvis, Layout.DIFFUSERS: {**legacy, **diffusers}}

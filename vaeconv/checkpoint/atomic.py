@@ -12,11 +12,13 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from vaeconv.errors import OutputError, OutputExistsError
+from vaeconv.leftovers import removed_when_stopped
 
 _MARK = ".vaeconv-"
 _ASIDE = "-old"
@@ -87,11 +89,7 @@ def staged_file(target: Path, *, overwrite: bool, durable: bool) -> Iterator[int
     if target.is_dir():
         raise OutputError("is a folder", where=str(target), hint="name a file")
     _remove_debris(target)
-    temporary, fd = _temporary(target), -1
-    try:
-        with _translated(target):
-            fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        _lock(fd)
+    with _claimed(target, _create_file, _remove_file) as (temporary, fd):
         yield fd
         with _translated(target):
             if target.exists():
@@ -104,14 +102,6 @@ def staged_file(target: Path, *, overwrite: bool, durable: bool) -> Iterator[int
                 _rename_new(temporary, target)
             if durable:
                 sync_folder(target.parent)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
-    finally:
-        if fd >= 0:
-            with _translated(target):
-                os.close(fd)
 
 
 @contextmanager
@@ -136,12 +126,7 @@ def staged_folder(
     if target.exists() and not target.is_dir():
         raise OutputError("is a file", where=str(target), hint="name a folder")
     _remove_debris(target)
-    temporary, lock = _temporary(target), -1
-    try:
-        with _translated(target):
-            os.mkdir(temporary)
-            lock = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
-        _lock(lock)
+    with _claimed(target, _create_folder, partial(_remove_staged, target)) as (temporary, _):
         yield temporary
         with _translated(target):
             if target.exists():
@@ -154,10 +139,66 @@ def staged_folder(
             _swap_in(temporary, target)
             if durable:
                 sync_folder(target.parent)
-    finally:
-        _remove_folder(temporary)
-        if lock >= 0:
-            os.close(lock)
+        _remove_folder(temporary)  # what was there before
+
+
+@contextmanager
+def _claimed(
+    target: Path, create: Callable[[Path], int], remove: Callable[[Path], None]
+) -> Iterator[tuple[Path, int]]:
+    """Make a temporary that is locked; it is removed where the block fails.
+
+    Before it is locked, another run on the same target may take it for debris: then what is locked
+    has no name any more, and another one is made.
+
+    Args:
+        target: What it becomes.
+        create: Makes it and gives a descriptor.
+        remove: Removes it, if it is there.
+    """
+    while True:
+        temporary, fd = _temporary(target), -1
+        with removed_when_stopped(partial(remove, temporary)):
+            try:
+                with _translated(target):
+                    fd = create(temporary)
+                    _lock(fd)
+                if os.path.lexists(temporary):
+                    yield temporary, fd
+                    return
+            except BaseException:
+                remove(temporary)
+                raise
+            finally:
+                if fd >= 0:
+                    with _translated(target):
+                        os.close(fd)
+
+
+def _create_file(temporary: Path) -> int:
+    return os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+
+def _create_folder(temporary: Path) -> int:
+    os.mkdir(temporary)
+    try:
+        return os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:  # taken already
+        return -1
+
+
+def _remove_file(temporary: Path) -> None:
+    with suppress(OSError):
+        os.unlink(temporary)
+
+
+def _remove_staged(target: Path, temporary: Path) -> None:
+    """Remove a folder; a target that was put aside for it and has no successor comes back."""
+    aside = _aside(temporary)
+    if os.path.lexists(aside) and not os.path.lexists(target):
+        os.rename(aside, target)
+    _remove_folder(aside)
+    _remove_folder(temporary)
 
 
 def replace_small_file(path: Path, data: bytes, *, durable: bool) -> None:
@@ -238,9 +279,14 @@ def _temporary(target: Path) -> Path:
     return target.parent / f"{_stem(target)}{os.urandom(6).hex()}"
 
 
+def _aside(temporary: Path) -> Path:
+    """Where a target is for a moment, where two names cannot be exchanged in one step."""
+    return temporary.with_name(temporary.name + _ASIDE)
+
+
 def _lock(fd: int) -> None:
     """Mark a temporary as in use. Where nothing can be locked, nothing is taken for debris."""
-    with suppress(OSError):
+    with suppress(OSError, ValueError):  # there may be no descriptor
         fcntl.flock(fd, fcntl.LOCK_EX)
 
 
@@ -313,7 +359,7 @@ def _swap_in(temporary: Path, target: Path) -> None:
     if not target.exists():
         os.rename(temporary, target)
     elif not _exchange(temporary, target):
-        aside = target.with_name(_temporary(target).name + _ASIDE)
+        aside = _aside(temporary)
         try:
             os.rename(target, aside)
             os.rename(temporary, target)

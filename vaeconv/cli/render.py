@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from vaeconv.errors import VaeconvError, one_line
@@ -49,21 +50,27 @@ def describe_error(error: VaeconvError) -> dict[str, Any]:
 
 
 def print_error(text: str, details: Iterable[str] = ()) -> None:
-    """Write one error line to stderr, and a line for each of its details."""
+    """Write one error line to stderr, where that can be written, and one for each detail."""
     lines = [f"error: {one_line(text)}", *(f"  - {one_line(detail)}" for detail in details)]
-    _write_stderr("\n".join(lines) + "\n")
+    with suppress(OSError):
+        _write_stderr(line + "
+" for line in lines)
 
 
 def print_notes(notes: Iterable[str]) -> None:
     """Write notes and warnings to stderr, a line each."""
-    for note in notes:
-        _write_stderr(one_line(note) + "\n")
+    _write_stderr(one_line(note) + "\n" for note in notes)
 
 
-def _write_stderr(text: str) -> None:
-    encoding = sys.stderr.encoding or "utf-8"
-    sys.stderr.write(text.encode(encoding, "backslashreplace").decode(encoding))
-    sys.stderr.flush()
+def _write_stderr(lines: Iterable[str]) -> None:
+    """Write lines; where there is no room for them, the work goes on."""
+    try:
+        sys.stderr.writelines(lines)
+        sys.stderr.flush()
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass
 
 
 def make_console() -> Console:

@@ -1,0 +1,177 @@
+"""The commands, and the one place where errors become text."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from vaeconv._version import __version__
+from vaeconv.cli.render import print_error, print_json
+from vaeconv.cli.streams import STDOUT, stdout_failure
+from vaeconv.errors import OutputError, UsageError, VaeconvError
+
+
+class _Stopped(BaseException):
+    """The run was stopped where no handler of ours saw the signal, or nobody reads its output."""
+
+    def __init__(self, code: int, message: str = "") -> None:
+        super().__init__(code, message)
+        self.code = code
+        self.message = message
+
+
+_INTERRUPTED = 130, "interrupted; nothing is left half-written"
+_BROKEN_PIPE = (141,)  # who read the output has gone, and would not read a message either
+COMMANDS = (
+    "inspect", "convert", "prune", "verify", "latents", "eval", "compare", "card", "push",
+    "release", "verify-signature",
+)  # fmt: skip
+# One file in, one file out: they end before there is garbage worth collecting.
+_SHORT = ("inspect", "convert")
+
+
+class Commands(TyperGroup):
+    """Runs a command and turns whatever it raises into one line and an exit code.
+
+    A command's options are made when it is asked for: those of all commands take longer than
+    most of them take to run.
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Name the commands, in the order of the help."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Make a command from the function of its name in the module of its name."""
+        if cmd_name not in COMMANDS:
+            return None
+        if cmd_name not in _SHORT:
+            gc.enable()
+        single = typer.Typer(add_completion=False)
+        name = cmd_name.replace("-", "_")
+        single.command(cmd_name)(getattr(import_module(f"vaeconv.cli.{name}"), name))
+        return typer.main.get_command(single)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run, and say of a stop what it is: Typer would end without a word."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _Stopped(*_INTERRUPTED) from error
+        except BrokenPipeError as error:
+            raise _Stopped(*_BROKEN_PIPE) from error
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> NoReturn:
+        """Run and exit."""
+        given = list(sys.argv[1:] if args is None else args)
+        options["standalone_mode"] = False
+        sys.exit(_guarded(lambda: super(Commands, self).main(given, *rest, **options), given))
+
+
+def _guarded(run: Any, args: list[str]) -> int:
+    is_json, is_verbose = "--json" in args, bool({"--verbose", "-v"} & set(args))
+    command = next((arg for arg in args if not arg.startswith("-")), "")
+    try:
+        return run() or 0
+    except VaeconvError as error:
+        failure = error
+    except _Stopped as stop:
+        if stop.message:
+            print_error(stop.message)
+        return stop.code
+    except MemoryError:
+        failure = VaeconvError("out of memory")
+    except Exception as error:  # noqa: BLE001 - a bug: said in one line, traced on request
+        found = _translate(error, command)
+        if found is None:  # no arguments: the help was printed
+            return UsageError.exit_code
+        failure = found
+    if is_verbose:
+        import traceback
+
+        traceback.print_exception(failure)
+    return _report(failure, command, is_json=is_json)
+
+
+def _report(failure: VaeconvError, command: str, *, is_json: bool) -> int:
+    """Say what went wrong: in the document where one is wanted and can be written."""
+    try:
+        if is_json and failure.where != STDOUT:
+            if not failure.is_reported:
+                print_json(command, {}, failure)
+            return failure.exit_code
+    except BrokenPipeError:
+        return _BROKEN_PIPE[0]
+    except OSError:  # then the line for people is better than nothing
+        pass
+    print_error(str(failure))
+    return failure.exit_code
+
+
+def _translate(error: Exception, command: str) -> VaeconvError | None:
+    """Turn an error that is not of our own into one; None where there is nothing to say."""
+    # The parser's own errors: Typer vendors its parser, and they are known by how they are shown.
+    if hasattr(error, "format_message"):
+        message = error.format_message()
+        what = message.rstrip(".").replace("\n", " ")
+        return UsageError(what, hint=_where_to_look(command)) if message else None
+    reason = stdout_failure(error) if isinstance(error, OSError) else None
+    failure = (
+        OutputError(f"cannot be written: {reason}", where=STDOUT)
+        if reason
+        else VaeconvError(
+            f"internal error: {type(error).__name__}: {error}",
+            hint="please report it with the output of --verbose",
+        )
+    )
+    failure.__cause__ = error
+    return failure
+
+
+def _where_to_look(command: str) -> str:
+    if command in COMMANDS:
+        return f"see vaeconv {command} --help"
+    from difflib import get_close_matches
+
+    meant = get_close_matches(command, COMMANDS, 1)
+    return f"did you mean {meant[0]}?" if meant else "see vaeconv --help"
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vaeconv {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def vaeconv(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Take a Stable Diffusion autoencoder from a training checkpoint to a published repository.
+
+    Right to the bit, quick, safe on files from strangers.
+
+    Exit codes: 0 done, 1 internal error, 2 wrong usage, 3 bad or unsafe input, 4 a check failed,
+    5 output exists or cannot be written, 6 Hub or network, 7 something optional is missing,
+    130 interrupted, 141 nobody reads the output, 143 terminated.
+    """
