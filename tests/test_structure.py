@@ -22,7 +22,13 @@ PACKAGE = Path(vaeconv.__file__).parent
 # From the ground up; a module imports from lower floors, and within its own room. Rooms on one
 # floor do not know each other. A new module gets its place here, or nobody may import it.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("vaeconv.errors", "vaeconv._version", "vaeconv.leftovers", "vaeconv.parts"),
+    (
+        "vaeconv.errors",
+        "vaeconv._version",
+        "vaeconv.json_text",
+        "vaeconv.leftovers",
+        "vaeconv.parts",
+    ),
     ("vaeconv.autoencoder", "vaeconv.checkpoint", "vaeconv.schema"),
     ("vaeconv.names", "vaeconv.plan"),
     (

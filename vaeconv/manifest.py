@@ -13,6 +13,7 @@ from vaeconv._version import __version__
 from vaeconv.checkpoint.folder import CONFIG, STEM
 from vaeconv.checkpoint.source import FileSource, hash_bytes
 from vaeconv.errors import listed
+from vaeconv.json_text import dump_json
 
 MANIFEST = "vaeconv.json"
 _VERSION = 1
@@ -142,4 +143,4 @@ def dump_manifest(
         "outputs": outputs,
         **({"others": others} if others else {}),
     }
-    return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    return (dump_json(document, sort_keys=True, ascii=False) + "\n").encode()

@@ -87,7 +87,7 @@ def card(
 
         vaeconv card out/ --check --eval coco.json
     """  # fmt: skip
-    from vaeconv.cli.render import make_console, print_json
+    from vaeconv.cli.render import print_json
     from vaeconv.errors import CheckFailedError, one_line
     from vaeconv.publish.card import CardInputs, card_title, make_card, write_card
     from vaeconv.publish.checking import check_card
@@ -134,9 +134,10 @@ def card(
         print_json("card", {**facts, "dry_run": dry_run, "text": text})
         return
     if show:
+        from rich.console import Console
         from rich.markdown import Markdown
 
-        make_console().print(Markdown(text.split("\n---\n", 1)[-1]))
+        Console().print(Markdown(text.split("\n---\n", 1)[-1]))
     elif dry_run:
         sys.stdout.write(text)
     elif not quiet:

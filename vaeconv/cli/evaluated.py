@@ -19,6 +19,7 @@ from vaeconv.evaluate.meter import METRICS
 from vaeconv.evaluate.models import ModelSpec, name_specs
 from vaeconv.evaluate.tables import format_latex, format_markdown, make_tables
 from vaeconv.names import check_ending
+from vaeconv.json_text import dump_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +117,7 @@ def run_evaluation(
     if result is None:
         return None
     document = {"schema_version": SCHEMA_VERSION, "command": "eval", "ok": True, **result}
-    data = json_module.dumps(document, indent=1, ensure_ascii=True, allow_nan=False)
+    data = dump_json(document, indent=1)
     replace_small_file(job.out, data.encode() + b"\n", durable=True)
     if shown:
         _print_notes(result)
@@ -184,7 +185,7 @@ def read_result(path: Path) -> dict[str, Any]:
 def print_results(results: Sequence[Mapping[str, Any]], form: str) -> None:
     """Print tables of results."""
     if form == "json":
-        sys.stdout.write(json_module.dumps(list(results), indent=1) + "\n")
+        sys.stdout.write(dump_json(list(results), indent=1) + "\n")
     elif form == "markdown":
         sys.stdout.write(format_markdown(results) + "\n")
     elif form == "latex":

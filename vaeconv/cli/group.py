@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Annotated, Any, NoReturn
 
@@ -13,8 +14,8 @@ from typer.core import TyperGroup
 
 from vaeconv._version import __version__
 from vaeconv.cli.render import print_error, print_json
-from vaeconv.cli.streams import STDOUT, stdout_failure
-from vaeconv.errors import OutputError, UsageError, VaeconvError
+from vaeconv.cli.streams import BROKEN_PIPE, STDOUT, ReaderGone
+from vaeconv.errors import UsageError, VaeconvError
 
 
 class _Stopped(BaseException):
@@ -27,7 +28,6 @@ class _Stopped(BaseException):
 
 
 _INTERRUPTED = 130, "interrupted; nothing is left half-written"
-_BROKEN_PIPE = (141,)  # who read the output has gone, and would not read a message either
 COMMANDS = (
     "inspect", "convert", "prune", "verify", "latents", "eval", "compare", "card", "push",
     "release", "verify-signature",
@@ -65,7 +65,7 @@ class Commands(TyperGroup):
         except KeyboardInterrupt as error:
             raise _Stopped(*_INTERRUPTED) from error
         except BrokenPipeError as error:
-            raise _Stopped(*_BROKEN_PIPE) from error
+            raise _Stopped(BROKEN_PIPE) from error
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> NoReturn:
         """Run and exit."""
@@ -81,6 +81,8 @@ def _guarded(run: Any, args: list[str]) -> int:
         return run() or 0
     except VaeconvError as error:
         failure = error
+    except ReaderGone:
+        return BROKEN_PIPE
     except _Stopped as stop:
         if stop.message:
             print_error(stop.message)
@@ -95,7 +97,8 @@ def _guarded(run: Any, args: list[str]) -> int:
     if is_verbose:
         import traceback
 
-        traceback.print_exception(failure)
+        with suppress(OSError):
+            traceback.print_exception(failure)
     return _report(failure, command, is_json=is_json)
 
 
@@ -106,9 +109,9 @@ def _report(failure: VaeconvError, command: str, *, is_json: bool) -> int:
             if not failure.is_reported:
                 print_json(command, {}, failure)
             return failure.exit_code
-    except BrokenPipeError:
-        return _BROKEN_PIPE[0]
-    except OSError:  # then the line for people is better than nothing
+    except (ReaderGone, BrokenPipeError):
+        return BROKEN_PIPE
+    except VaeconvError:  # no room for it: then the line for people is better than nothing
         pass
     print_error(str(failure))
     return failure.exit_code
@@ -121,14 +124,9 @@ def _translate(error: Exception, command: str) -> VaeconvError | None:
         message = error.format_message()
         what = message.rstrip(".").replace("\n", " ")
         return UsageError(what, hint=_where_to_look(command)) if message else None
-    reason = stdout_failure(error) if isinstance(error, OSError) else None
-    failure = (
-        OutputError(f"cannot be written: {reason}", where=STDOUT)
-        if reason
-        else VaeconvError(
-            f"internal error: {type(error).__name__}: {error}",
-            hint="please report it with the output of --verbose",
-        )
+    failure = VaeconvError(
+        f"internal error: {type(error).__name__}: {error}",
+        hint="please report it with the output of --verbose",
     )
     failure.__cause__ = error
     return failure

@@ -66,7 +66,6 @@ def inspect(
     from vaeconv.cli.progress import ByteProgress
     from vaeconv.cli.render import (
         inspection_document,
-        make_console,
         print_json,
         print_notes,
         render_inspection,
@@ -92,7 +91,9 @@ def inspect(
     if json:
         print_json("inspect", inspection_document(report, keys=keys), report.problem)
     elif not quiet:
-        render_inspection(report, make_console(), keys=keys)
+        from rich.console import Console
+
+        render_inspection(report, Console(), keys=keys)
     if not quiet and not json:
         print_notes(report.notes)
     if report.problem:

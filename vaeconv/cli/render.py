@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from vaeconv.errors import VaeconvError, one_line
+from vaeconv.json_text import dump_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,7 +32,7 @@ def print_json(
     }
     if error is not None:
         envelope["error"] = describe_error(error)
-    sys.stdout.write(json.dumps(envelope, indent=2, ensure_ascii=True) + "\n")
+    sys.stdout.write(dump_json(envelope) + "\n")
     sys.stdout.flush()
 
 
@@ -71,17 +71,6 @@ def _write_stderr(lines: Iterable[str]) -> None:
         raise
     except OSError:
         pass
-
-
-def make_console() -> Console:
-    """Make a console that leaves a closed pipe to the caller, as plain writes do."""
-    from rich.console import Console
-
-    class PlainConsole(Console):
-        def on_broken_pipe(self) -> None:
-            raise BrokenPipeError
-
-    return PlainConsole()
 
 
 def human_size(nbytes: int) -> str:

@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import sys
 from contextlib import suppress
+from typing import Any
+
+from vaeconv.errors import OutputError
 
 STDOUT = "standard output"
-_BROKEN_PIPE = 141  # who read the output has gone, and would not read a message either
-# What a write says where there is no more room, or the device is broken.
-_FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.ENXIO)
+BROKEN_PIPE = 141  # who read the output has gone, and would not read a message either
+
+
+class ReaderGone(BaseException):
+    """Nobody reads stdout any more; no exception of the kinds that libraries deal with."""
+
+
+class _Stdout(io.FileIO):
+    """Descriptor 1, whose failures are told from those of files."""
+
+    def write(self, data: Any) -> int:
+        """Write bytes.
+
+        Raises:
+            OutputError: There is no room, or the device is broken.
+            ReaderGone: It is a pipe that was closed at the other end.
+        """
+        try:
+            return super().write(data)
+        except BrokenPipeError as error:
+            raise ReaderGone from error
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise OutputError(f"cannot be written: {error.strerror}", where=STDOUT) from error
 
 
 def prepare_streams() -> None:
@@ -25,27 +49,17 @@ def prepare_streams() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
-    for name, number in (("stdout", 1), ("stderr", 2)):
-        stream = getattr(sys, name)
-        if stream is None:
-            stream = open(number, "w", encoding="utf-8", closefd=False)
-            setattr(sys, name, stream)
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
-def stdout_failure(error: OSError) -> str | None:
-    """Say why stdout cannot be written, where that is what an error was about; else None.
-
-    A buffer keeps what could not be written, so the same error comes again.
-    """
-    if error.errno not in _FAILURES or error.filename is not None:
-        return None
-    try:
-        sys.stdout.flush()
-    except OSError as again:
-        return again.strerror
-    return None
+    found: Any = sys.stdout
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(_Stdout(1, "wb", closefd=False)),
+        encoding=found.encoding if found else "utf-8",
+        errors="backslashreplace",
+        line_buffering=bool(found) and found.line_buffering,
+        write_through=bool(found) and found.write_through,
+    )
+    stderr: Any = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)
+    stderr.reconfigure(errors="backslashreplace")
+    sys.stderr = stderr
 
 
 def finish_streams(code: int) -> int:
@@ -59,14 +73,15 @@ def finish_streams(code: int) -> int:
     """
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        code = code or _BROKEN_PIPE
-    except (OSError, ValueError) as error:
+    except ReaderGone:
+        code = code or BROKEN_PIPE
+    except OutputError as error:
         if not code:
-            reason = getattr(error, "strerror", None) or str(error)
+            code = error.exit_code
             with suppress(OSError):
-                sys.stderr.write(f"error: {STDOUT}: cannot be written: {reason}\n")
-            code = 5
+                sys.stderr.write(f"error: {error}\n")
+    except ValueError:  # closed
+        pass
     with suppress(OSError, ValueError):
         sys.stderr.flush()
     return code

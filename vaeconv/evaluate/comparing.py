@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -18,6 +17,7 @@ from vaeconv.evaluate.grids import Panel, contact_sheet, merge_panels, save_pict
 from vaeconv.evaluate.images import ImageSet
 from vaeconv.evaluate.models import Candidate, ModelSpec, load_candidates, sample_posterior
 from vaeconv.evaluate.protocol import PRESETS, Protocol
+from vaeconv.json_text import dump_json
 from vaeconv.parity.devices import import_torch, pick_device, reproducible
 from vaeconv.parity.side import SideOptions
 
@@ -120,7 +120,7 @@ def write_comparison(done: Compared, folder: Path) -> Path:
         "psnr": {path.name: list(found) for path, found in done.pictures},
     }
     target = folder / REPORT
-    replace_small_file(target, json.dumps(document, indent=1).encode() + b"\n", durable=False)
+    replace_small_file(target, dump_json(document, indent=1).encode() + b"\n", durable=False)
     return target
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from xml.etree import ElementTree
 from vaeconv.autoencoder.config import Scaling
 from vaeconv.checkpoint.atomic import replace_small_file
 from vaeconv.errors import OutputError, one_line
+from vaeconv.json_text import dump_json
 from vaeconv.parity.behaviour import Outcome, summarise
 from vaeconv.parity.measure import Distance
 from vaeconv.parity.verdict import Comparison, SideFacts, Verification
@@ -49,7 +49,7 @@ def write_report(path: Path, document: dict[str, Any]) -> None:
     Raises:
         OutputError: It cannot be written.
     """
-    write_bytes(path, (json.dumps(document, indent=2, ensure_ascii=True) + "\n").encode())
+    write_bytes(path, (dump_json(document) + "\n").encode())
 
 
 def write_bytes(path: Path, data: bytes) -> None:

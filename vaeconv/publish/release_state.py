@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from vaeconv.checkpoint.atomic import replace_small_file
 from vaeconv.errors import CheckFailedError
+from vaeconv.json_text import dump_json
 from vaeconv.publish.release_files import hash_file
 
 _STATE = "state.json"
@@ -54,7 +55,7 @@ class State:
 
     def _write(self) -> None:
         document = {name: step._asdict() for name, step in self._steps.items()}
-        data = json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"
+        data = dump_json(document, indent=1, sort_keys=True).encode() + b"\n"
         replace_small_file(self._folder / _STATE, data, durable=True)
 
     def get(self, name: str) -> Done | None:

@@ -16,6 +16,7 @@ from urllib.parse import quote
 from vaeconv._version import __version__
 from vaeconv.checkpoint.atomic import replace_small_file
 from vaeconv.errors import InputError
+from vaeconv.json_text import dump_json
 from vaeconv.manifest import MANIFEST
 from vaeconv.publish.documents import read_manifest
 from vaeconv.publish.meta import CardMeta
@@ -80,7 +81,7 @@ def make_sbom(manifest: Mapping[str, Any], meta: CardMeta, title: str) -> bytes:
         document["metadata"]["timestamp"] = date.isoformat()
     said = json.dumps(document, sort_keys=True)
     document["serialNumber"] = f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_OID, said)}"
-    return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    return (dump_json(document, sort_keys=True, ascii=False) + "\n").encode()
 
 
 def _model(meta: CardMeta, title: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
