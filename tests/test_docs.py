@@ -13,6 +13,8 @@ import pytest
 
 from vaeconv import __version__, errors
 from vaeconv.cli.group import COMMANDS
+from vaeconv.cli.stopping import SIGNALS
+from vaeconv.cli.streams import BROKEN_PIPE
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -65,7 +67,7 @@ def test_the_exit_codes_are_the_programs():
     table = {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)}
     classes = [c for c in vars(errors).values() if isinstance(c, type)]
     used = {c.exit_code for c in classes if issubclass(c, errors.VaeconvError)}
-    assert table == used | {0, 130}
+    assert table == used | {0, BROKEN_PIPE} | {128 + number for number in SIGNALS}
 
 
 def test_the_changelog_begins_with_this_version():
