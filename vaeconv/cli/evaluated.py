@@ -18,8 +18,8 @@ from vaeconv.evaluate.evaluation import EvalOptions, evaluate
 from vaeconv.evaluate.meter import METRICS
 from vaeconv.evaluate.models import ModelSpec, name_specs
 from vaeconv.evaluate.tables import format_latex, format_markdown, make_tables
-from vaeconv.names import check_ending
 from vaeconv.json_text import dump_json
+from vaeconv.names import check_ending
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

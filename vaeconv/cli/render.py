@@ -53,8 +53,7 @@ def print_error(text: str, details: Iterable[str] = ()) -> None:
     """Write one error line to stderr, where that can be written, and one for each detail."""
     lines = [f"error: {one_line(text)}", *(f"  - {one_line(detail)}" for detail in details)]
     with suppress(OSError):
-        _write_stderr(line + "
-" for line in lines)
+        _write_stderr(line + "\n" for line in lines)
 
 
 def print_notes(notes: Iterable[str]) -> None:
