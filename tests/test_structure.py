@@ -35,7 +35,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "vaeconv.parameters", "vaeconv.position_ids", "vaeconv.shards", "vaeconv.survey",
         "vaeconv.workers",
     ),
-    ("vaeconv.averages", "vaeconv.executor", "vaeconv.manifest"),
+    ("vaeconv.averages", "vaeconv.executor", "vaeconv.manifest", "vaeconv.metadata"),
     ("vaeconv.output", "vaeconv.prune_options"),
     ("vaeconv.prune_plan",),
     ("vaeconv.conversion", "vaeconv.inspection", "vaeconv.prune", "vaeconv.pruning"),

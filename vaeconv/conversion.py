@@ -16,6 +16,7 @@ from vaeconv.averages import check_average, no_average, shadow_of
 from vaeconv.checkpoint.base import Checkpoint
 from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.executor import CopyOptions
+from vaeconv.metadata import Change, make_header
 from vaeconv.names import OutputKind, check_order, is_address, output_kind
 from vaeconv.output import Output, Written, check_target, write_output, written_notes
 from vaeconv.parameters import weight_dtype
@@ -43,7 +44,8 @@ class ConvertOptions:
         overwrite: Whether an existing output may be replaced.
         hash_source: Whether to record the sha256 of the source file.
         manifest: Whether a single output file gets a manifest beside it; folders always have one.
-        metadata: Entries of the safetensors header beside ``format``.
+        metadata: Entries of the safetensors header beside ``format``; they win over the source's.
+        keep_metadata: Whether entries of the source's header are kept, as far as they stay true.
         copy: What to check on the way.
         on_fetch: Called with the bytes that arrived from the Hub, from any thread.
     """
@@ -63,6 +65,7 @@ class ConvertOptions:
     hash_source: bool = False
     manifest: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
+    keep_metadata: bool = True
     copy: CopyOptions = CopyOptions()
     on_fetch: Callable[[int], None] | None = None
 
@@ -79,6 +82,7 @@ class Conversion(NamedTuple):
         plan: Every row and every dropped key.
         decision: Scaling and family; None where the output has no config.
         config: The config that was written; None where there is none.
+        metadata: Entries of the header of a safetensors file, beside ``format``.
         written: The files; empty for a dry run.
     """
 
@@ -90,6 +94,7 @@ class Conversion(NamedTuple):
     plan: Plan
     decision: Decision | None
     config: dict[str, Any] | None
+    metadata: Mapping[str, str]
     written: tuple[Written, ...] = ()
 
 
@@ -156,6 +161,14 @@ def convert(
             )
             if decision.warning:
                 plan = plan._replace(notes=(*plan.notes, f"warning: {decision.warning}"))
+        header = make_header(
+            checkpoint.metadata,
+            options.metadata,
+            kind,
+            Change.of(plan, is_renamed=survey.autoencoder.layout is not layout),
+            keep=options.keep_metadata,
+        )
+        plan = plan._replace(notes=(*plan.notes, *header.notes))
         check_target(target, [source], overwrite=options.overwrite, plan=plan)
         result = Conversion(
             checkpoint.name,
@@ -166,6 +179,7 @@ def convert(
             plan,
             decision,
             config,
+            header.entries,
         )
         if dry_run:
             return result
@@ -176,7 +190,7 @@ def convert(
                 options.variant,
                 config,
                 _facts(checkpoint, result, options),
-                metadata=options.metadata,
+                metadata=header.entries,
             ),
             [checkpoint],
             plan,

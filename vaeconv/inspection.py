@@ -101,6 +101,7 @@ class Inspection:
         siblings: What lies beside the state dict.
         globals: Names in the pickle that are not plain torch data, with their verdict.
         nonfinite: Tensors that hold NaN or infinity; None where nobody looked.
+        metadata: Entries of a safetensors header.
         sha256: Hash of each file; empty where nobody asked.
         keys: Every tensor.
         notes: What the user should know.
@@ -122,6 +123,7 @@ class Inspection:
     siblings: tuple[Sibling, ...]
     globals: tuple[tuple[str, str], ...]
     nonfinite: tuple[str, ...] | None
+    metadata: Mapping[str, str]
     sha256: tuple[str, ...]
     keys: tuple[KeyLine, ...]
     notes: tuple[str, ...]
@@ -197,6 +199,7 @@ def _describe(
         globals=tuple(use for use in checkpoint.globals if use[1] in ("placeholder", "unsafe")),
         # Looking at values costs the download of the weights where they are remote.
         nonfinite=tuple(check_values(own)) if options.check and autoencoder and is_local else None,
+        metadata=checkpoint.metadata,
         sha256=tuple(map(hash_bytes, checkpoint.sources)) if options.hash_source else (),
         keys=tuple(_key_lines(checkpoint, autoencoder)),
         notes=tuple(notes),

@@ -29,7 +29,7 @@ from vaeconv.checkpoint.folder import (
 )
 from vaeconv.checkpoint.layout_out import lay_out_safetensors, lay_out_torch_zip
 from vaeconv.checkpoint.source import hash_bytes
-from vaeconv.errors import OutputError, UsageError
+from vaeconv.errors import OutputError
 from vaeconv.executor import CopyOptions, copy_rows
 from vaeconv.manifest import MANIFEST, dump_manifest, kept_files, kept_notes, source_name
 from vaeconv.names import OutputKind, is_address
@@ -147,7 +147,6 @@ def write_output(
         InputError: The source turns out to be bad while it is read.
         OutputError: The output cannot be written.
     """
-    _check_metadata(output)
     if output.kind is OutputKind.TORCH_ZIP:
         unsaved = next((row for row in plan.rows if not row.dtype.storage), None)
         if unsaved:
@@ -164,22 +163,6 @@ def write_output(
         copy = copy._replace(on_progress=_of_total(copy.on_progress, plan.nbytes))
     job = _Job(output, checkpoints, plan, facts, overwrite, copy)
     return job.write_folder() if output.kind is OutputKind.FOLDER else job.write_file(manifest)
-
-
-def _check_metadata(output: Output) -> None:
-    """Check that a header can have the metadata.
-
-    Raises:
-        UsageError: There is no header, or an entry is not one's own to set.
-    """
-    if output.metadata and output.kind is OutputKind.TORCH_ZIP:
-        raise UsageError(
-            "a checkpoint has no header for metadata",
-            where=str(output.target),
-            hint="write a .safetensors file",
-        )
-    if "format" in output.metadata:
-        raise UsageError("the metadata entry format says how tensors are to be loaded: pt")
 
 
 def _of_total(on_progress: Callable[[int, int], None], total: int) -> Callable[[int, int], None]:

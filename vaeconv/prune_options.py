@@ -56,7 +56,8 @@ class PruneOptions:
         probe: Called before anything is written with the autoencoder's rows under their diffusers
             names and shapes, and with its config; says whether fp16 is enough to decode.
         require_fp16: Whether a probe that says no is an error.
-        metadata: Entries of the safetensors header beside ``format``.
+        metadata: Entries of the safetensors header beside ``format``; they win over the source's.
+        keep_metadata: Whether entries of the source's header are kept, as far as they stay true.
         copy: What to check on the way.
         on_fetch: Called with the bytes that arrived from the Hub, from any thread.
     """
@@ -80,6 +81,7 @@ class PruneOptions:
     probe: Probe | None = None
     require_fp16: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
+    keep_metadata: bool = True
     copy: CopyOptions = CopyOptions()
     on_fetch: Callable[[int], None] | None = None
 

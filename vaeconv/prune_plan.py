@@ -306,6 +306,8 @@ def _add(groups: dict[str, Group], name: str, before: int, after: int, *, is_kep
 
 def _baked_notes(vae: Checkpoint, survey: Survey) -> list[str]:
     notes = [f"note: the autoencoder is that of {vae.name}"]
+    if set(vae.metadata) - {"format"}:
+        notes.append(f"note: the metadata of {vae.name} is not taken over")
     if survey.ema.shadows:
         notes.append(
             f"note: {vae.name} has EMA weights and its raw ones are used; prune it with --ema first"

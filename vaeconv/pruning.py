@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from vaeconv.autoencoder.topology import Layout
 from vaeconv.checkpoint.base import Checkpoint
 from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.errors import CheckFailedError, UsageError
+from vaeconv.metadata import Change, make_header
 from vaeconv.names import OutputKind, check_order, is_address, output_kind
 from vaeconv.output import Output, Written, check_target, write_output, written_notes
 from vaeconv.plan import Plan
@@ -34,6 +36,7 @@ class Pruning(NamedTuple):
         plan: Every row and every dropped key.
         groups: The account by parts and by rules.
         config: The config that goes with a folder; None for a file.
+        metadata: Entries of the header of a safetensors file, beside ``format``.
         written: The files; empty for a dry run.
         probe: What decoding in fp16 showed; None where nobody asked.
     """
@@ -46,6 +49,7 @@ class Pruning(NamedTuple):
     plan: Plan
     groups: tuple[Group, ...]
     config: dict[str, Any] | None
+    metadata: Mapping[str, str]
     written: tuple[Written, ...] = ()
     probe: Probed | None = None
 
@@ -119,6 +123,11 @@ def prune(
                     where=checkpoint.name,
                     hint="publish it in fp32 or bf16, or without --require-fp16-decode",
                 )
+        change = Change.of(plan, is_renamed=False)
+        header = make_header(
+            checkpoint.metadata, options.metadata, kind, change, keep=options.keep_metadata
+        )
+        plan = plan._replace(notes=(*plan.notes, *header.notes))
         result = Pruning(
             source=checkpoint.name,
             container=checkpoint.container,
@@ -128,6 +137,7 @@ def prune(
             plan=plan,
             groups=planner.account(plan),
             config=config if kind is OutputKind.FOLDER else None,
+            metadata=header.entries,
             probe=probe,
         )
         if dry_run:
@@ -141,7 +151,7 @@ def prune(
                 result.config,
                 facts,
                 options.max_shard_size,
-                options.metadata,
+                result.metadata,
             ),
             checkpoints,
             plan,

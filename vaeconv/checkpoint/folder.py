@@ -157,7 +157,7 @@ def _join(
         sources=tuple(source for part in parts for source in part.sources),
         wrapper=parts[0].wrapper,
         non_tensors={name: kind for part in parts for name, kind in part.non_tensors.items()},
-        metadata=parts[0].metadata,
+        metadata={key: text for part in reversed(parts) for key, text in part.metadata.items()},
         config=config,
         globals=tuple(use for part in parts for use in part.globals),
         variant=variant,

@@ -23,6 +23,7 @@ from vaeconv.cli.options import (
     Json,
     Manifest,
     Metadata,
+    NoMetadata,
     Overwrite,
     Quiet,
     Salvage,
@@ -69,6 +70,7 @@ def convert(
     dry_run: DryRun = False,
     manifest: Manifest = False,
     metadata: Metadata = None,
+    no_metadata: NoMetadata = False,
     family: Family = None,
     scaling_factor: Annotated[
         float | None,
@@ -162,6 +164,7 @@ def convert(
                 hash_source=hash_source,
                 manifest=manifest,
                 metadata=parse_metadata(metadata),
+                keep_metadata=not no_metadata,
                 copy=CopyOptions(
                     check=check,
                     allow_nonfinite=allow_nonfinite,

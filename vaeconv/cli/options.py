@@ -104,7 +104,14 @@ Metadata = Annotated[
         "--metadata",
         metavar="KEY=TEXT",
         show_default=False,
-        help="Put an entry into the safetensors header, such as modelspec.title=…; repeatable.",
+        help="Put an entry into the safetensors header, such as modelspec.title=…, beside those "
+        "that IN has, or in place of one; repeatable.",
+    ),
+]
+NoMetadata = Annotated[
+    bool,
+    typer.Option(
+        "--no-metadata", help="Leave out the metadata that IN has in its safetensors header."
     ),
 ]
 Check = Annotated[

@@ -22,6 +22,7 @@ from vaeconv.cli.options import (
     Json,
     Manifest,
     Metadata,
+    NoMetadata,
     Overwrite,
     Quiet,
     Salvage,
@@ -84,6 +85,7 @@ def prune(
     dry_run: DryRun = False,
     manifest: Manifest = False,
     metadata: Metadata = None,
+    no_metadata: NoMetadata = False,
     variant: Variant = None,
     max_shard_size: Annotated[
         int | None,
@@ -202,6 +204,7 @@ def prune(
         hash_source=hash_source,
         manifest=manifest,
         metadata=parse_metadata(metadata),
+        keep_metadata=not no_metadata,
         probe=_make_probe(device) if probe or require_fp16_decode else None,
         require_fp16=require_fp16_decode,
         copy=CopyOptions(check=check, allow_nonfinite=allow_nonfinite, clamp=clamp),

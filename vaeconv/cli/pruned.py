@@ -103,6 +103,7 @@ def pruning_document(result: Pruning) -> dict[str, Any]:
             for group in result.groups
         ],
         "config": result.config,
+        "metadata": dict(sorted(result.metadata.items())),
         "probe": result.probe.document() if result.probe else None,
         "files": [
             {"path": str(file.path), "size": file.size, "sha256": file.sha256}

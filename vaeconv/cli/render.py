@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 _SHOWN_PARTS = 40
+_SHOWN_ENTRIES, _SHOWN_TEXT = 40, 120
 
 
 def print_json(
@@ -111,6 +112,7 @@ def conversion_document(result: Conversion, *, dry_run: bool) -> dict[str, Any]:
         "ema": {"ema": ema, "raw": raw},
         "dropped": result.plan.drop_counts(),
         "config": result.config,
+        "metadata": dict(sorted(result.metadata.items())),
         "scaling_from": result.decision.scaling.source if result.decision else None,
         "family": result.decision.family.name
         if result.decision and result.decision.family else None,
@@ -186,6 +188,7 @@ def inspection_document(report: Inspection, *, keys: bool) -> dict[str, Any]:
         ],
         "pickle_globals": [{"name": name, "verdict": verdict} for name, verdict in report.globals],
         "nonfinite": None if report.nonfinite is None else list(report.nonfinite),
+        "metadata": dict(sorted(report.metadata.items())),
         "sha256": list(report.sha256),
         "notes": list(report.notes),
     }
@@ -265,8 +268,23 @@ def _fact_lines(report: Inspection) -> list[tuple[str, str]]:
         lines.append(("scaling factor", f"{text} ({report.scaling['from']})"))
     lines.append(("EMA", _ema_line(report)))
     lines.append(("NaN, infinity", _nonfinite_line(report)))
+    lines += _metadata_lines(report.metadata)
     lines += [("sha256", digest) for digest in report.sha256]
     return lines
+
+
+def _metadata_lines(metadata: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Show what a header says, as much of it as a terminal takes."""
+    lines = [
+        ("metadata" if not index else "", one_line(f"{_start_of(key)}: {_start_of(text)}"))
+        for index, (key, text) in enumerate(sorted(metadata.items())[:_SHOWN_ENTRIES])
+    ]
+    more = len(metadata) - len(lines)
+    return [*lines, ("", f"{more} more; --json has all")] if more else lines
+
+
+def _start_of(text: str) -> str:
+    return text if len(text) <= _SHOWN_TEXT else f"{text[:_SHOWN_TEXT]}… ({len(text)} characters)"
 
 
 def _config_lines(config: Mapping[str, Any]) -> list[tuple[str, str]]:
