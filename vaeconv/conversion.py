@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from vaeconv.autoencoder.accounting import DropReason
 from vaeconv.autoencoder.config import build_config
-from vaeconv.autoencoder.scaling import Decision, ScalingOptions, decide_scaling
+from vaeconv.autoencoder.scaling import Decision, ScalingOptions
 from vaeconv.autoencoder.topology import Layout
 from vaeconv.averages import check_average, no_average, shadow_of
 from vaeconv.checkpoint.base import Checkpoint
@@ -21,7 +21,7 @@ from vaeconv.names import OutputKind, check_order, is_address, output_kind
 from vaeconv.output import Output, Written, check_target, write_output, written_notes
 from vaeconv.parameters import weight_dtype
 from vaeconv.plan import KEEP, Plan, Row
-from vaeconv.survey import Survey, read_stored_scaling, survey_checkpoint
+from vaeconv.survey import Survey, decide, survey_checkpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +152,7 @@ def convert(
         plan = build_plan(checkpoint, survey, layout, options)
         decision = config = None
         if layout is Layout.DIFFUSERS:
-            decision = _decide(checkpoint, survey, options)
+            decision = decide(checkpoint, survey, options.scaling)
             config = build_config(
                 survey.autoencoder.topology,
                 decision.scaling,
@@ -270,18 +270,6 @@ def _ema_notes(checkpoint: Checkpoint, survey: Survey, options: ConvertOptions) 
         f"note: EMA for {len(shadows)} tensors, raw for {total - len(shadows)}",
         *check_average(checkpoint, shadows, prefix),
     ]
-
-
-def _decide(checkpoint: Checkpoint, survey: Survey, options: ConvertOptions) -> Decision:
-    prefix = survey.autoencoder.prefix
-    return decide_scaling(
-        survey.autoencoder.topology,
-        options.scaling,
-        survey.given,
-        lambda: read_stored_scaling(checkpoint, prefix),
-        survey.autoencoder.dropped,
-        where=checkpoint.name,
-    )
 
 
 def _facts(

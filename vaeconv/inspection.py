@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from vaeconv.autoencoder.accounting import Autoencoder, drop_reason
 from vaeconv.autoencoder.config import build_config
-from vaeconv.autoencoder.scaling import ScalingOptions, decide_scaling
+from vaeconv.autoencoder.scaling import ScalingOptions
 from vaeconv.autoencoder.topology import Layout
 from vaeconv.checkpoint.base import Checkpoint, Sibling
 from vaeconv.checkpoint.open import open_checkpoint
@@ -19,7 +19,7 @@ from vaeconv.checkpoint.scan import check_values
 from vaeconv.checkpoint.source import hash_bytes
 from vaeconv.checkpoint.tensor import Tensor
 from vaeconv.errors import AmbiguousInputError, InputError
-from vaeconv.survey import Survey, read_ema_facts, read_stored_scaling, survey_checkpoint
+from vaeconv.survey import Survey, decide, read_ema_facts, survey_checkpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,14 +216,7 @@ def _own_tensors(checkpoint: Checkpoint, autoencoder: Autoencoder | None) -> lis
 def _scale(
     checkpoint: Checkpoint, survey: Survey, options: InspectOptions
 ) -> tuple[str | None, dict[str, Any], dict[str, Any], str | None]:
-    decision = decide_scaling(
-        survey.autoencoder.topology,
-        ScalingOptions(family=options.family),
-        survey.given,
-        lambda: read_stored_scaling(checkpoint, survey.autoencoder.prefix),
-        survey.autoencoder.dropped,
-        where=checkpoint.name,
-    )
+    decision = decide(checkpoint, survey, ScalingOptions(family=options.family))
     config = build_config(
         survey.autoencoder.topology,
         decision.scaling,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from vaeconv.autoencoder.accounting import DropReason, drop_reason, find_prefixes
 from vaeconv.autoencoder.config import build_config
-from vaeconv.autoencoder.scaling import ScalingOptions, decide_scaling
+from vaeconv.autoencoder.scaling import ScalingOptions
 from vaeconv.autoencoder.topology import Layout
 from vaeconv.checkpoint.base import Checkpoint
 from vaeconv.checkpoint.open import open_checkpoint
@@ -21,7 +21,7 @@ from vaeconv.output import Output, Written, check_target, write_output, written_
 from vaeconv.plan import Plan
 from vaeconv.prune_options import Probed, PruneOptions
 from vaeconv.prune_plan import Group, PrunePlanner
-from vaeconv.survey import Survey, read_stored_scaling, survey_checkpoint
+from vaeconv.survey import Survey, decide, survey_checkpoint
 
 
 class Pruning(NamedTuple):
@@ -207,14 +207,7 @@ def _build_config(checkpoint: Checkpoint, survey: Survey | None) -> dict[str, An
     if survey is None:
         raise UsageError("there is no autoencoder to probe", where=checkpoint.name)
     autoencoder = survey.autoencoder
-    decision = decide_scaling(
-        autoencoder.topology,
-        ScalingOptions(),
-        survey.given,
-        lambda: read_stored_scaling(checkpoint, autoencoder.prefix),
-        autoencoder.dropped,
-        where=checkpoint.name,
-    )
+    decision = decide(checkpoint, survey, ScalingOptions())
     return build_config(
         autoencoder.topology, decision.scaling, sample_size=decision.sample_size, given=survey.given
     )

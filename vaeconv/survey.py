@@ -24,6 +24,7 @@ from vaeconv.autoencoder.config import GivenConfig, Scaling
 from vaeconv.autoencoder.ema import DECAY, NUM_UPDATES, EmaSurvey, survey_ema
 from vaeconv.autoencoder.families import BY_NAME
 from vaeconv.autoencoder.given_config import parse_config
+from vaeconv.autoencoder.scaling import Decision, ScalingOptions, decide_scaling
 from vaeconv.autoencoder.topology import Layout
 from vaeconv.checkpoint.base import Checkpoint
 from vaeconv.checkpoint.tensor import Tensor, check_repeats
@@ -168,6 +169,27 @@ def read_config(checkpoint: Checkpoint, path: Path | None) -> GivenConfig | None
     if checkpoint.config is not None:
         return parse_config(checkpoint.config.text, checkpoint.config.name)
     return None
+
+
+def decide(checkpoint: Checkpoint, survey: Survey, options: ScalingOptions) -> Decision:
+    """Decide the scaling of an autoencoder that was recognised, as ``convert`` writes it.
+
+    Raises:
+        AmbiguousInputError: The shapes belong to families with different factors, none of which
+            is safe to assume.
+        ConfigMismatchError: The family that was named does not fit the shapes.
+        NonFiniteError: A factor in the file is no number to scale with.
+        UsageError: There is no such family, or a factor is no number to scale with.
+    """
+    autoencoder = survey.autoencoder
+    return decide_scaling(
+        autoencoder.topology,
+        options,
+        survey.given,
+        lambda: read_stored_scaling(checkpoint, autoencoder.prefix),
+        autoencoder.dropped,
+        where=checkpoint.name,
+    )
 
 
 def read_stored_scaling(checkpoint: Checkpoint, prefix: str) -> Scaling | None:

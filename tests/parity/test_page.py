@@ -189,7 +189,7 @@ def test_page_says_what_was_compared(same: Found) -> None:
             page.text
         )
     assert f"A {TINY} layout compvis container safetensors tensors 120 in F16" in page.text
-    assert "scaling not stated loaded by CompVis modules, strict" in page.text
+    assert "scaling not known loaded by CompVis modules, strict" in page.text
     assert f"B {FOLDER} layout diffusers container" in page.text
     assert "scaling 0.18215 (config.json) loaded by AutoencoderKL.from_pretrained" in page.text
 
@@ -212,13 +212,13 @@ def test_page_says_what_it_rests_on(same: Found) -> None:
         assert f"{name.replace('_', ' ')} {value}" in text
     for step, seconds in result.timing.items():
         assert f"{step} {seconds:.2f} s" in text
-    assert "Notes A says nothing of scaling, so that is not compared" in text
+    assert "the same autoencoder, but unproven is the scaling of A, which states none" in text
 
 
 def test_page_of_another_decoder_says_what_differs(different: Found) -> None:
     page, same = Page(different.page), different.result.same
     assert same is not None
-    assert "vaeconv verify: failed" in page.text
+    assert "vaeconv verify: FAILED" in page.text
     assert "✗ A and B are not the same autoencoder" in page.text
     assert "✓ A is a drop-in replacement for BASE" in page.text
     verdicts = [one["class"] for one in page.all("section") if "verdict" in one.get("class", "")]

@@ -61,7 +61,7 @@ def wrong(models: Path) -> Path:
 
 
 def verify(*args: object, code: int = 0) -> Result:
-    result = run("verify", *args, "--device", "cpu")
+    result = run("verify", *args, "--device", "cpu", "--scaling-factor", "0.18215")
     assert result.exit_code == code, result.stderr
     return result
 
@@ -136,6 +136,7 @@ COMPARISON = {
         }
     ],
     "problems": [TEXT],
+    "unproven": [TEXT],
 }
 DOCUMENT = {
     "schema_version": int,
@@ -151,6 +152,7 @@ DOCUMENT = {
     "environment": {str: (TEXT, int, float, bool, None)},
     "timing": {str: NUMBER},
     "problems": [TEXT],
+    "unproven": [TEXT],
     "notes": [TEXT],
 }
 
@@ -280,7 +282,9 @@ def test_the_document_of_a_pair_that_is_the_same(
     references = document["same"]["references"]
     assert [one["shape"] for one in references] == [[3, 6, 6], [3, 6, 8], [8, 3, 3], [8, 3, 4]]
     assert all(one["ok"] and one["problem"] is None for one in references)
-    assert document["notes"] == ["note: A says nothing of scaling, so that is not compared"]
+    assert document["notes"] == []
+    (reason,) = document["unproven"]
+    assert reason.startswith("the scaling of A, which states none: its shapes are those of no")
 
 
 def test_the_worst_is_the_worst_of_each_measure(

@@ -44,6 +44,11 @@ class Decision(NamedTuple):
     sample_size: int
     warning: str | None = None
 
+    @property
+    def is_known(self) -> bool:
+        """Whether the factors are more than the 1.0 of shapes that no family has."""
+        return self.family is not None or self.warning is None
+
 
 def decide_scaling(
     topology: Topology,

@@ -74,6 +74,11 @@ class Checkpoint:
         """Bytes of all files."""
         return sum(source.size for source in self.sources)
 
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a diffusers folder, of which the config is a part."""
+        return self.container.startswith("diffusers folder")
+
     def check_unchanged(self) -> None:
         """Check that no file changed since it was opened.
 

@@ -10,7 +10,6 @@ import typer
 
 from vaeconv.cli.options import (
     EXPERT,
-    SCALING,
     AllowNonfinite,
     Check,
     Clamp,
@@ -27,6 +26,8 @@ from vaeconv.cli.options import (
     Overwrite,
     Quiet,
     Salvage,
+    ScalingFactor,
+    ShiftFactor,
     Source,
     SourcePrefix,
     Variant,
@@ -72,24 +73,8 @@ def convert(
     metadata: Metadata = None,
     no_metadata: NoMetadata = False,
     family: Family = None,
-    scaling_factor: Annotated[
-        float | None,
-        typer.Option(
-            metavar="X",
-            show_default=False,
-            rich_help_panel=SCALING,
-            help="What latents are multiplied by for the diffusion model.",
-        ),
-    ] = None,
-    shift_factor: Annotated[
-        float | None,
-        typer.Option(
-            metavar="X",
-            show_default=False,
-            rich_help_panel=SCALING,
-            help="What is subtracted from latents before that.",
-        ),
-    ] = None,
+    scaling_factor: ScalingFactor = None,
+    shift_factor: ShiftFactor = None,
     config: Config = None,
     check: Check = True,
     allow_nonfinite: AllowNonfinite = False,

@@ -82,6 +82,26 @@ Family = Annotated[
         rich_help_panel=SCALING,
     ),
 ]
+ScalingFactor = Annotated[
+    float | None,
+    typer.Option(
+        "--scaling-factor",
+        metavar="X",
+        show_default=False,
+        rich_help_panel=SCALING,
+        help="What latents are multiplied by for the diffusion model.",
+    ),
+]
+ShiftFactor = Annotated[
+    float | None,
+    typer.Option(
+        "--shift-factor",
+        metavar="X",
+        show_default=False,
+        rich_help_panel=SCALING,
+        help="What is subtracted from latents before that.",
+    ),
+]
 Variant = Annotated[
     str | None,
     typer.Option(

@@ -10,11 +10,15 @@ import typer
 
 from vaeconv.cli.options import (
     EXPERT,
+    Config,
     Device,
     Download,
+    Family,
     Json,
     Quiet,
     Salvage,
+    ScalingFactor,
+    ShiftFactor,
     SourcePrefix,
     Verbose,
     with_dot,
@@ -91,6 +95,10 @@ def verify(
             help="Smallest PSNR of two decoded pictures. Without --atol it alone judges them.",
         ),
     ] = None,
+    family: Family = None,
+    scaling_factor: ScalingFactor = None,
+    shift_factor: ShiftFactor = None,
+    config: Config = None,
     latents: Annotated[
         Path | None,
         typer.Option(
@@ -182,7 +190,8 @@ def verify(
 
     First every tensor, to the bit, or after rounding where dtypes differ. Then both decode and
     encode the same references, CompVis weights in modules of our own and diffusers folders in
-    diffusers, on the GPU where there is one.
+    diffusers, on the GPU where there is one. A scaling factor that a file does not state is the one
+    that convert would write; --family or --scaling-factor states it.
 
     Examples:
 
@@ -190,10 +199,13 @@ def verify(
 
         vaeconv verify --ema --dtype fp16 last.ckpt ema.safetensors
 
+        vaeconv verify --family sdxl sdxl_vae.safetensors out/
+
         vaeconv verify --report parity.json --html parity.html last.ckpt out/
 
         vaeconv verify out/ --drop-in-for hf://stabilityai/sd-vae-ft-mse
     """  # fmt: skip
+    from vaeconv.autoencoder.scaling import ScalingOptions
     from vaeconv.cli.progress import ByteProgress, StepProgress
     from vaeconv.cli.verified import Outputs, publish_result
     from vaeconv.parity.behaviour import Limits
@@ -218,6 +230,8 @@ def verify(
                 a=side._replace(variant=variant_a),
                 b=side._replace(variant=variant_b),
                 base=side,
+                scaling=ScalingOptions(scaling_factor, shift_factor, family),
+                config=config,
                 ema=ema,
                 weights_only=weights_only,
                 encode=encode,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vaeconv.autoencoder.config import Scaling
 from vaeconv.parity.moved import explain_difference
 from vaeconv.parity.side import Side
 from vaeconv.parity.verdict import Comparison
@@ -11,7 +12,7 @@ ENCODER_PARTS, DECODER_PARTS = ("encoder.", "quant_conv."), ("decoder.", "post_q
 _NAMED = 5  # tensors that a problem names
 
 
-def compare_files(one: Side, other: Side, *, is_drop_in: bool) -> tuple[Comparison, list[str]]:
+def compare_files(one: Side, other: Side, *, is_drop_in: bool) -> Comparison:
     """Compare architecture, scaling and weights.
 
     Args:
@@ -20,7 +21,7 @@ def compare_files(one: Side, other: Side, *, is_drop_in: bool) -> tuple[Comparis
         is_drop_in: Let the decoders differ, and compare them only to say how much.
 
     Returns:
-        The comparison so far, and what the user should know.
+        The comparison so far.
 
     Raises:
         MalformedCheckpointError: A file ends early, or fails its checksum.
@@ -30,33 +31,52 @@ def compare_files(one: Side, other: Side, *, is_drop_in: bool) -> tuple[Comparis
     decoder = None
     if is_drop_in:
         decoder = compare_weights(one.rows, other.rows, beginnings=DECODER_PARTS)
-    scaling, notes = _compare_scaling(one, other)
+    scaling, unproven = _compare_scaling(one, other)
     problems = [
         *(f"{side.label}: {side.problem}" for side in (one, other) if side.problem),
         *_compare_topology(one, other, is_drop_in=is_drop_in),
         *scaling,
         *_weight_problems(one, other, weights),
     ]
-    return Comparison((one.label, other.label), weights, (), tuple(problems), decoder), notes
+    labels = one.label, other.label
+    return Comparison(labels, weights, (), tuple(problems), decoder, tuple(unproven))
+
+
+_FACTORS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+_STATE = "--family or --scaling-factor states it"
 
 
 def _compare_scaling(one: Side, other: Side) -> tuple[list[str], list[str]]:
-    mine, theirs = one.scaling, other.scaling
-    if mine is None or theirs is None:
-        silent = " and ".join(side.label for side in (one, other) if side.scaling is None)
-        verb = "says" if mine or theirs else "say"
-        return [], [f"note: {silent} {verb} nothing of scaling, so that is not compared"]
+    """Compare scaling: what is wrong with it, and what is unproven."""
+    doubts = [
+        f"the scaling of {side.label}, which states none: {side.doubt}"
+        for side in (one, other)
+        if side.doubt
+    ]
     problems = []
-    for name in ("scaling_factor", "shift_factor", "latents_mean", "latents_std"):
+    for side in (one, other):
+        if side.told and side.scaling:
+            problems += _differing(side.scaling, side.label, side.told, "the options")
+    if one.scaling and other.scaling:
+        found = _differing(one.scaling, one.label, other.scaling, other.label)
+        assumed = [side.label for side in (one, other) if not side.is_stated]
+        tail = f"; {' and '.join(assumed)} states none: {_STATE}" if assumed else ""
+        problems += [f"{problem}{tail}" for problem in found]
+    return problems, doubts
+
+
+def _differing(mine: Scaling, label: str, theirs: Scaling, other: str) -> list[str]:
+    problems = []
+    for name in _FACTORS:
         values = [getattr(scaling, name) for scaling in (mine, theirs)]
         if name == "shift_factor":
             values = [value or 0.0 for value in values]  # none is none
         if values[0] != values[1]:
             problems.append(
-                f"{name.replace('_', ' ')} differs: {values[0]} in {one.label} "
-                f"({mine.source}), {values[1]} in {other.label} ({theirs.source})"
+                f"{name.replace('_', ' ')} differs: {values[0]} in {label} "
+                f"({mine.source}), {values[1]} in {other} ({theirs.source})"
             )
-    return problems, []
+    return problems
 
 
 def _compare_topology(one: Side, other: Side, *, is_drop_in: bool) -> list[str]:

@@ -16,7 +16,7 @@ from vaeconv.parity.pictures import (
     heat_map,
     to_rgb,
 )
-from vaeconv.parity.report import comparisons_of, distance_table, verdict, weight_table
+from vaeconv.parity.report import comparisons_of, distance_table, outcome, verdict, weight_table
 from vaeconv.parity.verdict import Comparison, SideFacts, Verification
 from vaeconv.parity.weights import WeightResult
 
@@ -58,7 +58,7 @@ def make_page(result: Verification, decoded: Sequence[Decoded]) -> str:
     )
     references = result.references
     return environment.get_template(_TEMPLATE).render(
-        ok=result.ok,
+        outcome=outcome(result),
         comparisons=[_comparison(one) for one in comparisons_of(result)],
         weights=weight_table(comparisons_of(result)),
         sides=[_side(side) for side in result.sides],
@@ -125,7 +125,7 @@ def _side(side: SideFacts) -> dict[str, Any]:
 
 def _say_scaling(scaling: Scaling | None) -> str:
     if scaling is None:
-        return "not stated"
+        return "not known"
     shift = "" if scaling.shift_factor is None else f", shift {scaling.shift_factor:g}"
     channels = ", statistics per channel" if scaling.latents_std else ""
     source = f" ({scaling.source})" if scaling.source else ""

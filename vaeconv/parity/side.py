@@ -10,17 +10,17 @@ from typing import Any, NamedTuple
 
 from vaeconv.autoencoder.config import NORM_NUM_GROUPS, GivenConfig, Scaling, build_config
 from vaeconv.autoencoder.keys import NamePair
-from vaeconv.autoencoder.scaling import DEFAULT_SAMPLE_SIZE, find_stated
+from vaeconv.autoencoder.scaling import DEFAULT_SAMPLE_SIZE, Decision, ScalingOptions
 from vaeconv.autoencoder.topology import Layout, Topology
 from vaeconv.averages import no_average, shadow_of
 from vaeconv.checkpoint.base import Checkpoint
 from vaeconv.checkpoint.open import open_checkpoint
-from vaeconv.errors import ConfigMismatchError
+from vaeconv.errors import AmbiguousInputError, ConfigMismatchError
 from vaeconv.parameters import weight_dtype
 from vaeconv.parity.loading import Model, load_compvis, load_diffusers, load_folder
 from vaeconv.parity.weights import narrower
 from vaeconv.plan import KEEP, Row
-from vaeconv.survey import Survey, read_stored_scaling, survey_checkpoint
+from vaeconv.survey import Survey, decide, survey_checkpoint
 
 
 class SideOptions(NamedTuple):
@@ -52,7 +52,11 @@ class Side:
         rows: Every tensor, in the side's own naming and its own dtype.
         others: Of tensors that have a moving average, what ``rows`` leaves out: that, or the raw
             weights.
-        scaling: What the side itself says of scaling; None where it says nothing.
+        scaling: Its scaling: what its config or its file states, else what ``convert`` would decide
+            for it; None where ``convert`` would not know.
+        doubt: Why ``convert`` would not know, and what settles it; None where it would.
+        is_stated: Whether the scaling is more than an assumption from shapes.
+        told: What the options say of a folder whose config states its scaling; None where nothing.
         problem: Why it is not the autoencoder that it says it is; None where it is.
     """
 
@@ -62,6 +66,9 @@ class Side:
     rows: Mapping[NamePair, Row]
     others: Mapping[NamePair, Row]
     scaling: Scaling | None
+    doubt: str | None = None
+    is_stated: bool = True
+    told: Scaling | None = None
     problem: str | None = None
 
     @property
@@ -126,7 +133,15 @@ def _given(survey: Survey, field: str, default: Any) -> Any:
     return default if value is None else value
 
 
-def open_side(path: str | os.PathLike[str], label: str, options: SideOptions, *, ema: bool) -> Side:
+def open_side(
+    path: str | os.PathLike[str],
+    label: str,
+    options: SideOptions,
+    *,
+    ema: bool,
+    scaling: ScalingOptions = ScalingOptions(),
+    config: Path | None = None,
+) -> Side:
     """Open a side and account for every key.
 
     Args:
@@ -134,6 +149,9 @@ def open_side(path: str | os.PathLike[str], label: str, options: SideOptions, *,
         label: What to call it.
         options: How.
         ema: Use the moving average where a tensor has one.
+        scaling: What is known of the scaling, as for ``convert``: it comes before what a file says.
+            A folder's config is not replaced but compared with it.
+        config: A config for a file, in place of the one beside it.
 
     Raises:
         InputError: It cannot be read, or there is no autoencoder in it whose keys add up.
@@ -146,16 +164,26 @@ def open_side(path: str | os.PathLike[str], label: str, options: SideOptions, *,
         on_fetch=options.on_fetch,
     )
     try:
-        return _make_side(checkpoint, label, options, ema=ema)
+        return _make_side(checkpoint, label, options, ema, scaling, config)
     except BaseException:
         checkpoint.close()
         raise
 
 
-def _make_side(checkpoint: Checkpoint, label: str, options: SideOptions, *, ema: bool) -> Side:
+def _make_side(
+    checkpoint: Checkpoint,
+    label: str,
+    options: SideOptions,
+    ema: bool,
+    scaling: ScalingOptions,
+    config: Path | None,
+) -> Side:
     problem = None
+    has_config = checkpoint.is_folder and checkpoint.config is not None
     try:
-        survey = survey_checkpoint(checkpoint, prefix=options.source_prefix)
+        survey = survey_checkpoint(
+            checkpoint, prefix=options.source_prefix, config=None if has_config else config
+        )
     except ConfigMismatchError as error:
         problem = error.what
         bare = replace(checkpoint, config=None)
@@ -172,21 +200,35 @@ def _make_side(checkpoint: Checkpoint, label: str, options: SideOptions, *, ema:
             average = shadow_of(tensor, checkpoint.tensors[shadow], checkpoint.name)
             dtype = weight_dtype(average, KEEP, checkpoint.name)
             shadows[pair] = Row(name, average, shape, dtype, is_ema=True)
-    stated = find_stated(
-        autoencoder.topology,
-        survey.given,
-        lambda: read_stored_scaling(checkpoint, autoencoder.prefix),
-        autoencoder.dropped,
-    )
+    decision, doubt = _decide(checkpoint, survey, ScalingOptions() if has_config else scaling)
+    is_told = has_config and scaling != ScalingOptions()
     return Side(
         label,
         checkpoint,
         survey,
         rows={**raw, **shadows} if ema else raw,
         others={pair: raw[pair] for pair in shadows} if ema else shadows,
-        scaling=stated.scaling if stated else None,
+        scaling=decision.scaling if decision else None,
+        doubt=doubt,
+        is_stated=decision is not None and decision.warning is None,
+        told=decide(checkpoint, survey, scaling).scaling if is_told else None,
         problem=problem,
     )
+
+
+def _decide(
+    checkpoint: Checkpoint, survey: Survey, options: ScalingOptions
+) -> tuple[Decision | None, str | None]:
+    """Decide as ``convert`` does, or say why it would not know."""
+    try:
+        decision = decide(checkpoint, survey, options)
+    except AmbiguousInputError as error:
+        if options != ScalingOptions():  # an answer of which a part is missing
+            raise
+        return None, f"{error.what}; {error.hint}"
+    if not decision.is_known:
+        return None, "its shapes are those of no known family; state it with --scaling-factor"
+    return decision, None
 
 
 def check_averages(sides: list[Side]) -> None:

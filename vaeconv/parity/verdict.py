@@ -24,7 +24,7 @@ class SideFacts(NamedTuple):
         variant: The variant that was read from a folder.
         dtypes: Number of tensors by element type.
         ema: Number of tensors taken from the moving average.
-        scaling: What it says of scaling; None where nothing.
+        scaling: Its scaling, stated or as ``convert`` would decide; None where that is not known.
         files: Name, size and sha256 of each file.
         loader: How it was loaded to run; None where it was not.
     """
@@ -50,6 +50,7 @@ class Comparison(NamedTuple):
         outcomes: Of the references.
         problems: What is wrong, the cause before the consequence; empty where nothing is.
         decoder: Of the decoder's tensors, where they may differ; else None.
+        unproven: What could not be compared, as one of the sides says nothing of it.
     """
 
     labels: tuple[str, str]
@@ -57,6 +58,7 @@ class Comparison(NamedTuple):
     outcomes: tuple[Outcome, ...]
     problems: tuple[str, ...]
     decoder: WeightResult | None = None
+    unproven: tuple[str, ...] = ()
 
     def with_problem(self, problem: str) -> Comparison:
         """Add what is wrong."""
@@ -110,6 +112,12 @@ class Verification(NamedTuple):
             if comparison
             for problem in comparison.problems
         ]
+
+    @property
+    def unproven(self) -> list[str]:
+        """Everything that is neither proved nor wrong."""
+        found = (comparison for comparison in (self.same, self.drop_in) if comparison)
+        return [reason for comparison in found for reason in comparison.unproven]
 
     @property
     def ok(self) -> bool:

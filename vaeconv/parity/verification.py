@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vaeconv.autoencoder.config import Scaling
 from vaeconv.autoencoder.families import ASSUMED, BY_NAME, fitting_families
+from vaeconv.autoencoder.scaling import ScalingOptions
 from vaeconv.autoencoder.topology import Topology
 from vaeconv.checkpoint.source import hash_bytes
 from vaeconv.errors import CheckFailedError, UnmappedKeysError, UsageError
@@ -46,6 +47,9 @@ class VerifyOptions:
         a: How to read the first side.
         b: How to read the second.
         base: How to read the model that the first shall stand in for.
+        scaling: What is known of scaling, for sides that state none, and to compare with those of
+            folders that do; as ``convert`` takes it.
+        config: A config for sides that are files, as ``convert`` takes it.
         ema: Use the moving average of a side that has one.
         weights_only: Compare weights, and do not import torch.
         encode: Compare posterior moments as well.
@@ -63,6 +67,8 @@ class VerifyOptions:
     a: SideOptions = SideOptions()
     b: SideOptions = SideOptions()
     base: SideOptions = SideOptions()
+    scaling: ScalingOptions = ScalingOptions()
+    config: Path | None = None
     ema: bool = False
     weights_only: bool = False
     encode: bool = True
@@ -131,7 +137,16 @@ def verify(
         for label, path, how in named:
             if path is not None:
                 try:
-                    sides.append(open_side(path, label, how, ema=options.ema))
+                    sides.append(
+                        open_side(
+                            path,
+                            label,
+                            how,
+                            ema=options.ema,
+                            scaling=options.scaling,
+                            config=options.config,
+                        )
+                    )
                 except UnmappedKeysError as error:
                     return _no_autoencoder(label, error, is_drop_in=b is None)
                 stack.callback(sides[-1].close)
@@ -204,8 +219,7 @@ class _Run:
     def _compare_files(self, one: Side, other: Side, *, is_drop_in: bool) -> Comparison:
         self._report("comparing weights", 0, 1)
         with self._clock("weights"):
-            comparison, notes = compare_files(one, other, is_drop_in=is_drop_in)
-        self._notes += notes
+            comparison = compare_files(one, other, is_drop_in=is_drop_in)
         self._report("comparing weights", 1, 1)
         return comparison
 

@@ -105,7 +105,7 @@ def _prove_one(
     work: Work, target: Path, variant: str | None, report: Path, drop_in: str | None
 ) -> None:
     project = work.project
-    table = project.config.verify
+    source, table = project.config.source, project.config.verify
     sides: list[tuple[Any, SideOptions]] = [
         (project.source, SideOptions(source_prefix=project.config.source.source_prefix)),
         (target, SideOptions(variant=variant)),
@@ -118,6 +118,8 @@ def _prove_one(
         VerifyOptions(
             a=sides[0][1],
             b=sides[1][1],
+            scaling=project.scaling,
+            config=project.path(source.config) if source.config else None,
             ema=project.takes_average,
             device=table.device,
             dtype=table.dtype,
