@@ -11,13 +11,15 @@ class DType(NamedTuple):
     Attributes:
         code: Name in a safetensors header, such as ``F32``; empty where there is none, so that
             such elements can be read past but not written.
-        itemsize: Bytes per element.
+        itemsize: Bytes per element as torch counts them.
         torch_name: Attribute of ``torch``, such as ``float32``.
         storage: Prefix of torch's storage class, such as ``Float`` (``FloatStorage``);
             empty where torch has none and the dtype travels beside an untyped storage.
         option: What the command line calls it; empty where it cannot be cast to.
         nonfinite_high: Values of an element's most significant byte that may mean NaN or
             infinity and never occur in sane weights; empty for types without them.
+        packed: Values in one such element. A safetensors header counts values, torch counts
+            elements: of the last size of a shape, the header says ``packed`` times as much.
     """
 
     code: str
@@ -26,6 +28,7 @@ class DType(NamedTuple):
     storage: str = ""
     option: str = ""
     nonfinite_high: bytes = b""
+    packed: int = 1
 
     @property
     def is_float(self) -> bool:
@@ -80,6 +83,10 @@ DTYPES: tuple[DType, ...] = (
     DType("C64", 8, "complex64", "ComplexFloat"),
     DType("F8_E5M2", 1, "float8_e5m2"),
     DType("F8_E4M3", 1, "float8_e4m3fn"),
+    DType("F8_E8M0", 1, "float8_e8m0fnu"),
+    DType("F8_E4M3FNUZ", 1, "float8_e4m3fnuz"),
+    DType("F8_E5M2FNUZ", 1, "float8_e5m2fnuz"),
+    DType("F4", 1, "float4_e2m1fn_x2", packed=2),
 )
 
 # Element types of storages that torch saves and safetensors has no code for. No tensor has them;

@@ -11,7 +11,7 @@ from pathlib import Path
 from vaeconv.checkpoint.base import Checkpoint, ConfigText
 from vaeconv.checkpoint.checksum import crc32
 from vaeconv.checkpoint.folder import CONFIG, MAX_CONFIG, STEM, decode_config, open_folder
-from vaeconv.checkpoint.safetensors_file import open_safetensors
+from vaeconv.checkpoint.safetensors_file import looks_like_safetensors, open_safetensors
 from vaeconv.checkpoint.source import ByteSource, FileSource, SliceSource, read_bytes
 from vaeconv.checkpoint.tree import FileTree, LocalTree, is_folder
 from vaeconv.checkpoint.zip_directory import ZipEntry, read_zip_directory
@@ -114,15 +114,27 @@ def _open_by_content(source: ByteSource, *, salvage: bool, in_bundle: bool = Fal
     head = bytes(read_bytes(source, 0, min(_HEAD, source.size)))
     if not head:
         raise NotACheckpointError("an empty file", where=source.name, hint="download it again")
-    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+    kind = _tell_kind(head, source.size)
+    if kind == "zip":
         return _open_zip(source, salvage=salvage, in_bundle=in_bundle)
-    if head[8:9] == b"{" and head[:1] != b"{":
+    if kind == "safetensors":
         return open_safetensors(source)
-    if head[:1] == b"\x80" and len(head) > 1 and head[1] <= 5:
+    if kind == "pickle":
         from vaeconv.checkpoint.torch_legacy import open_torch_legacy
 
         return open_torch_legacy(source, salvage=salvage)
     raise _not_a_checkpoint(source, head)
+
+
+def _tell_kind(head: bytes, size: int) -> str | None:
+    """Tell a container by its first bytes; the one place that knows how each begins."""
+    if looks_like_safetensors(head, size):  # first: its length may begin like anything
+        return "safetensors"
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return "zip"
+    if head[:1] == b"\x80" and len(head) > 1 and head[1] <= 5:
+        return "pickle"
+    return None
 
 
 def _not_a_checkpoint(source: ByteSource, head: bytes) -> NotACheckpointError:
@@ -194,13 +206,9 @@ def _open_bundle(source: ByteSource, entries: dict[str, ZipEntry], *, salvage: b
 def _looks_like_checkpoint(entry: ZipEntry) -> bool:
     if entry.size < _HEAD:
         return False
-    head = bytearray(16)
+    head = bytearray(_HEAD)
     entry.open().read_into(memoryview(head))
-    return bool(
-        head.startswith(b"PK\x03\x04")
-        or head[8:9] == b"{"
-        or (head[:1] == b"\x80" and head[1] <= 5)
-    )
+    return _tell_kind(bytes(head), entry.size) is not None
 
 
 def _member_source(source: ByteSource, entry: ZipEntry) -> ByteSource:

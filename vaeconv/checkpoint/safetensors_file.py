@@ -16,10 +16,26 @@ from vaeconv.checkpoint.source import ByteSource, read_bytes
 from vaeconv.checkpoint.tensor import PlainStorage, Tensor
 from vaeconv.errors import MalformedCheckpointError
 
-# The library allows 100 MB; the header of the largest published models is under 10 MB, and
-# parsed JSON takes some ten times its length in memory.
-MAX_HEADER = 32 << 20
+MAX_HEADER = 100_000_000  # as the library; mostly padding, where it is ever that long
+# Parsed JSON takes up to fifty times its length in memory, by these characters. An entry has ten
+# of them, and the largest published models have some thousand entries.
+_MAX_MARKS = 4_000_000
+_SPACE = b" \t\r\n"
 _METADATA = "__metadata__"
+_FIELDS = ("dtype", "shape", "data_offsets")
+_NEEDED = frozenset(_FIELDS)
+_MAX_DEPTH = 100  # of what is read past; the library allows some more
+
+
+def looks_like_safetensors(head: bytes, size: int) -> bool:
+    """Tell a safetensors file by its first bytes and its size.
+
+    A header length may spell any character, also the brace that a JSON document begins with; but
+    text, read as a length, is longer than any file.
+    """
+    length = int.from_bytes(head[:8], "little")
+    rest = head[8:].lstrip(_SPACE)
+    return rest[:1] == b"{" and (8 + length <= size or head.lstrip()[:1] != b"{")
 
 
 def open_safetensors(source: ByteSource) -> Checkpoint:
@@ -29,7 +45,8 @@ def open_safetensors(source: ByteSource) -> Checkpoint:
         MalformedCheckpointError: The header is not valid, or does not fit the file.
     """
     header, data_start = _read_header(source)
-    metadata = header.pop(_METADATA, {})
+    metadata = header.pop(_METADATA, None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise _malformed(source, "__metadata__ is not a map of strings")
     tensors = {
@@ -54,6 +71,8 @@ def _read_header(source: ByteSource) -> tuple[dict[str, Any], int]:
     if length > MAX_HEADER:
         raise _malformed(source, f"{length} bytes long, more than the {MAX_HEADER} that are read")
     raw = read_bytes(source, 8, length)
+    if sum(map(raw.count, (b"{", b"[", b","))) > _MAX_MARKS:
+        raise _malformed(source, "more entries than any model has")
     try:
         # The slower hooks are there for what the library refuses and hardly any header has.
         header = json.loads(
@@ -87,13 +106,30 @@ def _parse_unsigned(digits: str) -> int:
     return int(digits)
 
 
+def _check_ignored(source: ByteSource, name: str, values: list[Any]) -> None:
+    """Check that the library could read past values, too: it has bounds that Python has not."""
+    for _ in range(_MAX_DEPTH):
+        if any(isinstance(v, (int, float)) and not abs(v) < 1e308 for v in values):
+            raise _malformed(source, f"tensor {name} has a number without bounds")
+        lists = [v if isinstance(v, list) else v.values() for v in values
+                 if isinstance(v, (list, dict))]  # fmt: skip
+        values = [value for inner in lists for value in inner]
+        if not values:
+            return
+    raise _malformed(source, f"tensor {name} has values that are nested too deep")
+
+
 def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < 1 << 63
 
 
 def _parse_tensor(source: ByteSource, name: str, entry: object, data_start: int) -> Tensor:
-    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+    if isinstance(entry, list) and len(entry) == len(_FIELDS):  # to the library the same
+        entry = dict(zip(_FIELDS, entry, strict=True))
+    if not isinstance(entry, dict) or not entry.keys() >= _NEEDED:
         raise _malformed(source, f"tensor {name} is not dtype, shape and data_offsets")
+    if len(entry) > len(_FIELDS):  # later versions may say more of a tensor
+        _check_ignored(source, name, [v for k, v in entry.items() if k not in _NEEDED])
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     dtype = BY_CODE.get(code) if isinstance(code, str) else None
     if dtype is None:
@@ -105,6 +141,10 @@ def _parse_tensor(source: ByteSource, name: str, entry: object, data_start: int)
     # Sizes that overflow are wrong even where another one is zero.
     if 0 in shape and math.prod(filter(None, shape)) >= 1 << 63:
         raise _malformed(source, f"tensor {name} has a shape without bounds")
+    if dtype.packed > 1:
+        if not shape or shape[-1] % dtype.packed:
+            raise _malformed(source, f"tensor {name}: {code} comes in groups of {dtype.packed}")
+        shape[-1] //= dtype.packed
     start, end = offsets
     if end - start != math.prod(shape) * dtype.itemsize:
         raise _malformed(source, f"tensor {name}: shape and data_offsets disagree")
@@ -142,6 +182,8 @@ def build_header(
     position = 0
     for name, dtype, shape in ordered:
         end = position + math.prod(shape) * dtype.itemsize
+        if dtype.packed > 1:
+            shape = (*shape[:-1], math.prod(shape[-1:]) * dtype.packed)
         header[name] = {"dtype": dtype.code, "shape": shape, "data_offsets": (position, end)}
         position = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
@@ -153,6 +195,7 @@ def build_header(
 _RANK = {
     code: rank
     for rank, code in enumerate(
-        "BOOL U8 I8 F8_E5M2 F8_E4M3 I16 U16 F16 BF16 I32 U32 F32 C64 F64 I64 U64".split()
+        "BOOL F4 U8 I8 F8_E5M2 F8_E4M3 F8_E8M0 F8_E4M3FNUZ F8_E5M2FNUZ I16 U16 F16 BF16 I32 U32 "
+        "F32 C64 F64 I64 U64".split()
     )
 }
