@@ -7,7 +7,7 @@ The tree::
     ├── InputError                    3  bad or unsafe input
     │   ├── CheckpointNotFoundError      nothing is there, or it is not a file or folder
     │   ├── MalformedCheckpointError     the bytes contradict themselves
-    │   ├── UnsafeCheckpointError        the pickle names something that is not plain data
+    │   ├── UnsafeCheckpointError        the pickle names what does harm elsewhere
     │   ├── NotACheckpointError          readable, but something else (LFS pointer, HTML, …)
     │   ├── UnsupportedModelError        a model that AutoencoderKL cannot express
     │   ├── UnmappedKeysError            missing, unexpected or wrongly shaped tensors
@@ -29,7 +29,7 @@ Each carries its facts as fields; the one line that a user sees is composed here
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _LINE_LIMIT = 600
@@ -116,17 +116,19 @@ class MalformedCheckpointError(InputError):
 
 
 class UnsafeCheckpointError(InputError):
-    """The pickle names functions or classes that are not plain data.
+    """The pickle names functions or classes that do harm in an ordinary unpickler.
 
     Args:
-        names: Dotted names of the refused globals, in order of appearance.
+        reasons: What each of the refused globals does, by dotted name, in order of appearance.
         where: The file and the pickle in it.
     """
 
-    def __init__(self, names: Sequence[str], *, where: str | None = None) -> None:
-        self.names = tuple(names)
+    def __init__(self, reasons: Mapping[str, str], *, where: str | None = None) -> None:
+        self.names = tuple(reasons)
+        self.reasons = dict(reasons)
+        said = [f"{name} ({why})" for name, why in reasons.items()]
         super().__init__(
-            f"unsafe pickle: it refers to {listed(self.names, 5)}, which no checkpoint needs",
+            f"unsafe pickle: it refers to {listed(said, 5)}",
             where=where,
             hint="nothing was executed; if you trust the weights, --salvage reads them "
             "with inert placeholders in place of these",

@@ -302,7 +302,7 @@ def test_legacy_file_holds_pickles_in_a_row():
     for data in (buffer.getvalue(), memoryview(buffer.getvalue())):
         position, roots = 0, []
         for _ in range(5):
-            found = unpickle(data, where="x", start=position)
+            found = unpickle(data, where="x", start=position, is_legacy=True)
             roots.append(found.root)
             position = found.end
         assert roots[0] == 0x1950A86A20F9469CFC6C and roots[1] == 1001
@@ -324,7 +324,6 @@ def quantized(kind):
     [
         lambda: torch.ones(5, dtype=torch.complex128),
         lambda: torch.ones(5, dtype=torch.complex64).conj(),
-        lambda: torch.ones(5, dtype=torch.float8_e4m3fnuz),
         lambda: quantized(torch.qint8),
         lambda: quantized(torch.quint8),
         lambda: quantized(torch.qint32),
@@ -357,7 +356,7 @@ def test_legacy_storage_of_unknown_type_is_refused(tmp_path):
     save_legacy({"w": torch.zeros(2), "x": torch.zeros(3, dtype=torch.int32)}, path).close()
     path.write_bytes(path.read_bytes().replace(b"ctorch\nIntStorage\n", b"cmylib\nStorage\n"))
     source = FileSource(path)
-    with pytest.raises(MalformedCheckpointError, match="tells no known type"):
+    with pytest.raises(MalformedCheckpointError, match="is no type of storage"):
         open_torch_legacy(source, salvage=False)
     source.close()
 
@@ -397,7 +396,6 @@ def test_torch_plain_values():
         (lambda: torch.quantize_per_tensor(torch.zeros(2), 0.1, 0, torch.qint8), "quantized"),
         (lambda: torch.zeros(2, 2).to_sparse(), "sparse"),
         (lambda: torch.zeros(2, device="meta"), "meta"),
-        (lambda: torch.zeros(2, dtype=torch.float8_e4m3fnuz), "torch.float8_e4m3fnuz"),
     ],
     ids=lambda value: value if type(value) is str else "x",
 )
@@ -436,7 +434,6 @@ def test_hand_made_tensor():
         tensor_pickle(b"K\0(" + b"K\1" * 65 + b"t(" + b"K\1" * 65 + b"t"),  # 65 dimensions
         tensor_pickle(b"K\0K\2\x85K\1\x85", storage=b"N"),
         tensor_pickle(b"K\0K\2\x85K\1\x85", tail=b"t"),  # too few arguments
-        tensor_pickle(b"K\0K\2\x85K\1\x85\x89}ctorch\nfloat16\n", "_rebuild_tensor_v3", tail=b"t"),
         tensor_pickle(b"K\0K\2\x85K\1\x85", tail=b"\x89}K\1t"),  # metadata is a number
         b"(" + STORAGE + STORAGE.replace(b"K\6", b"K\5") + b"t.",  # one key, two sizes
         b"(" + STORAGE + STORAGE.replace(b"Float", b"Int") + b"t.",
@@ -536,7 +533,8 @@ importlib import_module|imp load_source|runpy run_path|code InteractiveInterpret
 commands getoutput|popen2 popen3|pty spawn|platform popen|webbrowser open|pdb run|bdb Bdb
 timeit timeit|cProfile run|profile run|trace Trace.run|doctest debug_script
 test.support run_in_subinterp
-operator attrgetter|_operator methodcaller|functools partial|functools reduce|itertools starmap
+operator attrgetter|_operator methodcaller|functools partialmethod|functools reduce
+itertools starmap
 multiprocessing.util spawnv_passfds|multiprocessing Process|threading Thread|asyncio run
 signal alarm
 socket create_connection|urllib.request urlopen|urllib2 urlopen|httplib HTTPSConnection
@@ -547,7 +545,7 @@ ctypes CDLL|ctypes.util find_library|sys exit|sys settrace|sys modules|logging.c
 torch load|torch.serialization load|torch._utils _import_dotted_name|torch.storage _load_from_bytes
 torch.hub load|torch.utils.cpp_extension load|torch.serialization os.system|torch.jit load
 torch._inductor.codecache compile_file|torch.fx._symbolic_trace os.system|torch _utils.sys.exit
-torch.nn.modules.linear Linear|torch.package PackageImporter|torch.distributed.rpc remote
+torch.nn.init normal_|torch.package PackageImporter|torch.distributed.rpc remote
 numpy load|numpy.testing._private.utils runstring|numpy.f2py.crackfortran myeval|numpy memmap
 numpy.core.multiarray fromfile|numpy._core.records fromfile|numpy os.system|numpy fromregex
 pip main|pip._internal main|setuptools setup|pkg_resources load_entry_point|ensurepip bootstrap

@@ -149,6 +149,7 @@ class View:
     rebuild: str = "torch._utils._rebuild_tensor_v2"
     storage_module: str = "torch"
     extra: bytes | None = None
+    is_legacy: bool = False
 
     def pickled(self) -> bytes:
         """Opcodes that make it."""
@@ -158,6 +159,7 @@ class View:
             text(self.key),
             text("cpu"),
             number(self.numel),
+            *([b"N"] if self.is_legacy else []),
         )
         tail = b"\x89" + call(named("collections.OrderedDict"))
         return call(
@@ -365,7 +367,7 @@ def legacy(
 ) -> bytes:
     """A legacy file; ``slots`` puts opcodes in front of the value of one of its five pickles."""
     state = base() if state is None else state
-    described = views(state)
+    described = {name: replace(view, is_legacy=True) for name, view in views(state).items()}
     listed = [text(view.key) for view in described.values()] if keys is None else list(keys)
     values = [
         number(MAGIC),
@@ -1078,6 +1080,13 @@ def _with_header(
     return make
 
 
+def _length_like_json() -> bytes:
+    """A header that is as long as a brace followed by zeros says."""
+    header, body = _header(safetensors_bytes())
+    text_ = json.dumps(header).encode()
+    return _safetensors(text_ + b" " * ((0x7B - len(text_)) % 256), body)
+
+
 def _entry(**changes: Any) -> Callable[[], bytes]:
     return _with_header(lambda header: header[BIG].update(changes))
 
@@ -1152,11 +1161,9 @@ _SAFETENSORS: dict[str, Callable[[], bytes]] = {
     "st_offsets_outside": _shifted(1 << 40),
     "st_offsets_float": _entry(data_offsets=[0.0, 18432.0]),
     "st_field_missing": _with_header(lambda h: h[BIG].pop("shape")),
-    "st_field_unknown": _entry(stride=[1]),
     "st_entry_is_list": _with_header(lambda h: h.update({BIG: [1, 2]})),
     "st_metadata_number": _with_header(lambda h: h.update({"__metadata__": {"a": 1}})),
     "st_metadata_list": _with_header(lambda h: h.update({"__metadata__": []})),
-    "st_metadata_null": _with_header(lambda h: h.update({"__metadata__": None})),
     "st_name_controls": _with_header(lambda h: h.update({"enc\x1b[31m\n.x": h.pop(BIG)})),
     "st_name_surrogate": _with_header(lambda h: h.update({"\ud800.x": h.pop(BIG)})),
 }  # fmt: skip
@@ -1702,6 +1709,13 @@ def good_cases() -> list[Case]:
         _good("ckpt_as_safetensors", torch_zip, file="model.safetensors"),
         _good("safetensors_no_metadata", lambda: save(base())),
         _good("safetensors_padding", _raw_header(lambda t: t + b"  \n\t ")),
+        _good(
+            "safetensors_null_metadata",
+            _with_header(lambda h: h.update({"__metadata__": None})),
+            file="model.safetensors",
+        ),
+        _good("safetensors_later_field", _entry(stride=[1]), file="model.safetensors"),
+        _good("safetensors_length_like_json", _length_like_json, file="model.safetensors"),
         _good("full_checkpoint", _full_checkpoint),
         _good("prefix", saved(lambda: _prefixed("first_stage_model."))),
         _good("same_twice", _twice),

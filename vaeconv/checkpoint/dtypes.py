@@ -35,6 +35,11 @@ class DType(NamedTuple):
         """Whether this is a real floating-point type that casts apply to."""
         return bool(self.nonfinite_high)
 
+    @property
+    def is_complex(self) -> bool:
+        """Whether an element is a real and an imaginary part, one behind the other."""
+        return self.torch_name.startswith("complex")
+
 
 class CastLoss(NamedTuple):
     """What a cast lost beyond rounding, and what was no number before it.

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vaeconv.checkpoint.dtypes import DType
-from vaeconv.checkpoint.pickle_globals import DTYPE_NAMES, Verdict, judge, looks_like_function
+from vaeconv.checkpoint.pickle_globals import DTYPE_NAMES, Verdict, judge, may_be_called
+from vaeconv.checkpoint.pickle_refused import why_refused
 from vaeconv.checkpoint.pickle_values import PickleFault, Placeholder, StorageRef
 
 _MAX_OBJECTS = 1_000_000
@@ -23,14 +24,18 @@ class Builder:
 
     Args:
         calls: What to do for a call, by name. Every other call gives a placeholder.
+        is_legacy: Whether the pickle is one of a torch file from before the zip format.
 
     Attributes:
         verdicts: Verdict per name, in order of appearance.
+        reasons: Why, per name that is unsafe.
         storages: Every storage of a known type, by key.
     """
 
-    def __init__(self, calls: Mapping[str, Call]) -> None:
+    def __init__(self, calls: Mapping[str, Call], *, is_legacy: bool = False) -> None:
+        self.is_legacy = is_legacy
         self.verdicts: dict[str, Verdict] = {}
+        self.reasons: dict[str, str] = {}
         self.storages: dict[str, StorageRef] = {}
         self._calls = calls
         self._globals: dict[str, object] = {}
@@ -49,9 +54,16 @@ class Builder:
         self.count(1)
         return Placeholder(name, args)
 
-    def refuse(self, name: str, args: tuple[object, ...]) -> Placeholder:
-        """Mark a name as unsafe for what is done with it; the result is inert."""
+    def mark(self, name: str, why: str) -> None:
+        """Mark a name as unsafe."""
         self.verdicts[name] = Verdict.UNSAFE
+        self.reasons.setdefault(name, why)
+
+    def refuse(
+        self, name: str, args: tuple[object, ...], why: str = "is called, to do who knows what"
+    ) -> Placeholder:
+        """Mark a name as unsafe for what is done with it; the result is inert."""
+        self.mark(name, why)
         return self.inert(name, args)
 
     def find(self, module: object, name: object) -> object:
@@ -66,6 +78,10 @@ class Builder:
             if len(self._globals) >= _MAX_GLOBALS:
                 raise PickleFault(f"refers to more than {_MAX_GLOBALS} globals: too complex")
             self.verdicts[full] = judge(full)
+            # A dotted name starts at what the module has imported, which may be another module.
+            inner = why_refused(name) if "." in name else None
+            if inner or self.verdicts[full] is Verdict.UNSAFE:
+                self.mark(full, inner or why_refused(full) or "")
             found = self._globals[full] = DTYPE_NAMES.get(full) or Placeholder(full)
         return found
 
@@ -81,7 +97,7 @@ class Builder:
         build = self._calls.get(name)
         if build is not None:
             return build(self, name, args)
-        if self.verdicts[name] is Verdict.PLACEHOLDER and looks_like_function(name):
+        if self.verdicts[name] is Verdict.PLACEHOLDER and not may_be_called(name):
             return self.refuse(name, args)
         return self.inert(name, args)
 
@@ -98,7 +114,7 @@ class Builder:
     def change(self, target: Placeholder) -> bool:
         """Tell whether an object may take items or state; a class or function may not."""
         if not target.is_object:
-            self.verdicts[target.name] = Verdict.UNSAFE
+            self.mark(target.name, "is changed, which everybody else would see")
         return target.is_object
 
     def check_key(self, key: object) -> None:
@@ -146,3 +162,8 @@ def check_arity(name: str, args: tuple[object, ...], least: int, most: int) -> N
 def refuse_call(builder: Builder, name: str, args: tuple[Any, ...]) -> object:
     """Refuse the file for this call, whatever the arguments."""
     return builder.refuse(name, args)
+
+
+def refuse_memory(builder: Builder, name: str, args: tuple[Any, ...]) -> object:
+    """Refuse the file for a call that gives memory as it was left behind."""
+    return builder.refuse(name, args, "gives memory that nobody has written to")

@@ -5,12 +5,11 @@ Nothing here imports, resolves or calls a name; a verdict is about its text alon
 
 from __future__ import annotations
 
-import sys
-import unicodedata
 from enum import Enum
 from typing import NamedTuple
 
 from vaeconv.checkpoint.dtypes import BY_STORAGE, BY_TORCH_NAME, UNSUPPORTED, DType
+from vaeconv.checkpoint.pickle_refused import why_refused
 
 
 class Verdict(str, Enum):
@@ -18,8 +17,8 @@ class Verdict(str, Enum):
 
     PLAIN = "plain"  # plain data of the standard library, torch or numpy: not worth reporting
     REBUILDER = "rebuilder"  # a function that we stand in for ourselves
-    PLACEHOLDER = "placeholder"  # somebody's class: inert, and reported
-    UNSAFE = "unsafe"  # no checkpoint needs it: the file is refused
+    PLACEHOLDER = "placeholder"  # of training code: inert, and reported
+    UNSAFE = "unsafe"  # does harm in an ordinary unpickler: the file is refused
 
 
 class GlobalUse(NamedTuple):
@@ -54,6 +53,13 @@ STORAGE_NAMES: dict[str, DType | None] = {
     for name, dtype in [*BY_STORAGE.items(), ("UntypedStorage", None), ("_UntypedStorage", None)]
 }
 """Storage classes of a persistent id; None counts bytes."""
+
+TENSOR_CLASSES = {
+    f"{module}.{dtype.storage}Tensor"
+    for module in ("torch", "torch.cuda")
+    for dtype in BY_STORAGE.values()
+}
+"""Old classes of tensors; a call of one gives memory as it is."""
 
 UNSUPPORTED_TENSORS = {
     f"torch._utils._rebuild_{name}": why
@@ -107,7 +113,12 @@ _PLAIN = (
     | full_names("fractions", "Fraction")
     | full_names("uuid", "UUID SafeUUID")
     | full_names("argparse", "Namespace")
-    | full_names("types", "SimpleNamespace NoneType")
+    | full_names("types", "SimpleNamespace NoneType GenericAlias UnionType")
+    | full_names(
+        "collections.abc",
+        "Callable Collection Container Generator Hashable Iterable Iterator Mapping "
+        "MutableMapping MutableSequence MutableSet Sequence Set Sized",
+    )
     | full_names("enum", "Enum IntEnum StrEnum Flag IntFlag")
     | full_names("numbers", "Number Complex Real Rational Integral")
     | full_names("abc", "ABC ABCMeta")
@@ -142,43 +153,37 @@ _PLAIN = (
 # Members of these are data descriptions by their very kind; the name must look like one, too.
 _NUMPY_DTYPES = "numpy.dtypes."
 
-# Top-level modules that never occur in an honest checkpoint outside the tables above. The
-# running Python's own list comes on top, so the older and newer names need to be spelled out.
-_FORBIDDEN = {name.casefold() for name in sys.stdlib_module_names} | set(
-    # Standard library of Python 2, and what later versions dropped or renamed.
-    "__builtin__ __builtins__ anydbm asynchat asyncore audioop aifc basehttpserver binhex cgi "
-    "cgitb cgihttpserver chunk commands compiler configparser cookielib copy_reg cpickle crypt "
-    "cstringio dbhash distutils dircache dl dummy_thread dummy_threading exceptions fcntl fpformat "
-    "formatter future_builtins gopherlib htmlparser httplib hotshot ihooks imghdr imp imputil "
-    "lib2to3 macpath mailcap md5 mhlib mimetools msilib multifile mutex new nis nntplib "
-    "nt ntpath os2 os2emxpath ossaudiodev parser pipes popen2 posix posixfile posixpath pty queue "
-    "rexec rfc822 robotparser sets sgmllib sha simplehttpserver simplexmlrpclib smtpd sndhdr "
-    "socketserver spwd statvfs stringio sunau sunaudio symbol telnetlib thread tkinter toaiff "
-    "urllib2 urlparse userdict userlist userstring uu whichdb winreg _winreg xdrlib xmllib "
-    "xmlrpclib tomllib annotationlib compression _pyrepl _aix_support "
-    "_posixsubprocess _winapi _socket _ctypes _io _pickle _operator _functools _thread _imp "
-    # Frameworks: everything plain of theirs is in the table.
-    "torch numpy functorch torchgen caffe2 "
-    # Installers.
-    "pip setuptools pkg_resources _distutils_hack ensurepip easy_install conda mamba wheel uv "
-    "poetry pipenv pipx virtualenv pdm hatch flit "
-    # Packages that load, run or compile what they are given.
-    "dill cloudpickle joblib ipython ipykernel jedi sh pexpect ptyprocess plumbum numba cffi "
-    "jinja2 yaml ruamel fire invoke fabric paramiko jsonpickle srsly shelve execnet py pytest "
-    "_pytest nose gevent eventlet twisted celery six".split()
+# Of training code, although their modules are refused as a whole.
+_INERT = (
+    full_names("inspect", "_empty _ParameterKind")
+    | full_names("logging", "Logger RootLogger")
+    | full_names("re", "Pattern")
+    | full_names("dataclasses", "_MISSING_TYPE _HAS_DEFAULT_FACTORY_CLASS")
 )
 
-# As a later component: a way from a harmless module into its imports.
-_GATEWAYS = frozenset(
-    "os sys subprocess builtins posix nt ntpath posixpath shutil ctypes importlib socket pty runpy "
-    "marshal pickle cpickle _pickle dill cloudpickle pdb bdb imp commands popen2 webbrowser codeop "
-    "pip setuptools read_pickle eval exec execfile system popen globals locals getattr setattr "
-    "delattr _os _sys _subprocess".split()
+# Functions that honest pickles call to make an object: all others are refused where they are
+# called, as nobody knows what they would do. What they make is inert here.
+_CALLED = (
+    full_names("functools _functools", "partial")
+    | full_names("logging", "getLogger")
+    | full_names("operator _operator", "getitem")  # typing's generic types
+    | full_names("re", "compile _compile")
+    | full_names("numpy.ma.core", "_mareconstruct")
+    | full_names(
+        "numpy.random numpy.random._pickle",
+        "__RandomState_ctor __randomstate_ctor __generator_ctor __bit_generator_ctor",
+    )
+    | full_names("pandas.core.indexes.base", "_new_Index")
+    | full_names("pandas.core.indexes.datetimes", "_new_DatetimeIndex")
+    | full_names("pandas.core.internals.blocks", "new_block")
+    | full_names("pandas._libs.internals", "_unpickle_block")
+    | full_names("pandas._libs.tslibs.timestamps", "_unpickle_timestamp")
+    | full_names("pandas._libs.tslibs.nattype", "_nat_unpickle")
 )
-
-
-def _is_dunder(part: str) -> bool:
-    return part.startswith("__") and part.endswith("__") and len(part) > 4
+# How such functions are called throughout a package.
+_MADE_BY = {"torch": "_rebuild_"} | dict.fromkeys(
+    "numpy pandas scipy sklearn".split(), "__pyx_unpickle_"
+)
 
 
 def judge(name: str) -> Verdict:
@@ -191,20 +196,22 @@ def judge(name: str) -> Verdict:
         return Verdict.PLAIN
     if name in _REBUILDERS:
         return Verdict.REBUILDER
-    if not all(part.isidentifier() for part in name.split(".")):
-        return Verdict.UNSAFE
+    if name in _INERT or name in _CALLED:
+        return Verdict.PLACEHOLDER
     if name.startswith(_NUMPY_DTYPES) and name.endswith("DType") and name.count(".") == 2:
         return Verdict.PLAIN
-    # Lookalikes count as what they look like, whether or not Python would import them.
-    top, *rest = unicodedata.normalize("NFKC", name).casefold().split(".")
-    if top in _FORBIDDEN or (_is_dunder(top) and top not in ("__main__", "__mp_main__")):
-        return Verdict.UNSAFE
-    if any(part in _GATEWAYS or _is_dunder(part) for part in rest):
-        return Verdict.UNSAFE
-    return Verdict.PLACEHOLDER
+    return Verdict.UNSAFE if why_refused(name) else Verdict.PLACEHOLDER
 
 
-def looks_like_function(name: str) -> bool:
-    """Tell whether the last component is spelled like a function and not like a class."""
-    first = name.rpartition(".")[2].lstrip("_")[:1]
-    return not first.isalpha() or first.islower()
+def may_be_called(name: str) -> bool:
+    """Tell whether a placeholder's call is what pickles do to make an object.
+
+    A class makes one, and so do few functions; others may do anything. By their spelling: a
+    function's name begins in lower case.
+    """
+    last = name.rpartition(".")[2]
+    made = _MADE_BY.get(name.partition(".")[0])
+    if name in _CALLED or (made and last.startswith(made)):
+        return True
+    first = last.lstrip("_")[:1]
+    return first.isalpha() and not first.islower()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from vaeconv.checkpoint.pickle_globals import Verdict
 from vaeconv.checkpoint.pickle_machine import Machine, check_index
 from vaeconv.checkpoint.pickle_tensors import make_storage
 from vaeconv.checkpoint.pickle_values import PickleFault, Placeholder
@@ -118,7 +117,7 @@ def _newobj_ex(m: Machine) -> None:
 def _extension(m: Machine, form: str) -> None:
     # A name by its number in the running Python's registry, which may be anything.
     name = f"copyreg extension {m.fixed(form)}"
-    m.builder.verdicts[name] = Verdict.UNSAFE
+    m.builder.mark(name, "is a name by number, which can be any")
     m.push(Placeholder(name))
 
 

@@ -35,7 +35,10 @@ def looks_like_safetensors(head: bytes, size: int) -> bool:
     """
     length = int.from_bytes(head[:8], "little")
     rest = head[8:].lstrip(_SPACE)
-    return rest[:1] == b"{" and (8 + length <= size or head.lstrip()[:1] != b"{")
+    fits = 8 + length <= size
+    return (rest[:1] == b"{" and (fits or head.lstrip()[:1] != b"{")) or (
+        not rest and fits and length >= len(head) - 8 > 0  # space, as far as one can see
+    )
 
 
 def open_safetensors(source: ByteSource) -> Checkpoint:

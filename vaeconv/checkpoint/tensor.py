@@ -154,7 +154,7 @@ class Tensor(NamedTuple):
             return _GatherReader(self)
         reader = self.storage.open()
         _skip(reader, self.offset)
-        return _SwapReader(reader, self.dtype.itemsize) if self.is_swapped else reader
+        return _SwapReader(reader, self.dtype) if self.is_swapped else reader
 
     def read(self) -> bytes:
         """Read all elements; for small tensors."""
@@ -285,9 +285,11 @@ def _skip(reader: StorageReader, count: int) -> None:
 class _SwapReader:
     """Turns big-endian elements around; buffers hold whole elements."""
 
-    def __init__(self, reader: StorageReader, itemsize: int) -> None:
+    def __init__(self, reader: StorageReader, dtype: DType) -> None:
         self._reader = reader
-        self._typecode = {2: "H", 4: "I", 8: "Q"}[itemsize]
+        # A complex number is two numbers, each turned around by itself.
+        width = dtype.itemsize // 2 if dtype.is_complex else dtype.itemsize
+        self._typecode = {2: "H", 4: "I", 8: "Q"}[width]
 
     def read_into(self, buffer: memoryview) -> None:
         from array import array
@@ -315,12 +317,10 @@ class _GatherReader:
                 where=tensor.storage.source.name,
                 hint="save it again after .contiguous()",
             )
-        reader = tensor.storage.open()
-        _skip(reader, tensor.offset)
         window = bytearray(span)
-        reader.read_into(memoryview(window))
+        tensor._replace(stride=None).open().read_into(memoryview(window))
         view = np.lib.stride_tricks.as_strided(
-            np.frombuffer(window, dtype=f"{'>' if tensor.is_swapped else '<'}u{itemsize}"),
+            np.frombuffer(window, dtype=f"<u{itemsize}"),
             tensor.shape,
             [step * itemsize for step in tensor.stride],
         )

@@ -2,7 +2,7 @@
 
 Upstream: ``torch.serialization._legacy_save``. In order: a magic number, the protocol version,
 facts about the machine, the object, the storage keys; then per key an element count (int64) and
-the elements.
+the elements, both little endian whatever the facts say of the machine (``serialization.cpp``).
 """
 
 from __future__ import annotations
@@ -29,15 +29,14 @@ def open_torch_legacy(source: ByteSource, *, salvage: bool) -> Checkpoint:
         NotACheckpointError: It is a pickle, but not torch's.
     """
     pickles = _read_pickles(source, salvage=salvage)
-    _, _, facts, top, key_list = pickles
-    is_swapped = isinstance(facts.root, dict) and facts.root.get("little_endian") is False
+    _, _, _, top, key_list = pickles
     if not isinstance(key_list.root, list):
         raise MalformedCheckpointError("the list of storage keys is not one", where=source.name)
     keys = [key for key in key_list.root if isinstance(key, str)]
     if len(keys) != len(key_list.root):
         raise MalformedCheckpointError("a storage key is not text", where=source.name)
     tree = find_state_dict(top.root, where=source.name)
-    storages = _locate_storages(source, top.storages, keys, key_list.end, is_swapped)
+    storages = _locate_storages(source, top.storages, keys, key_list.end)
     tensors = {}
     for name, ref in tree.tensors.items():
         storage = storages.get(ref.storage.key)
@@ -47,7 +46,7 @@ def open_torch_legacy(source: ByteSource, *, salvage: bool) -> Checkpoint:
                 where=source.name,
             )
         check_storage_size(ref.storage, storage, where=source.name)
-        tensors[name] = make_tensor(name, ref, storage, is_swapped, source.name)
+        tensors[name] = make_tensor(name, ref, storage, False, source.name)
     return Checkpoint(
         name=source.name,
         container="torch legacy",
@@ -80,7 +79,7 @@ def _parse_pickles(source: ByteSource, data: bytes, *, salvage: bool) -> list[Un
     position = 0
     for part in ("magic number", "protocol version", "machine facts", "object", "storage keys"):
         where = f"{source.name} ({part})"
-        pickles.append(unpickle(data, where=where, salvage=salvage, start=position))
+        pickles.append(unpickle(data, where=where, salvage=salvage, start=position, is_legacy=True))
         position = pickles[-1].end
         if len(pickles) == 1 and pickles[0].root != _MAGIC:
             raise NotACheckpointError(
@@ -96,7 +95,6 @@ def _locate_storages(
     refs: dict[str, StorageRef],
     keys: list[str],
     position: int,
-    is_swapped: bool,
 ) -> dict[str, PlainStorage]:
     storages: dict[str, PlainStorage] = {}
     for key in keys:
@@ -108,9 +106,7 @@ def _locate_storages(
             )
         if key in storages:
             raise MalformedCheckpointError(f"storage {key} is listed twice", where=source.name)
-        count = int.from_bytes(
-            read_bytes(source, position, 8), "big" if is_swapped else "little", signed=True
-        )
+        count = int.from_bytes(read_bytes(source, position, 8), "little", signed=True)
         itemsize = ref.dtype.itemsize if ref.dtype else 1
         size = count * itemsize
         if count != ref.numel or position + 8 + size > source.size:

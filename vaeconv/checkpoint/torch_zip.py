@@ -53,7 +53,15 @@ def open_torch_zip(
             where=source.name,
             hint="save model.state_dict() with torch.save",
         )
+    for name in entries:
+        if not name.startswith(prefix):
+            raise MalformedCheckpointError(
+                f"{name} is not in the one folder that a torch file has",
+                where=source.name,
+                hint="save it again with torch.save",
+            )
     _check_version(source, entries, prefix)
+    _check_alignment(source, entries, prefix)
     where = f"{source.name} ({prefix}{_PICKLE})"
     pickled = entries[prefix + _PICKLE].read(MAX_PICKLE)
     result = unpickle(pickled, where=where, salvage=salvage)
@@ -117,7 +125,7 @@ def check_storage_size(ref: StorageRef, storage: Storage, *, where: str) -> None
 
 
 def _check_version(source: ByteSource, entries: Mapping[str, ZipEntry], prefix: str) -> None:
-    entry = entries.get(f"{prefix}version") or entries.get(f"{prefix}.data/version")
+    entry = entries.get(f"{prefix}.data/version") or entries.get(f"{prefix}version")
     version = bytes(entry.read(_SMALL)).strip() if entry else b""
     if not version.isdigit() or not 1 <= int(version) <= _MAX_VERSION:
         said = f"says {version.decode('latin-1')!r}" if entry else "is not there"
@@ -128,9 +136,19 @@ def _check_version(source: ByteSource, entries: Mapping[str, ZipEntry], prefix: 
         )
 
 
+def _check_alignment(source: ByteSource, entries: Mapping[str, ZipEntry], prefix: str) -> None:
+    entry = entries.get(f"{prefix}.storage_alignment")
+    try:
+        int(bytes(entry.read(_SMALL))) if entry else None
+    except ValueError as error:
+        raise MalformedCheckpointError(
+            "its storage_alignment record is no number", where=source.name
+        ) from error
+
+
 def _read_byteorder(source: ByteSource, entries: Mapping[str, ZipEntry], prefix: str) -> bytes:
     entry = entries.get(f"{prefix}byteorder")
-    order = bytes(entry.read(_SMALL)).strip() if entry else b"little"
+    order = bytes(entry.read(_SMALL)) if entry else b"little"
     if order not in (b"little", b"big"):
         raise MalformedCheckpointError("its byteorder record is unknown", where=source.name)
     return order

@@ -47,7 +47,12 @@ class Unpickled(NamedTuple):
 
 
 def unpickle(
-    data: bytes | bytearray | memoryview, *, where: str, salvage: bool = False, start: int = 0
+    data: bytes | bytearray | memoryview,
+    *,
+    where: str,
+    salvage: bool = False,
+    start: int = 0,
+    is_legacy: bool = False,
 ) -> Unpickled:
     """Read one pickle without running anything.
 
@@ -57,13 +62,14 @@ def unpickle(
         where: File and entry, for messages.
         salvage: Put inert placeholders in place of unsafe names instead of refusing them.
         start: Where it begins.
+        is_legacy: Whether its storages are described as in torch's format before 1.6.
 
     Raises:
-        UnsafeCheckpointError: It refers to something that no checkpoint needs.
+        UnsafeCheckpointError: It refers to what does harm in an ordinary unpickler.
         MalformedCheckpointError: It breaks the rules of the format or one of our bounds.
     """
     data = bytes(data)
-    builder = Builder(_CALLS)
+    builder = Builder(_CALLS, is_legacy=is_legacy)
     machine = Machine(data, start, builder)
     root = fault = None
     try:
@@ -80,7 +86,7 @@ def unpickle(
     except UnicodeDecodeError:
         fault = "text is not UTF-8"
     # Also where it is broken: that a file is dangerous matters more.
-    unsafe = [name for name, verdict in builder.verdicts.items() if verdict is Verdict.UNSAFE]
+    unsafe = {n: builder.reasons[n] for n, v in builder.verdicts.items() if v is Verdict.UNSAFE}
     if unsafe and not salvage:
         raise UnsafeCheckpointError(unsafe, where=where)
     if fault is not None:
