@@ -29,6 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "vaeconv.leftovers",
         "vaeconv.parts",
     ),
+    ("vaeconv.option_checks",),
     ("vaeconv.autoencoder", "vaeconv.checkpoint", "vaeconv.schema"),
     ("vaeconv.names", "vaeconv.plan"),
     (

@@ -18,6 +18,7 @@ from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.executor import CopyOptions
 from vaeconv.metadata import Change, make_header
 from vaeconv.names import OutputKind, check_order, is_address, output_kind
+from vaeconv.option_checks import CAST_DTYPES, check_fields
 from vaeconv.output import Output, Written, check_target, write_output, written_notes
 from vaeconv.parameters import weight_dtype
 from vaeconv.plan import KEEP, Plan, Row
@@ -68,6 +69,9 @@ class ConvertOptions:
     keep_metadata: bool = True
     copy: CopyOptions = CopyOptions()
     on_fetch: Callable[[int], None] | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, dtype=CAST_DTYPES)
 
 
 class Conversion(NamedTuple):

@@ -23,6 +23,7 @@ from vaeconv.checkpoint.layout_out import OutputFile, Segment
 from vaeconv.checkpoint.scan import has_nonfinite
 from vaeconv.checkpoint.tensor import StorageReader, Tensor, check_storages, crc_error
 from vaeconv.errors import DTypeOverflowError, NonFiniteError, OutputError
+from vaeconv.option_checks import check_fields
 from vaeconv.plan import Row
 from vaeconv.workers import Scratch, Turn
 
@@ -51,6 +52,14 @@ class CopyOptions(NamedTuple):
     allow_nonfinite: bool = False
     clamp: bool = False
     on_progress: Callable[[int, int], None] | None = None
+
+    def validate(self) -> None:
+        """Check types and values.
+
+        Raises:
+            UsageError: One is not allowed.
+        """
+        check_fields(self)
 
 
 class Copied(NamedTuple):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from vaeconv.autoencoder.accounting import Autoencoder, drop_reason
 from vaeconv.autoencoder.config import build_config
+from vaeconv.autoencoder.families import FAMILY_NAMES
 from vaeconv.autoencoder.scaling import ScalingOptions
 from vaeconv.autoencoder.topology import Layout
 from vaeconv.checkpoint.base import Checkpoint, Sibling
@@ -19,6 +20,7 @@ from vaeconv.checkpoint.scan import check_values
 from vaeconv.checkpoint.source import hash_bytes
 from vaeconv.checkpoint.tensor import Tensor
 from vaeconv.errors import AmbiguousInputError, InputError
+from vaeconv.option_checks import check_fields
 from vaeconv.survey import Survey, decide, read_ema_facts, survey_checkpoint
 
 
@@ -47,6 +49,9 @@ class InspectOptions:
     salvage: bool = False
     download: bool = False
     on_fetch: Callable[[int], None] | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, family=FAMILY_NAMES)
 
 
 class Part(NamedTuple):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from vaeconv.executor import CopyOptions
+from vaeconv.option_checks import CAST_DTYPES, Range, check_fields
 from vaeconv.parts import Part
 from vaeconv.plan import Row
 
@@ -84,6 +85,9 @@ class PruneOptions:
     keep_metadata: bool = True
     copy: CopyOptions = CopyOptions()
     on_fetch: Callable[[int], None] | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, dtype=CAST_DTYPES, max_shard_size=Range(1))
 
     @property
     def kept(self) -> frozenset[Part]:

@@ -64,6 +64,8 @@ def build(kind: type[T], table: Mapping[str, Any], where: str) -> T:
         found[key] = _value(hints[key], value, f"{where}: {key}")
     try:
         return kind(**found)
+    except UsageError as error:
+        raise UsageError(error.what, where=error.where or where, hint=error.hint) from error
     except TypeError as error:
         missing = [name for name in known if name not in found and _is_required(known[name])]
         raise UsageError(f"{', '.join(missing)} must be given", where=where) from error

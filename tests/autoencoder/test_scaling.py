@@ -146,13 +146,13 @@ def test_a_factor_replaces_the_statistics_of_a_family() -> None:
 
 @pytest.mark.parametrize("factor", [0.0, -1.0, math.nan, math.inf])
 def test_factors_that_cannot_scale_are_refused(factor: float) -> None:
-    with pytest.raises(UsageError, match="--scaling-factor"):
+    with pytest.raises(UsageError, match="scaling_factor"):
         decide(factor=factor)
 
 
 @pytest.mark.parametrize("shift", [math.nan, -math.inf])
 def test_shifts_that_are_no_numbers_are_refused(shift: float) -> None:
-    with pytest.raises(UsageError, match="--shift-factor"):
+    with pytest.raises(UsageError, match="shift_factor"):
         decide(shift=shift)
 
 

@@ -96,6 +96,7 @@ FAMILIES: tuple[Family, ...] = (
 BY_NAME = {family.name: family for family in FAMILIES}
 # Names that people use for one of the above.
 ALIASES = {"sd2": "sd1", "kl-f8": "sd1", "flux": "flux1", "sd3.5": "sd3"}
+FAMILY_NAMES = (*BY_NAME, *ALIASES)
 
 # Where shapes leave several families and nothing else decides: the one to assume, with a
 # warning. Shapes that are not listed have no safe assumption.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -11,12 +10,14 @@ from vaeconv.autoencoder.families import (
     ALIASES,
     ASSUMED,
     BY_NAME,
+    FAMILY_NAMES,
     Family,
     family_by_siblings,
     fitting_families,
 )
 from vaeconv.autoencoder.topology import Topology
-from vaeconv.errors import AmbiguousInputError, ConfigMismatchError, UsageError
+from vaeconv.errors import AmbiguousInputError, ConfigMismatchError
+from vaeconv.option_checks import Range, check_fields
 
 DEFAULT_SAMPLE_SIZE = 256
 
@@ -27,6 +28,14 @@ class ScalingOptions(NamedTuple):
     scaling_factor: float | None = None
     shift_factor: float | None = None
     family: str | None = None
+
+    def validate(self) -> None:
+        """Check types and values.
+
+        Raises:
+            UsageError: One is not allowed.
+        """
+        check_fields(self, scaling_factor=Range(0, is_open=True), family=FAMILY_NAMES)
 
 
 class Decision(NamedTuple):
@@ -78,7 +87,7 @@ def decide_scaling(
         ConfigMismatchError: ``--family`` does not fit the shapes.
         UsageError: There is no such family, or a factor is no number to scale with.
     """
-    _check_numbers(options)
+    options.validate()
     family = _named_family(options.family, topology, where)
     if family:
         scaling = _of_family(family, "--family " + family.name)
@@ -107,22 +116,10 @@ def decide_scaling(
     return base._replace(scaling=scaling, warning=warning)
 
 
-def _check_numbers(options: ScalingOptions) -> None:
-    factor, shift = options.scaling_factor, options.shift_factor
-    if factor is not None and not (math.isfinite(factor) and factor > 0):
-        raise UsageError(f"--scaling-factor {factor:g} is not a positive number")
-    if shift is not None and not math.isfinite(shift):
-        raise UsageError(f"--shift-factor {shift:g} is not a finite number")
-
-
 def _named_family(name: str | None, topology: Topology, where: str) -> Family | None:
     if name is None:
         return None
-    family = BY_NAME.get(ALIASES.get(name, name))
-    if family is None:
-        raise UsageError(
-            f"no family is called {name}", hint=f"choose from {', '.join([*BY_NAME, *ALIASES])}"
-        )
+    family = BY_NAME[ALIASES.get(name, name)]
     if not family.fits(topology):
         raise ConfigMismatchError(
             f"--family {name} has {family.latent_channels} latent channels, {family.levels} levels "

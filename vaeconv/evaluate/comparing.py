@@ -18,6 +18,7 @@ from vaeconv.evaluate.images import ImageSet
 from vaeconv.evaluate.models import Candidate, ModelSpec, load_candidates, sample_posterior
 from vaeconv.evaluate.protocol import PRESETS, Protocol
 from vaeconv.json_text import dump_json
+from vaeconv.option_checks import Device, Range, check_fields
 from vaeconv.parity.devices import import_torch, pick_device, reproducible
 from vaeconv.parity.side import SideOptions
 
@@ -54,6 +55,16 @@ class CompareOptions:
     device: str = "auto"
     sides: SideOptions = SideOptions()
     on_progress: Callable[[str, int, int], None] | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(
+            self,
+            limit=Range(1),
+            zoom=Range(0),
+            sheet=Range(0),
+            format=("png", "webp"),
+            device=Device,
+        )
 
 
 class Compared(NamedTuple):

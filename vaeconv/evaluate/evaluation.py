@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vaeconv.errors import UsageError
 from vaeconv.evaluate.batches import BatchRunner, grouped
 from vaeconv.evaluate.document import check_records, make_document
 from vaeconv.evaluate.images import ImageSet
@@ -19,6 +20,7 @@ from vaeconv.evaluate.models import ModelSpec, load_candidates
 from vaeconv.evaluate.protocol import PRESETS, Protocol
 from vaeconv.evaluate.ranks import Ranks, device_of, joined_ranks
 from vaeconv.evaluate.shards import Shard, ShardWriter, indices_of, open_folder, read_shards
+from vaeconv.option_checks import Device, Range, check_fields
 from vaeconv.parity.devices import describe_environment, fitting_batch, import_torch, reproducible
 from vaeconv.parity.side import SideOptions
 
@@ -69,6 +71,15 @@ class EvalOptions:
     sides: SideOptions = SideOptions()
     quiet: bool = False
     on_progress: Callable[[str, int, int], None] | None = None
+
+    def __post_init__(self) -> None:
+        some = Range(1)
+        check_fields(
+            self, metrics=METRICS, limit=some, device=Device, batch_size=some,
+            workers=some, expect_world_size=some,
+        )  # fmt: skip
+        if not self.metrics:
+            raise UsageError("metrics are empty", hint=f"there are {', '.join(METRICS)}")
 
 
 def evaluate(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vaeconv.checkpoint.source import hash_bytes
 from vaeconv.errors import InputError, UsageError
 from vaeconv.evaluate.protocol import DTYPES, Protocol
+from vaeconv.option_checks import Range, check_fields
 from vaeconv.parity.loading import Model
 from vaeconv.parity.side import Side, SideOptions, check_averages, open_side
 from vaeconv.schema import build, read_toml
@@ -41,6 +42,9 @@ class ModelSpec:
     link: str = ""
     variant: str | None = None
     ema: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self, train_steps=Range(0))
 
 
 def read_models_file(path: Path) -> list[ModelSpec]:

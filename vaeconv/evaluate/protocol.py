@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from vaeconv.errors import UsageError
+from vaeconv.option_checks import Range, check_fields, check_value
 
 FILTERS = ("bicubic", "lanczos", "bilinear", "box", "hamming", "nearest")
 RESIZES = ("shorter-side", "squash", "none")
@@ -36,6 +36,16 @@ class Protocol(NamedTuple):
     rounds: bool = True
     dtype: str = "fp32"
 
+    def validate(self) -> None:
+        """Check types and values.
+
+        Raises:
+            UsageError: A knob has no such setting.
+        """
+        check_fields(
+            self, size=Range(1), resize=RESIZES, filter=FILTERS, posterior=POSTERIORS, dtype=DTYPES
+        )
+
     def changed(self, **changes: Any) -> Protocol:
         """Change some knobs; None leaves one as it is.
 
@@ -44,13 +54,7 @@ class Protocol(NamedTuple):
         """
         wanted = {name: value for name, value in changes.items() if value is not None}
         protocol = self._replace(**wanted)
-        for name, known in (
-            ("resize", RESIZES), ("filter", FILTERS), ("posterior", POSTERIORS), ("dtype", DTYPES),
-        ):  # fmt: skip
-            if getattr(protocol, name) not in known:
-                raise UsageError(
-                    f"--{name} {getattr(protocol, name)} is none of {', '.join(known)}"
-                )
+        protocol.validate()
         return protocol if protocol == self else protocol._replace(name="custom")
 
     def describe(self) -> str:
@@ -79,6 +83,5 @@ def preset(name: str) -> Protocol:
     Raises:
         UsageError: There is none of that name.
     """
-    if name not in PRESETS:
-        raise UsageError(f"no protocol is called {name}", hint=f"choose from {', '.join(PRESETS)}")
+    check_value("protocol", name, tuple(PRESETS))
     return PRESETS[name]

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from vaeconv.checkpoint.atomic import replace_small_file
 from vaeconv.errors import UsageError
 from vaeconv.names import check_ending, check_order, is_address
+from vaeconv.option_checks import Device, Range, check_arguments
 from vaeconv.output import check_target
 from vaeconv.parity.devices import import_torch, pick_device, reproducible
 from vaeconv.parity.images import list_images, read_images
@@ -68,6 +69,15 @@ def encode_pictures(
         OutputError: The output exists or cannot be written.
         MissingDependencyError: The device, torch or diffusers is not there.
     """
+    check_arguments(
+        encode_pictures,
+        {"images": images, "output": output, "size": size, "limit": limit, "device": device},
+        size=Range(1),
+        limit=Range(1),
+        device=Device,
+    )
+    how.validate()
+    images, output = Path(images), Path(output)
     check_ending(output, (".safetensors", ".sft"), "a file of latents")
     sources = (images, model)
     check_order(sources, output)

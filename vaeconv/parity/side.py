@@ -16,6 +16,7 @@ from vaeconv.averages import no_average, shadow_of
 from vaeconv.checkpoint.base import Checkpoint
 from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.errors import AmbiguousInputError, ConfigMismatchError
+from vaeconv.option_checks import check_fields
 from vaeconv.parameters import weight_dtype
 from vaeconv.parity.loading import Model, load_compvis, load_diffusers, load_folder
 from vaeconv.parity.weights import narrower
@@ -39,6 +40,14 @@ class SideOptions(NamedTuple):
     salvage: bool = False
     download: bool = False
     on_fetch: Callable[[int], None] | None = None
+
+    def validate(self) -> None:
+        """Check types and values.
+
+        Raises:
+            UsageError: One is not allowed.
+        """
+        check_fields(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from vaeconv.autoencoder.scaling import ScalingOptions
 from vaeconv.autoencoder.topology import Topology
 from vaeconv.checkpoint.source import hash_bytes
 from vaeconv.errors import CheckFailedError, UnmappedKeysError, UsageError
+from vaeconv.option_checks import RUN_DTYPES, Device, Range, check_fields
 from vaeconv.parity.behaviour import Decoded, Limits, Outcome, Runner
 from vaeconv.parity.devices import (
     describe_environment,
@@ -81,6 +82,9 @@ class VerifyOptions:
     hash_files: bool = True
     on_picture: Callable[[Decoded], None] | None = None
     on_progress: Callable[[str, int, int], None] | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, device=Device, dtype=RUN_DTYPES, batch_size=Range(1), tile=Range(0))
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vaeconv.option_checks import check_fields
 from vaeconv.schema import build, read_toml
 
 DEFAULT_TAGS = ("stable-diffusion", "stable-diffusion-diffusers", "vae", "autoencoder-kl")
@@ -58,6 +59,9 @@ class CardMeta:
     facts: Mapping[str, Any] = field(default_factory=dict)
     inference: bool = False
     eval_titles: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def read_meta(path: Path) -> CardMeta:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vaeconv.errors import UsageError
+from vaeconv.option_checks import Range, check_fields
 
 # The rules of git check-ref-format.
 _NO_REF = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|^[./-]|[./]$|/\.|\.lock(/|$)|^@?$")
@@ -50,6 +51,9 @@ class PushOptions:
     verify: bool = False
     timeout: float = 3600.0
     on_progress: Callable[[str, int, int], None] | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, repo_type=_TYPES, timeout=Range(0, is_open=True))
 
 
 def check_options(repo_id: str, options: PushOptions) -> None:

@@ -18,6 +18,7 @@ from vaeconv._version import __version__
 from vaeconv.autoencoder.topology import Layout
 from vaeconv.checkpoint.shared import shared_sources
 from vaeconv.errors import OutputError, UsageError
+from vaeconv.option_checks import not_among
 from vaeconv.publish.pushing import Pushed
 from vaeconv.publish.release_config import ReleaseConfig
 from vaeconv.publish.release_project import Project
@@ -85,6 +86,7 @@ def release(
         CheckFailedError: A gate said no, or a file is not what a step wrote.
         VaeconvError: A step failed, as its function says.
     """
+    check_steps(first, last)
     with shared_sources():
         return _release(
             Work(Project(config, root), sign=sign, on_progress=on_progress),
@@ -122,9 +124,9 @@ def check_steps(first: str | None, last: str | None) -> None:
     Raises:
         UsageError: There is no such step, or the last comes before the first.
     """
-    for name in filter(None, (first, last)):
+    for name in (one for one in (first, last) if one is not None):
         if name not in _NAMES:
-            raise UsageError(f"no step is called {name}", hint=f"steps: {', '.join(_NAMES)}")
+            raise not_among("step", name, _NAMES)
     if first and last and _NAMES.index(first) > _NAMES.index(last):
         raise UsageError(f"--from {first} comes after --until {last}")
 

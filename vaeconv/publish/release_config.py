@@ -6,10 +6,17 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from vaeconv.autoencoder.families import FAMILY_NAMES
 from vaeconv.errors import UsageError
+from vaeconv.evaluate.meter import METRICS
+from vaeconv.evaluate.protocol import PRESETS
 from vaeconv.names import KINDS, ending_of
+from vaeconv.option_checks import RUN_DTYPES, Device, Range, check_fields
 from vaeconv.publish.meta import CardMeta
 from vaeconv.schema import build, read_toml
+
+# Of the CompVis file; with or without a dot.
+_FORMATS = (*(ending.lstrip(".") for ending in KINDS), *KINDS)
 
 
 def _key(default: Any, doc: str) -> Any:
@@ -33,6 +40,9 @@ class SourceTable:
     config: str | None = _key(None, "A config file, for what shapes do not tell.")
     source_prefix: str | None = _key(None, "Which autoencoder, where there are several.")
 
+    def __post_init__(self) -> None:
+        check_fields(self, scaling_factor=Range(0, is_open=True), family=FAMILY_NAMES)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputTable:
@@ -48,6 +58,11 @@ class OutputTable:
     modelspec: bool = _key(False, "Describe the model in the headers of its safetensors files.")
     sbom: bool = _key(False, "Write a bill of materials (CycloneDX) into each folder.")
 
+    def __post_init__(self) -> None:
+        check_fields(self, dtypes=RUN_DTYPES, original_formats=_FORMATS, original_dtype=RUN_DTYPES)
+        if not self.dtypes or len(set(self.dtypes)) != len(self.dtypes):
+            raise UsageError(f"dtypes are some of {', '.join(RUN_DTYPES)}, each once")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyTable:
@@ -57,6 +72,9 @@ class VerifyTable:
     dtype: str = _key("fp32", "Compare in this type as well, after fp32.")
     latents: str | None = _key(None, "A file of vaeconv latents.")
     drop_in_for: str | None = _key(None, "Prove that it can stand in for this model.")
+
+    def __post_init__(self) -> None:
+        check_fields(self, device=Device, dtype=RUN_DTYPES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +94,19 @@ class EvalTable:
     baseline: str | None = _key(None, "Gate: an earlier eval.json to compare rFID with.")
     max_rfid_regression: float = _key(0.0, "Gate: how much larger than the baseline's rFID may be.")
 
+    def __post_init__(self) -> None:
+        check_fields(
+            self,
+            limit=Range(1),
+            protocol=tuple(PRESETS),
+            size=Range(1),
+            metrics=METRICS,
+            device=Device,
+            max_rfid_regression=Range(0),
+        )
+        if not self.metrics:
+            raise UsageError("metrics are empty", hint=f"there are {', '.join(METRICS)}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompareTable:
@@ -85,6 +116,9 @@ class CompareTable:
     limit: int = _key(6, "Take the first so many.")
     size: int | None = _key(None, "Side of a picture in pixels.")
     labels: bool = _key(False, "Write names and PSNR under the pictures.")
+
+    def __post_init__(self) -> None:
+        check_fields(self, limit=Range(1), size=Range(1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +133,9 @@ class PushTable:
     message: str | None = _key(None, "Of both commits.")
     verify: bool = _key(True, "Download what was published, and compare.")
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReleaseConfig:
@@ -111,6 +148,9 @@ class ReleaseConfig:
     compare: CompareTable = CompareTable()
     card: CardMeta = CardMeta()
     push: PushTable = PushTable()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def read_release(path: Path) -> ReleaseConfig:
@@ -131,12 +171,6 @@ def read_release(path: Path) -> ReleaseConfig:
             hint="a release states its scaling; vaeconv inspect says what the file gives away",
         )
     _check_gates(config, str(path))
-    dtypes = config.output.dtypes
-    unknown = [one for one in (*dtypes, config.output.original_dtype) if one not in _DTYPES]
-    if unknown or not dtypes or len(set(dtypes)) != len(dtypes):
-        raise UsageError(
-            f"[output] dtypes are some of {', '.join(_DTYPES)}, each once", where=str(path)
-        )
     if config.output.original and not config.output.original_formats:
         raise UsageError("[output] original needs original_formats", where=str(path))
     _check_endings(config.output, str(path))
@@ -153,18 +187,11 @@ def read_release(path: Path) -> ReleaseConfig:
 
 
 def _check_endings(output: OutputTable, where: str) -> None:
-    """Check that the CompVis file's endings can be written, and that its name has none of them.
+    """Check that the CompVis file's name has none of the endings that are written.
 
     Raises:
-        UsageError: One cannot, or it has.
+        UsageError: It has.
     """
-    unknown = [one for one in output.original_formats if f".{one.lstrip('.')}" not in KINDS]
-    if unknown:
-        raise UsageError(
-            f"[output] original_formats: {unknown[0]} is no ending that is written",
-            where=where,
-            hint=f"choose from {', '.join(ending[1:] for ending in KINDS)}",
-        )
     if ending_of(output.original) in KINDS:
         raise UsageError(
             f"[output] original is a name without its ending, and {output.original} has one",
@@ -188,9 +215,6 @@ def _check_gates(config: ReleaseConfig, where: str) -> None:
             raise UsageError(f"[eval] {key} needs images", where=where)
         if metric not in table.metrics:
             raise UsageError(f"[eval] {key} needs {metric} in metrics", where=where)
-
-
-_DTYPES = ("fp32", "fp16", "bf16")
 
 
 def commented_file() -> str:

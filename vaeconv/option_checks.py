@@ -1,0 +1,194 @@
+"""Options from Python or a file: each has the type that it is declared with, and a value in range.
+
+The command line checks what it reads by itself; here is the same for everybody else, at once, and
+always as a :class:`~vaeconv.errors.UsageError`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Collection, Mapping, Set
+from enum import Enum
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+from vaeconv.errors import UsageError
+
+RUN_DTYPES = ("fp32", "fp16", "bf16")
+CAST_DTYPES = ("keep", *RUN_DTYPES)
+# What torch and safetensors call them.
+_WORDS = {
+    "float32": "fp32", "float": "fp32", "f32": "fp32", "float16": "fp16", "half": "fp16",
+    "f16": "fp16", "bfloat16": "bf16",
+}  # fmt: skip
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
+_NAMES = {
+    str: "text", bool: "true or false", int: "a whole number", float: "a number",
+    Path: "a path",
+}  # fmt: skip
+
+
+class Range(NamedTuple):
+    """Numbers that are allowed; infinity and NaN never are.
+
+    Attributes:
+        least: The smallest.
+        is_open: Whether the smallest itself is not allowed.
+    """
+
+    least: float
+    is_open: bool = False
+
+
+class Device:
+    """``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``."""
+
+
+Rule = Collection[str] | Range | type[Device]
+_hints: dict[type, dict[str, Any]] = {}
+
+
+def check_fields(options: Any, **rules: Rule) -> None:
+    """Check a dataclass or a named tuple of options: every type, and values by rules.
+
+    A path as text, a list in place of a tuple and the like become what they stand for in a
+    dataclass; a named tuple takes no other types than its own.
+
+    Args:
+        options: The options.
+        rules: What is allowed for a field, of several values for each; None always is where the
+            field may be None.
+
+    Raises:
+        UsageError: Something else is there.
+    """
+    kind = type(options)
+    if kind not in _hints:
+        _hints[kind] = get_type_hints(kind)
+    for name, hint in _hints[kind].items():
+        value = getattr(options, name)
+        checked = _typed(name, value, hint)
+        if checked is not value and not isinstance(options, tuple):
+            object.__setattr__(options, name, checked)
+        if name in rules:
+            check_value(name, checked, rules[name])
+
+
+def check_arguments(function: Callable[..., Any], given: Mapping[str, Any], **rules: Rule) -> None:
+    """Check arguments of a function by its annotations and by rules, as :func:`check_fields`.
+
+    Raises:
+        UsageError: Something else is there.
+    """
+    hints = get_type_hints(function)
+    for name, value in given.items():
+        _typed(name, value, hints[name])
+        if name in rules:
+            check_value(name, value, rules[name])
+
+
+def check_value(name: str, value: Any, rule: Rule) -> None:
+    """Check a value, or each of several, by a rule; None is no value.
+
+    Raises:
+        UsageError: It is not allowed.
+    """
+    if value is None:
+        return
+    if isinstance(value, tuple | list | Set):
+        for one in value:
+            check_value(name, one, rule)
+    elif isinstance(rule, Range):
+        if value < rule.least or (rule.is_open and value == rule.least):
+            bound = "above" if rule.is_open else "at least"
+            raise UsageError(f"{name} is {value}; it must be {bound} {rule.least:g}")
+    elif isinstance(rule, type):
+        if not _DEVICE.fullmatch(value):
+            raise UsageError(f"{name} {value!r} is none", hint="auto, cpu, cuda, cuda:N or mps")
+    elif value not in rule:
+        raise not_among(name, value, rule)
+
+
+def not_among(name: str, value: Any, allowed: Collection[str]) -> UsageError:
+    """Return the error for a value that is none of those allowed."""
+    from difflib import get_close_matches
+
+    said = str(value).removeprefix("torch.")
+    word = _WORDS.get(said.lower(), said)
+    meant = [word] if word in allowed else get_close_matches(said.lower(), allowed, 1)
+    choices = ", ".join(allowed)
+    hint = f"did you mean {meant[0]}? There are {choices}" if meant else f"there are {choices}"
+    return UsageError(f"{name} {value!r} is not known", hint=hint)
+
+
+def _typed(name: str, value: Any, hint: Any) -> Any:
+    """Return a value as its declaration has it.
+
+    Raises:
+        UsageError: It cannot be that.
+    """
+    if hint is Any:
+        return value
+    origin, inside = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        if value is None and NoneType in inside:
+            return None
+        kinds = [one for one in inside if one is not NoneType]
+        if len(kinds) > 1:
+            if not any(_fits(value, one) for one in kinds):
+                raise _of_wrong_type(name, value, kinds[0])
+            return value
+        return _typed(name, value, kinds[0])
+    if origin in (tuple, frozenset):
+        if not isinstance(value, list | tuple | Set):
+            raise UsageError(f"{name} is {_shown(value)}; it must be several: a tuple")
+        found = [_typed(name, one, inside[0]) for one in value]
+        return value if type(value) is origin and found == list(value) else origin(found)
+    if origin in (dict, Mapping) or hint is Mapping:
+        if not isinstance(value, Mapping):
+            raise UsageError(f"{name} is {_shown(value)}; it must be a mapping")
+        made = {
+            _typed(f"a key of {name}", key, inside[0]): _typed(f"{name}[{key!r}]", one, inside[1])
+            for key, one in value.items()
+        }
+        return value if made == value else made
+    if origin is Callable or hint is Callable or origin is not None:
+        if not callable(value):
+            raise UsageError(f"{name} is {_shown(value)}; it must be a function")
+        return value
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        values = [str(one.value) for one in hint]
+        if not isinstance(value, str) or value not in values:
+            raise not_among(name, value, values)
+        return hint(value)
+    if hint is Path and isinstance(value, str | os.PathLike):
+        return value if isinstance(value, Path) else Path(value)
+    if not _fits(value, hint):
+        raise _of_wrong_type(name, value, hint)
+    if hint is float and not math.isfinite(value):
+        raise UsageError(f"{name} is {value}; it must be a finite number")
+    if isinstance(value, tuple) and hasattr(value, "validate"):
+        value.validate()
+    return value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    kind = get_origin(hint) or hint
+    if isinstance(value, bool):
+        return kind is bool
+    if kind is float:
+        return isinstance(value, int | float)
+    return isinstance(value, kind)
+
+
+def _of_wrong_type(name: str, value: Any, hint: Any) -> UsageError:
+    kind = get_origin(hint) or hint
+    return UsageError(f"{name} is {_shown(value)}; it must be {_NAMES.get(kind, kind.__name__)}")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"a {type(value).__name__}"
