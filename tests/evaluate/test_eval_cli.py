@@ -53,7 +53,7 @@ def test_the_document_says_everything(
     out, document = first
     assert list(document) == [
         "schema_version", "command", "ok", "protocol", "pictures", "models", "not_computed",
-        "nets", "environment", "processes", "seconds", "per_picture",
+        "nets", "run_sha256", "environment", "processes", "seconds", "per_picture",
     ]  # fmt: skip
     assert (document["schema_version"], document["command"], document["ok"]) == (1, "eval", True)
     assert document["protocol"] == {
@@ -62,11 +62,19 @@ def test_the_document_says_everything(
         "description": "shorter side to 32, bicubic, centre crop; posterior mode; clamped, "
         "rounded to uint8; fp32",
     }  # fmt: skip
-    listed = "".join(f"{path.name}\0{path.stat().st_size}\n" for path in sorted(photos.iterdir()))
+    paths = sorted(photos.iterdir())
+    sizes = "".join(f"{path.name}\0{path.stat().st_size}\n" for path in paths)
+    hashes = "".join(
+        f"{path.name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n" for path in paths
+    )
     assert document["pictures"] == {
-        "name": "photos", "number": 5, "skipped": {},
-        "sha256": hashlib.sha256(listed.encode()).hexdigest(),
+        "name": "photos", "number": 5, "skipped": {}, "left_out": [], "remarks": {},
+        "beyond_limit": 0,
+        "fingerprint": hashlib.sha256(sizes.encode()).hexdigest(),
+        "sha256": hashlib.sha256(hashes.encode()).hexdigest(),
     }  # fmt: skip
+    run_file = Path(f"{out}.parts", "run.json")
+    assert document["run_sha256"] == hashlib.sha256(run_file.read_bytes()).hexdigest()
     assert document["not_computed"] == {}
     assert document["nets"] == [
         {"name": name, "file": nets[name].name, "is_published": False,
@@ -86,10 +94,10 @@ def test_the_document_says_everything(
 def test_the_document_says_everything_of_a_model(first: tuple[Path, Document]) -> None:
     one, other = first[1]["models"]
     assert list(one) == [
-        "name", "path", "layout", "sha256", "train_steps", "comment", "link", "ema", "metrics",
-        "latents",
+        "name", "path", "layout", "sha256", "weights_sha256", "train_steps", "comment", "link",
+        "ema", "metrics", "latents",
     ]  # fmt: skip
-    assert {key: one[key] for key in list(one)[:8]} == {
+    assert {key: one[key] for key in list(one)[:9] if key != "weights_sha256"} == {
         "name": "raw|fp16", "path": str(KL), "layout": "compvis",
         "sha256": [hashlib.sha256(KL.read_bytes()).hexdigest()], "train_steps": 246803,
         "comment": "as <used>", "link": "https://x.org/a", "ema": False,
@@ -221,6 +229,32 @@ def test_other_pictures_are_another_table(tmp_path: Path, photos: Path) -> None:
     assert "photos (32x32, 2 images)" in result.stdout
 
 
+def test_sets_of_equal_names_and_sizes_are_two_tables(tmp_path: Path, photos: Path) -> None:
+    """Bitmaps of one size have files of one length, whatever they show."""
+    for name in ("a", "b"):
+        (tmp_path / name / "set").mkdir(parents=True)
+        for path in photos.iterdir():
+            with Image.open(path) as image:
+                shown = image if name == "a" else image.transpose(Image.Transpose.ROTATE_180)
+                shown.save(tmp_path / name / "set" / f"{path.stem}.bmp")
+        args = ("--images", tmp_path / name / "set", "--out", tmp_path / f"{name}.json", "-q")
+        assert run_eval(KL, *args).exit_code == 0
+    one, other = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("a", "b"))
+    assert one["pictures"]["fingerprint"] == other["pictures"]["fingerprint"]
+    assert one["pictures"]["sha256"] != other["pictures"]["sha256"]
+    both = run("eval", "--add", tmp_path / "a.json", "--add", tmp_path / "b.json")
+    assert both.stdout.count("set (32x32, 5 images)") == 2
+
+
+def test_an_older_result_gets_a_table_of_its_own_and_a_word(again: Path, tmp_path: Path) -> None:
+    document = json.loads(again.read_text())
+    del document["pictures"]["fingerprint"]
+    (tmp_path / "old.json").write_text(json.dumps(document))
+    result = run("eval", "--add", again, "--add", tmp_path / "old.json", "--add", again)
+    assert result.stdout.count("photos (32x32, 5 images)") == 2
+    assert "old.json knows its images by names and sizes only" in result.stderr
+
+
 @pytest.mark.parametrize("text", ["{}", "[]", "no json", '{"models": 3}'])
 def test_what_is_no_result_cannot_be_added(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_text(text)
@@ -337,7 +371,11 @@ def test_plots_have_one_figure_for_each_metric(again: Path, tmp_path: Path) -> N
             assert image.width > 600
             assert len(set(image.convert("L").resize((64, 64)).tobytes())) > 5
     one = (tmp_path / "plots" / "psnr.png").read_bytes()
-    assert run("eval", "--add", again, "--plots", tmp_path / "plots", "-q").exit_code == 0
+    refused = run("eval", "--add", again, "--plots", tmp_path / "plots", "-q")
+    assert refused.exit_code == 5
+    assert "psnr.png: exists; --overwrite replaces it" in refused.stderr
+    replaced = run("eval", "--add", again, "--plots", tmp_path / "plots", "-q", "--overwrite")
+    assert replaced.exit_code == 0
     assert (tmp_path / "plots" / "psnr.png").read_bytes() == one
     two = run("eval", "--add", again, "--add", again, "--plots", tmp_path / "both", "-q")
     assert two.exit_code == 0

@@ -150,8 +150,10 @@ def rows_of(document: Document) -> dict[str, dict[str, Any]]:
 
 
 def test_a_full_run_gives_each_metric_of_each_model(full: Document) -> None:
-    assert full["pictures"] | {"sha256": ""} == {
-        "name": "crops", "sha256": "", "number": CROPS, "skipped": {},
+    kept = {"name", "number", "skipped", "left_out", "remarks", "beyond_limit"}
+    assert {key: value for key, value in full["pictures"].items() if key in kept} == {
+        "name": "crops", "number": CROPS, "skipped": {}, "left_out": [], "remarks": {},
+        "beyond_limit": 0,
     }  # fmt: skip
     assert list(rows_of(full)) == ["raw", "EMA", "fp16"]
     for metrics in rows_of(full).values():
@@ -506,7 +508,13 @@ def test_skipped_pictures_are_counted_by_reason(
     assert found["pictures"]["number"] == 5
     skipped = found["pictures"]["skipped"]
     assert sum(skipped.values()) == 3
-    assert skipped["cannot be read (UnidentifiedImageError)"] == 1
+    assert skipped == {"cut short": 2, "not an image of a known format, or cut short": 1}
+    assert found["pictures"]["left_out"] == [
+        {"name": "001a.png", "reason": "cut short"},
+        {"name": "003a.png", "reason": "cut short"},
+        {"name": "notes.png", "reason": "not an image of a known format, or cut short"},
+        {"name": "readme.txt", "reason": "its name has another ending"},
+    ]
     assert len(found["per_picture"]["names"]) == 5
     clean = measure([KL], photos, tmp_path / "clean", batch_size=2)
     for name in ("psnr", "ssim"):
@@ -516,7 +524,9 @@ def test_skipped_pictures_are_counted_by_reason(
 
 
 def test_strict_fails_and_names_one(tmp_path: Path, damaged: Path) -> None:
-    with pytest.raises(CheckFailedError, match=r"3 pictures were skipped, such as 001a\.png"):
+    with pytest.raises(
+        CheckFailedError, match=r"3 images were skipped, such as 001a\.png: cut short"
+    ):
         measure([KL], damaged, tmp_path / "parts", strict=True)
     result = run_eval(KL, "--images", damaged, "--out", tmp_path / "o.json", "--strict")
     assert result.exit_code == 4
@@ -524,7 +534,11 @@ def test_strict_fails_and_names_one(tmp_path: Path, damaged: Path) -> None:
     assert not (tmp_path / "o.json").exists()
     told = run_eval(KL, "--images", damaged, "--out", tmp_path / "o.json")
     assert told.exit_code == 0
-    assert "note: 1 pictures skipped: cannot be read (UnidentifiedImageError)" in told.stderr
+    assert told.stderr.startswith("note: 4 files are not used: 2 cut short; 1 its name has another")
+    assert "(--verbose names them)" in told.stderr
+    named = run_eval(KL, "--images", damaged, "--out", tmp_path / "o.json", "--verbose")
+    assert "note: 003a.png: cut short\n" in named.stderr
+    assert "note: readme.txt: its name has another ending\n" in named.stderr
 
 
 def test_pictures_too_small_for_a_crop_are_skipped(tmp_path: Path, photos: Path) -> None:
@@ -539,7 +553,7 @@ def test_a_set_of_nothing_readable_is_an_error(tmp_path: Path) -> None:
     folder = tmp_path / "bad"
     folder.mkdir()
     (folder / "x.png").write_text("x")
-    with pytest.raises(InputError, match="no picture in it could be read"):
+    with pytest.raises(InputError, match=r"no image in it could be read, such as x\.png"):
         measure([KL], folder, tmp_path / "parts")
 
 
@@ -574,9 +588,9 @@ def test_grey_models_see_grey_pictures(tmp_path: Path, photos: Path, nets: dict[
 @pytest.mark.parametrize(
     ("args", "code", "said"),
     [
-        (["{kl}", "--images", "{empty}", "--out", "{out}"], 3, "no pictures in it"),
+        (["{kl}", "--images", "{empty}", "--out", "{out}"], 3, "no images in it"),
         (["{kl}", "--images", "{empty}/none", "--out", "{out}"], 3, "no such folder"),
-        (["{kl}", "--images", "{kl}", "--out", "{out}"], 3, "no pictures in it"),
+        (["{kl}", "--images", "{kl}", "--out", "{out}"], 3, "no images in it"),
         (["{kl}", "--images", "{raw}", "--out", "{out}"], 3, "neither a folder nor a zip"),
         (["{attn}", "--images", "{photos}", "--out", "{out}", "--size", "34"], 2, "factor 4"),
         (["{kl}", "{kl}", "--images", "{photos}", "--out", "{out}"], 2, "two models are called"),

@@ -27,7 +27,7 @@ from tests.evaluate.runs import (
     torchrun,
     variables_of,
 )
-from tests.evaluate.test_resume import ALL, cut, lines_of
+from tests.evaluate.test_resume import ALL, DAMAGED, cut, lines_of
 from vaeconv.errors import InputError, UsageError
 from vaeconv.evaluate.frechet import moments_of
 from vaeconv.evaluate.meter import METRICS
@@ -91,7 +91,7 @@ def test_two_processes_find_what_one_finds(
     assert (found["processes"], one["processes"]) == (2, 1)
     assert found["models"][0]["metrics"]["rfid"] > 1e-3
     assert_equal(found, one)
-    assert found["pictures"]["skipped"] == {"cannot be read (UnidentifiedImageError)": 1}
+    assert found["pictures"]["skipped"] == {DAMAGED: 1}
 
 
 def test_each_picture_is_measured_by_one_process(
@@ -110,7 +110,7 @@ def test_only_the_first_process_speaks(
     done = two[1]
     assert done.stdout.count("rFID") == 1
     assert done.stdout.count("latents of raw") == 1
-    assert done.stderr.count("1 pictures skipped") == 1
+    assert done.stderr.count(f"1 file is not used: 1 {DAMAGED}") == 1
     assert done.stderr.count("other weights of inception") == 1
 
 
@@ -287,6 +287,7 @@ def test_an_unexpected_number_of_processes_is_refused(
     assert list(tmp_path.iterdir()) == []
     assert run_eval(*args, "--expect-world-size", 1).exit_code == 0
     monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("RANK", "0")
     with pytest.raises(UsageError, match="3 processes"), joined_ranks(2):
         pass
 

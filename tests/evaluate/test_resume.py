@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import signal
 import time
@@ -13,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.evaluate.runs import (
     FOLDER,
     KL,
+    RAW,
     SIZE,
     WIDTH,
     Document,
@@ -32,10 +35,12 @@ from tests.evaluate.runs import (
 from tests.support.faults import Call, Watch
 from vaeconv.errors import UsageError
 from vaeconv.evaluate.batches import BatchRunner
+from vaeconv.evaluate.images import ImageSet
 from vaeconv.evaluate.protocol import Protocol
 from vaeconv.evaluate.shards import ShardWriter, read_shards
 
 ALL = ("rfid", "psnr", "ssim")
+DAMAGED = "not an image of a known format, or cut short"
 ROW = 4 * WIDTH * 2  # bytes of the features of a picture and of one reconstruction
 
 
@@ -118,7 +123,7 @@ def finished(
     with pytest.MonkeyPatch.context() as patch:
         shrink_inception(patch.setattr)
         found = measure([KL], folder / "pictures", folder / "parts", metrics=ALL, weights=nets)
-    assert found["pictures"]["skipped"] == {"cannot be read (UnidentifiedImageError)": 1}
+    assert found["pictures"]["skipped"] == {DAMAGED: 1}
     return folder, found
 
 
@@ -289,21 +294,47 @@ CHANGES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+DIFFERENCE = {name: name.split()[0] for name in CHANGES} | {
+    "model": "models", "name": "models", "limit": "images", "latents": "latent stats",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("what", CHANGES)
 def test_results_of_another_run_are_not_mixed_in(
     tmp_path: Path, photos: Path, done: Callable[..., Document], what: str
 ) -> None:
     before = lines_of(tmp_path / "parts")
-    with pytest.raises(UsageError, match="another run") as caught:
+    with pytest.raises(UsageError, match=f"another run is there \\(other .*{DIFFERENCE[what]}"):
         done(**CHANGES[what])
-    assert caught.value.hint is not None
-    assert "--restart" in caught.value.hint
+    with pytest.raises(UsageError, match="--restart removes it"):
+        done(**CHANGES[what], restart=True)
     assert lines_of(tmp_path / "parts") == before
-    found = done(**CHANGES[what], restart=True)
+    found = done(**CHANGES[what], discards=True)
     options = {"models": [spec(KL, name="x")], "images": photos, **CHANGES[what]}
     fresh = measure(options.pop("models"), options.pop("images"), tmp_path / "fresh", **options)
     assert_same(found, fresh, rel=1e-9)
     assert list(lines_of(tmp_path / "parts")) == ["shard-0000-0000.jsonl"]
+
+
+def replace_image(path: Path, *, keeps_time: bool) -> None:
+    """Put another image of the same length in the place of one: a BMP's length says nothing."""
+    before = path.stat()
+    with Image.open(path) as image:
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path, "BMP")
+    assert path.stat().st_size == before.st_size
+    if keeps_time:
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.fixture
+def bitmaps(tmp_path: Path, photos: Path) -> Path:
+    """Five images that are all of one length."""
+    folder = tmp_path / "bitmaps"
+    folder.mkdir()
+    for path in photos.iterdir():
+        with Image.open(path) as image:
+            image.save(folder / f"{path.stem}.bmp")
+    return folder
 
 
 @pytest.mark.parametrize("change", ["renamed", "grown", "more"])
@@ -317,9 +348,88 @@ def test_other_pictures_are_another_run(
         last.write_bytes(last.read_bytes() + b"\0")
     else:
         shutil.copy(last, tmp_path / "photos" / "005.png")
-    with pytest.raises(UsageError, match="another run"):
+    with pytest.raises(UsageError, match="another run is there \\(other images"):
         done()
-    assert done(restart=True)["pictures"]["number"] == 5 + (change == "more")
+    assert done(discards=True)["pictures"]["number"] == 5 + (change == "more")
+
+
+@pytest.mark.parametrize("keeps_time", [False, True])
+def test_an_image_that_was_replaced_is_found_by_its_bytes(
+    tmp_path: Path, bitmaps: Path, keeps_time: bool
+) -> None:
+    """Of the same name, length and time; what was measured of it is of another image."""
+    first = measure([KL], bitmaps, tmp_path / "parts")
+    cut(tmp_path / "parts" / "shard-0000-0000.jsonl", -3)
+    replace_image(bitmaps / "001.bmp", keeps_time=keeps_time)
+    assert ImageSet(bitmaps).fingerprint == first["pictures"]["fingerprint"]
+    with pytest.raises(UsageError, match=r"001\.bmp is not what it was when it was measured"):
+        measure([KL], bitmaps, tmp_path / "parts")
+    again = measure([KL], bitmaps, tmp_path / "parts", restart=True)
+    fresh = measure([KL], bitmaps, tmp_path / "fresh")
+    assert_same(again, fresh)
+    assert again["pictures"]["sha256"] != first["pictures"]["sha256"]
+
+
+def test_an_image_that_was_not_measured_yet_may_be_replaced(tmp_path: Path, bitmaps: Path) -> None:
+    measure([KL], bitmaps, tmp_path / "parts")
+    cut(tmp_path / "parts" / "shard-0000-0000.jsonl", -3)
+    replace_image(bitmaps / "004.bmp", keeps_time=True)
+    found = measure([KL], bitmaps, tmp_path / "parts")
+    assert_same(found, measure([KL], bitmaps, tmp_path / "fresh"))
+
+
+@pytest.mark.parametrize("file", ["weights", "config"])
+def test_a_model_that_was_replaced_is_another_run(tmp_path: Path, photos: Path, file: str) -> None:
+    """Of the same path, names and sizes."""
+    shutil.copytree(FOLDER, tmp_path / "model")
+    run_it = partial(measure, [tmp_path / "model"], photos, tmp_path / "parts", limit=1)
+    run_it()
+    if file == "weights":
+        path = next((tmp_path / "model").glob("*.safetensors"))
+        data = bytearray(path.read_bytes())
+        data[-2] ^= 1
+        path.write_bytes(data)
+    else:
+        path = tmp_path / "model" / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "norm_num_groups": 2}))
+    with pytest.raises(UsageError, match="another run is there \\(other models"):
+        run_it()
+
+
+def test_the_same_weights_in_another_file_are_the_same_run(tmp_path: Path, photos: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copy(RAW, tmp_path / "a.safetensors")
+    run_it = partial(
+        measure, [spec(tmp_path / "a.safetensors")], photos, tmp_path / "parts", limit=1
+    )
+    first = run_it()
+    weights = load_file(RAW)
+    save_file(weights, tmp_path / "a.safetensors", metadata={"note": "another"})
+    again = run_it()
+    assert again["models"][0]["weights_sha256"] == first["models"][0]["weights_sha256"]
+    assert again["models"][0]["sha256"] != first["models"][0]["sha256"]
+
+
+def test_another_version_of_a_library_is_another_run(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import PIL
+
+    measure([KL], photos, tmp_path / "parts", limit=1)
+    monkeypatch.setattr(PIL, "__version__", "0.0")
+    with pytest.raises(UsageError, match="another run is there \\(other versions"):
+        measure([KL], photos, tmp_path / "parts", limit=1)
+
+
+def test_progress_of_which_nothing_says_what_it_is_of(tmp_path: Path, photos: Path) -> None:
+    measure([KL], photos, tmp_path / "parts", limit=1)
+    (tmp_path / "parts" / "run.json").unlink()
+    with pytest.raises(UsageError, match="nothing says which"):
+        measure([KL], photos, tmp_path / "parts", limit=1)
+    (tmp_path / "parts" / "run.json").write_text("no json")
+    with pytest.raises(UsageError, match="nothing says which"):
+        measure([KL], photos, tmp_path / "parts", limit=1)
 
 
 def test_other_weights_of_a_net_are_another_run(
@@ -335,17 +445,51 @@ def test_other_weights_of_a_net_are_another_run(
         measure([KL], photos, tmp_path / "parts", metrics=["psim"], weights=other, limit=1)
 
 
-def test_the_command_refuses_and_names_the_remedy(tmp_path: Path, photos: Path) -> None:
+def test_an_earlier_result_is_replaced_only_when_asked(tmp_path: Path, photos: Path) -> None:
     out = tmp_path / "eval.json"
-    args = (KL, "--images", photos, "--out", out, "--quiet")
+    args = (KL, "--images", photos, "--out", out, "--quiet", "--limit", 2)
     assert run_eval(*args).exit_code == 0
     first = out.read_bytes()
-    refused = run_eval(*args, "--no-uint8")
-    assert refused.exit_code == 2
-    assert "--restart" in refused.stderr
-    assert out.read_bytes() == first
-    assert run_eval(*args, "--no-uint8", "--restart").exit_code == 0
+    for other in (("--no-uint8",), ("--no-uint8", "--restart"), ("--name", "x")):
+        refused = run_eval(*args, *other)
+        assert refused.exit_code == 5
+        assert "--overwrite replaces it" in refused.stderr
+        assert out.read_bytes() == first
+    assert run_eval(*args, "--no-uint8", "--overwrite").exit_code == 0
     assert json.loads(out.read_text())["protocol"]["rounds"] is False
+    assert run_eval(*args, "--restart", "--overwrite").exit_code == 0
+    assert json.loads(out.read_text())["protocol"]["rounds"] is True
+
+
+def test_the_same_run_renders_its_own_result_again(tmp_path: Path, photos: Path) -> None:
+    out = tmp_path / "eval.json"
+    args = (KL, "--images", photos, "--out", out, "--quiet", "--limit", 2)
+    assert run_eval(*args).exit_code == 0
+    assert run_eval(*args, "--comment", "with a word").exit_code == 0
+    assert json.loads(out.read_text())["models"][0]["comment"] == "with a word"
+    assert run_eval(*args, "--restart").exit_code == 0
+    assert list(lines_of(tmp_path / "eval.json.parts")) == ["shard-0000-0000.jsonl"]
+    # What is no result of the progress beside it is somebody's own.
+    shutil.rmtree(tmp_path / "eval.json.parts")
+    assert run_eval(*args).exit_code == 5
+    (tmp_path / "fresh.json").write_text("mine")
+    assert run_eval(*args[:4], tmp_path / "fresh.json").exit_code == 5
+    assert (tmp_path / "fresh.json").read_text() == "mine"
+
+
+def test_progress_of_another_run_goes_with_its_own_result_only(
+    tmp_path: Path, photos: Path
+) -> None:
+    """--overwrite replaces a result; hours that have no result yet take --restart."""
+    out = tmp_path / "eval.json"
+    args = (KL, "--images", photos, "--out", out, "--quiet", "--limit", 2)
+    assert run_eval(*args).exit_code == 0
+    out.write_text("a result of something else")
+    refused = run_eval(*args, "--no-uint8", "--overwrite")
+    assert refused.exit_code == 2
+    assert "the progress of another run is there (other protocol)" in refused.stderr
+    assert "--restart" in refused.stderr
+    assert run_eval(*args, "--no-uint8", "--overwrite", "--restart").exit_code == 0
 
 
 def test_restart_without_a_run_is_just_a_start(tmp_path: Path, photos: Path) -> None:
@@ -353,12 +497,18 @@ def test_restart_without_a_run_is_just_a_start(tmp_path: Path, photos: Path) -> 
     assert found["pictures"]["number"] == 5
 
 
-def test_restart_keeps_what_is_of_the_same_run(tmp_path: Path, photos: Path) -> None:
+def test_restart_measures_everything_again(tmp_path: Path, photos: Path) -> None:
     first = measure([KL], photos, tmp_path / "parts")
-    cut(tmp_path / "parts" / "shard-0000-0000.jsonl", -3)
+    shard = tmp_path / "parts" / "shard-0000-0000.jsonl"
+    lines = [json.loads(line) for line in shard.read_text().splitlines()]
+    lines[0]["models"][0]["psnr"] = 99.0
+    shard.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "parts" / "notes.txt").write_text("mine")
+    kept = measure([KL], photos, tmp_path / "parts")
+    assert kept["per_picture"]["models"][0]["psnr"][0] == 99
     assert_same(measure([KL], photos, tmp_path / "parts", restart=True), first)
-    shards = lines_of(tmp_path / "parts")
-    assert [record["at"] for record in shards["shard-0000-0001.jsonl"]] == [4]
+    assert [len(found) for found in lines_of(tmp_path / "parts").values()] == [5]
+    assert (tmp_path / "parts" / "notes.txt").read_text() == "mine"
 
 
 # --- the result's file ---
@@ -370,7 +520,7 @@ def test_the_result_is_written_whole_or_not_at_all(
     folder = tmp_path / "out"
     folder.mkdir()
     out = folder / "eval.json"
-    args = (KL, "--images", photos, "--out", out, "--quiet", "--limit", 1)
+    args = (KL, "--images", photos, "--out", out, "--quiet", "--limit", 1, "--overwrite")
     assert run_eval(*args).exit_code == 0
     assert json.loads(out.read_text())["ok"] is True
     out.write_text("what was there")
@@ -405,7 +555,7 @@ def test_the_result_is_written_whole_or_not_at_all(
 def test_shards_are_read_in_order_and_never_overwritten(tmp_path: Path) -> None:
     for _ in range(2):
         writer = ShardWriter(tmp_path, 3, 0)
-        writer.add({"at": len(list(tmp_path.iterdir())), "name": "a"})
+        writer.add({"at": len(list(tmp_path.iterdir())), "name": "a", "sha256": "b", "models": []})
         writer.close()
     shards = read_shards(tmp_path, 0)
     assert [shard.path.name for shard in shards] == [

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
+from vaeconv.checkpoint.writable import translated as _translated
 from vaeconv.errors import OutputError, OutputExistsError
 from vaeconv.leftovers import removed_when_stopped
 
@@ -235,19 +236,6 @@ def sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-@contextmanager
-def _translated(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except FileExistsError as error:
-        raise OutputExistsError(
-            "appeared while it was being written", where=str(target), hint="run again"
-        ) from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise OutputError(f"cannot be written: {reason}", where=str(target)) from error
 
 
 def _overlap(source: Path, target: Path) -> str | None:

@@ -108,6 +108,7 @@ def compare(
 
         vaeconv compare raw.ckpt ema.safetensors --images samples/ --zoom 48 --out merged/
     """  # fmt: skip
+    from vaeconv.cli.left_out import left_out_notes
     from vaeconv.cli.progress import ByteProgress, StepProgress
     from vaeconv.cli.render import print_json, print_notes
     from vaeconv.errors import UsageError, one_line
@@ -162,10 +163,12 @@ def compare(
                 "pictures": pictures,
                 "sheet": str(done.sheet) if done.sheet else None,
                 "skipped": [{"name": name, "reason": why} for name, why in done.skipped],
+                "left_out": [one._asdict() for one in done.left_out],
             },
         )
     elif not quiet:
         print_notes(f"note: {name} skipped: {why}" for name, why in done.skipped)
+        print_notes(left_out_notes(done.left_out, verbose=verbose))
         order = ", ".join(done.order)
         lines = [f"compared {len(done.pictures)} pictures, from left to right: {order}"]
         if verbose:

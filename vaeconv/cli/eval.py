@@ -56,6 +56,7 @@ def eval(
     compile_models: own.Compiles = False,
     expect_world_size: own.WorldSize = None,
     restart: own.Restart = False,
+    overwrite: own.Overwrite = False,
     source_prefix: SourcePrefix = None,
     salvage: Salvage = False,
     download: Download = False,
@@ -125,11 +126,13 @@ def eval(
         format=output_format.value,
         add=list(add or ()),
         plots=plots,
+        overwrite=overwrite,
         reproduce_card=reproduce_card,
         dry_run=dry_run,
         batch_size=batch_size,
         metrics=metrics,
         json=json,
         quiet=quiet,
+        verbose=verbose,
     )
     run_job(job, options)

@@ -212,5 +212,17 @@ WorldSize = Annotated[
 ]
 Restart = Annotated[
     bool,
-    typer.Option("--restart", rich_help_panel=_SPEED, help="Forget what another run found."),
+    typer.Option(
+        "--restart",
+        help="Discard what FILE.parts holds, of this run or another, and measure from the start.",
+    ),
+]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        "--force",
+        help="Replace what is at --out and --plots. Without it only the result of this same run is "
+        "replaced.",
+    ),
 ]

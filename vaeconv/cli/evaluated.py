@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_module
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,15 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from vaeconv.checkpoint.atomic import replace_small_file
+from vaeconv.checkpoint.writable import check_writable
+from vaeconv.cli.left_out import left_out_notes
 from vaeconv.cli.progress import ByteProgress, StepProgress
 from vaeconv.cli.render import SCHEMA_VERSION, print_json, print_notes, text_table
-from vaeconv.errors import InputError, OutputError, UsageError, one_line
+from vaeconv.errors import InputError, OutputExistsError, UsageError, one_line
 from vaeconv.evaluate.evaluation import EvalOptions, evaluate
 from vaeconv.evaluate.meter import METRICS
 from vaeconv.evaluate.models import ModelSpec, name_specs
-from vaeconv.evaluate.tables import format_latex, format_markdown, make_tables
+from vaeconv.evaluate.ranks import read_ranks
+from vaeconv.evaluate.shards import OtherRunError, read_digest
+from vaeconv.evaluate.tables import format_latex, format_markdown, identity_of, make_tables
 from vaeconv.json_text import dump_json
 from vaeconv.names import check_ending
+from vaeconv.parity.images import LeftOut
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +42,14 @@ class EvalJob:
     format: str
     add: list[Path]
     plots: Path | None
+    overwrite: bool
     reproduce_card: bool
     dry_run: bool
     batch_size: str
     metrics: str
     json: bool
     quiet: bool
+    verbose: bool
 
 
 def run_job(job: EvalJob, options: EvalOptions) -> None:
@@ -68,11 +74,12 @@ def run_job(job: EvalJob, options: EvalOptions) -> None:
     if job.dry_run:
         raise UsageError("--dry-run goes with --reproduce-card")
     if job.plots:
-        from vaeconv.evaluate.plots import import_figure
+        from vaeconv.evaluate.plots import check_plots, import_figure
 
         check_ending(job.plots, (), "--plots")
 
         import_figure()  # before the work, where it is missing
+        check_plots(job.plots, bool(specs) + len(earlier), overwrite=job.overwrite)
     result = None
     if specs:
         result = run_evaluation(job, specs, options)
@@ -98,35 +105,85 @@ def run_evaluation(
     if job.out is None:
         raise UsageError("no output", hint="name a file for the result with --out")
     check_ending(job.out, (".json",), "a result")
-    if not job.out.absolute().parent.is_dir():
-        raise OutputError("its folder does not exist", where=str(job.out))
-    if job.out.exists() and not job.out.is_file():
-        raise OutputError("is not a file", where=str(job.out))
-    shown = not (job.quiet or job.json) and os.environ.get("RANK", "0") == "0"
+    parts = job.out.with_name(job.out.name + ".parts")
+    is_first = read_ranks().is_first
+    check_result(job.out, parts, overwrite=job.overwrite)
+    shown = not (job.quiet or job.json) and is_first
     with ByteProgress("fetching", enabled=shown) as fetching, StepProgress(enabled=shown) as steps:
         options = replace(
             options,
             metrics=_metrics_of(job.metrics),
             batch_size=_batch_size_of(job.batch_size),
+            discards=_may_discard(job.out, parts, options.restart, job.overwrite),
             sides=options.sides._replace(on_fetch=fetching.advance),
             quiet=not shown,
             on_progress=steps.advance,
         )
-        parts = job.out.with_name(job.out.name + ".parts")
-        result = evaluate(specs, job.images, parts, options)
+        try:
+            result = evaluate(specs, job.images, parts, options)
+        except OtherRunError as error:
+            if job.out.exists() and not job.overwrite:
+                raise _another_result(job.out) from error
+            raise
     if result is None:
         return None
     document = {"schema_version": SCHEMA_VERSION, "command": "eval", "ok": True, **result}
     data = dump_json(document, indent=1)
     replace_small_file(job.out, data.encode() + b"\n", durable=True)
     if shown:
-        _print_notes(result)
+        _print_notes(result, verbose=job.verbose)
     return result
 
 
-def _print_notes(result: Mapping[str, Any]) -> None:
-    skipped = result["pictures"]["skipped"]
-    notes = [f"note: {number} pictures skipped: {reason}" for reason, number in skipped.items()]
+def check_result(out: Path, parts: Path, *, overwrite: bool) -> None:
+    """Refuse to replace a file, unless it is the result of the run whose progress lies beside it.
+
+    Whether that run is the one that is asked for shows when its models are open.
+
+    Raises:
+        OutputExistsError: Something else is there, and may not be replaced.
+        OutputError: It cannot be written.
+    """
+    check_writable(out)
+    if out.exists() and not overwrite and not _belongs(out, parts):
+        raise _another_result(out)
+
+
+def _another_result(out: Path) -> OutputExistsError:
+    return OutputExistsError(
+        "exists, and is not the result of this run", where=str(out), hint="--overwrite replaces it"
+    )
+
+
+def _belongs(out: Path, parts: Path) -> bool:
+    """Tell whether a file is the result of the run that left progress in a folder."""
+    try:
+        document = json_module.loads(out.read_bytes())
+        named = document.get("run_sha256")
+    except (OSError, ValueError, AttributeError):
+        return False
+    return named is not None and named == read_digest(parts)
+
+
+def _may_discard(out: Path, parts: Path, restart: bool, overwrite: bool) -> bool:
+    """Tell whether another run's progress may go.
+
+    It may where that was asked for, and with its own result, which --overwrite replaces.
+    """
+    if not out.exists():
+        return restart
+    return overwrite and (restart or _belongs(out, parts))
+
+
+def _print_notes(result: Mapping[str, Any], *, verbose: bool) -> None:
+    pictures = result["pictures"]
+    notes = left_out_notes([LeftOut(**one) for one in pictures["left_out"]], verbose=verbose)
+    if pictures["beyond_limit"]:
+        notes.append(f"note: {pictures['beyond_limit']} images are beyond --limit")
+    notes += [
+        f"note: {number} images measured, but: {remark}"
+        for remark, number in pictures["remarks"].items()
+    ]
     notes += [
         f"warning: {name} not computed: {why}" for name, why in result["not_computed"].items()
     ]
@@ -177,8 +234,16 @@ def read_result(path: Path) -> dict[str, Any]:
     try:
         document = json_module.loads(path.read_text(encoding="utf-8"))
         make_tables([document])
+        is_old = identity_of(document) is None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"not a result of vaeconv eval ({error})", where=str(path)) from error
+    if is_old:
+        print_notes(
+            [
+                f"note: {path} knows its images by names and sizes only, so it gets a table of its "
+                "own; measure again to compare"
+            ]
+        )
     return dict(document)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,7 +24,8 @@ from vaeconv.cli.options import (
 
 def latents(
     images: Annotated[
-        Path, typer.Argument(metavar="IMAGES", help="A folder of pictures.", show_default=False)
+        Path,
+        typer.Argument(metavar="IMAGES", help="A folder of images, or one.", show_default=False),
     ],
     output: Annotated[
         Path,
@@ -68,8 +69,9 @@ def latents(
 
         vaeconv verify --latents refs.safetensors last.ckpt out/
     """  # fmt: skip
+    from vaeconv.cli.left_out import left_out_notes
     from vaeconv.cli.progress import ByteProgress, StepProgress
-    from vaeconv.cli.render import human_size, print_json
+    from vaeconv.cli.render import human_size, print_json, print_notes
     from vaeconv.errors import one_line
     from vaeconv.parity.encoding import encode_pictures
     from vaeconv.parity.side import SideOptions
@@ -95,9 +97,15 @@ def latents(
         )
     nbytes = done.output.stat().st_size
     if json:
-        facts = {"path": str(done.output), "bytes": nbytes, "names": list(done.names)}
+        facts: dict[str, Any] = {
+            "path": str(done.output),
+            "bytes": nbytes,
+            "names": list(done.names),
+        }
+        facts["left_out"] = [one._asdict() for one in done.left_out]
         print_json("latents", {**facts, "latent": list(done.latent), "device": done.device})
     elif not quiet:
+        print_notes(left_out_notes(done.left_out, verbose=verbose))
         shape = "x".join(map(str, done.latent))
         sys.stdout.write(
             one_line(

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vaeconv.cli.evaluated import EvalJob, run_evaluation
+from vaeconv.cli.evaluated import EvalJob, check_result, run_evaluation
 from vaeconv.cli.render import print_json, text_table
 from vaeconv.errors import UsageError, one_line
 from vaeconv.evaluate.card import (
@@ -49,6 +49,9 @@ def reproduce(job: EvalJob, options: EvalOptions) -> None:
         return
     if job.out is None:
         raise UsageError("no output", hint="name a file for the result with --out")
+    for one in PROTOCOLS:
+        out = protocol_file(job.out, one)
+        check_result(out, out.with_name(out.name + ".parts"), overwrite=job.overwrite)
     for download in downloads:
         if not download.is_there:
             fetch(download, quiet=job.quiet or job.json)

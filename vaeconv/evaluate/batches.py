@@ -43,7 +43,9 @@ class Batch:
         features = None if self.features is None else self.features.cpu().numpy()
         place = {item.at: number for number, item in enumerate(self.good)}
         for item in self.items:
-            record: Record = {"at": item.at, "name": item.name}
+            record: Record = {"at": item.at, "name": item.name, "sha256": item.sha256}
+            if item.remark:
+                record["remark"] = item.remark
             if item.reason:
                 yield {**record, "skipped": item.reason}, None
                 continue

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vaeconv.checkpoint.writable import check_writable, translated
 from vaeconv.errors import HubError, UsageError
 from vaeconv.evaluate.models import ModelSpec
 from vaeconv.evaluate.nets import NETS
@@ -106,10 +107,13 @@ def fetch(download: Download, *, quiet: bool) -> None:
 
     Raises:
         HubError: It cannot be fetched.
+        OutputError: The cache cannot be written.
     """
     import torch
 
-    download.target.parent.mkdir(parents=True, exist_ok=True)
+    with translated(download.target):
+        download.target.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(download.target)
     try:
         torch.hub.download_url_to_file(download.url, str(download.target), progress=not quiet)
     except (OSError, RuntimeError) as error:

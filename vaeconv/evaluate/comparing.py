@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vaeconv.checkpoint.atomic import replace_small_file
-from vaeconv.errors import InputError, OutputError, OutputExistsError
+from vaeconv.checkpoint.writable import make_folder
+from vaeconv.errors import InputError, OutputExistsError
 from vaeconv.evaluate.grids import Panel, contact_sheet, merge_panels, save_picture
 from vaeconv.evaluate.images import ImageSet
 from vaeconv.evaluate.models import Candidate, ModelSpec, load_candidates, sample_posterior
@@ -20,6 +21,7 @@ from vaeconv.evaluate.protocol import PRESETS, Protocol
 from vaeconv.json_text import dump_json
 from vaeconv.option_checks import Device, Range, check_fields
 from vaeconv.parity.devices import import_torch, pick_device, reproducible
+from vaeconv.parity.images import LeftOut, flatten
 from vaeconv.parity.side import SideOptions
 
 ORIGINAL = "original"
@@ -74,13 +76,15 @@ class Compared(NamedTuple):
         order: Names from left to right.
         pictures: Each file, and the PSNR of each candidate; infinite PSNR is None.
         sheet: The contact sheet; None for none.
-        skipped: Pictures that could not be read, with the reason.
+        skipped: Images that could not be read, with the reason.
+        left_out: Files that are no images, or cannot be reached, with the reason.
     """
 
     order: tuple[str, ...]
     pictures: tuple[tuple[Path, tuple[float | None, ...]], ...]
     sheet: Path | None
     skipped: tuple[tuple[str, str], ...]
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def compare(
@@ -150,10 +154,7 @@ def _targets(names: Sequence[str], folder: Path, suffix: str) -> list[Path]:
 
 
 def _check_folder(folder: Path, targets: Sequence[Path], *, overwrite: bool) -> None:
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot be made: {error.strerror}", where=str(folder)) from error
+    make_folder(folder)
     present = next((target for target in targets if target.exists()), None)
     if present and not overwrite:
         raise OutputExistsError("exists", where=str(present), hint="--overwrite replaces it")
@@ -204,13 +205,18 @@ class _Comparison:
                     merged.append(sheet)
                 self._report("comparing", item.at + 1, len(self._pictures))
         if not written:
-            raise InputError("no picture in it could be read", where=str(self._pictures.path))
+            name, reason = skipped[0]
+            raise InputError(
+                f"no image in it could be read, such as {name}: {reason}",
+                where=str(self._pictures.path),
+            )
         path = None
         if merged:
             path = folder / f"sheet.{options.format}"
             save_picture(contact_sheet(merged, options.sheet, options.format), path)
         order = (*(candidate.name for candidate in self._candidates), self._last)
-        return Compared(order, tuple(written), path, tuple(skipped))
+        left_out = tuple(self._pictures.left_out)
+        return Compared(order, tuple(written), path, tuple(skipped), left_out)
 
     def _merge(self, at: int, pixels: Any) -> tuple[Any, tuple[float | None, ...]]:
         import torch
@@ -236,8 +242,10 @@ class _Comparison:
 
 
 def _to_rows(pixels: Any) -> Any:
-    """Turn ``[c, h, w]`` on a device into ``[h, w, 3]`` here."""
+    """Turn ``[c, h, w]`` of grey, RGB or RGBA on a device into ``[h, w, 3]`` here, on white."""
     import numpy as np
+    from PIL import Image
 
     rows = pixels.cpu().numpy().transpose(1, 2, 0)
-    return np.ascontiguousarray(rows if rows.shape[2] == 3 else rows.repeat(3, axis=2)[:, :, :3])
+    image = Image.fromarray(np.ascontiguousarray(rows if rows.shape[2] > 1 else rows[:, :, 0]))
+    return np.asarray(flatten(image, "RGB"))

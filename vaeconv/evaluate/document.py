@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from vaeconv.evaluate.pixels import WINDOW
 from vaeconv.evaluate.protocol import Protocol
 from vaeconv.evaluate.shards import Record
 from vaeconv.evaluate.summary import count_reasons, summarise_latents, summarise_model
+from vaeconv.parity.images import LeftOut
 
 
 def check_records(records: Sequence[Record], place: Path, *, strict: bool) -> None:
@@ -29,13 +31,16 @@ def check_records(records: Sequence[Record], place: Path, *, strict: bool) -> No
     skipped = [record for record in records if "skipped" in record]
     if skipped and strict:
         raise CheckFailedError(
-            f"{len(skipped)} pictures were skipped, such as {skipped[0]['name']}: "
+            f"{len(skipped)} images were skipped, such as {skipped[0]['name']}: "
             f"{skipped[0]['skipped']}",
             where=str(place),
             hint="--no-strict counts them",
         )
     if len(skipped) == len(records):
-        raise InputError("no picture in it could be read", where=str(place))
+        raise InputError(
+            f"no image in it could be read, such as {skipped[0]['name']}: {skipped[0]['skipped']}",
+            where=str(place),
+        )
 
 
 def make_document(
@@ -61,10 +66,14 @@ def make_document(
     return {
         "protocol": {**protocol._asdict(), "description": protocol.describe()},
         "pictures": {
-            "name": pictures.path.name,
-            "sha256": pictures.sha256,
+            "name": pictures.path.absolute().name,
+            "fingerprint": pictures.fingerprint,
+            "sha256": hash_images(measured),
             "number": len(measured),
-            "skipped": count_reasons(found.records),
+            "skipped": count_reasons(found.records, "skipped"),
+            "beyond_limit": pictures.beyond,
+            "left_out": [one._asdict() for one in _left_out(pictures, found.records)],
+            "remarks": count_reasons(measured, "remark"),
         },
         "models": [
             {
@@ -77,11 +86,26 @@ def make_document(
             }
             for at, (candidate, distance) in enumerate(zip(candidates, distances, strict=True))
         ],
-        "not_computed": _not_computed(meter, protocol),
+        "not_computed": _not_computed(meter, protocol, len(measured)),
         "nets": [net._asdict() for net in meter.nets],
         **run,
         "per_picture": _columns(measured, len(candidates)),
     }
+
+
+def hash_images(records: Sequence[Record]) -> str:
+    """Hash the names of images and the sha256 of their bytes: what was measured, and no more."""
+    digest = hashlib.sha256()
+    for record in records:
+        line = f"{record['name']}\0{record['sha256']}\n"
+        digest.update(line.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _left_out(pictures: ImageSet, records: Sequence[Record]) -> list[LeftOut]:
+    """Name every file that was not measured, but for those beyond a limit."""
+    skipped = [LeftOut(one["name"], one["skipped"]) for one in records if "skipped" in one]
+    return sorted([*pictures.left_out, *skipped])
 
 
 def _describe_model(candidate: Candidate) -> dict[str, Any]:
@@ -91,6 +115,7 @@ def _describe_model(candidate: Candidate) -> dict[str, Any]:
         "path": spec.path,
         "layout": candidate.side.layout.value,
         "sha256": list(candidate.sha256),
+        "weights_sha256": candidate.weights_sha256,
         "train_steps": spec.train_steps,
         "comment": spec.comment,
         "link": spec.link,
@@ -111,10 +136,12 @@ def _distances(moments: Sequence[Moments], number: int, models: int) -> list[flo
     return [distance if math.isfinite(distance) else None for distance in found]
 
 
-def _not_computed(meter: Meter, protocol: Protocol) -> dict[str, str]:
+def _not_computed(meter: Meter, protocol: Protocol, number: int) -> dict[str, str]:
     reasons = {name: str(error) for name, error in meter.missing.items()}
     if "ssim" in meter.metrics and protocol.size < WINDOW:
-        reasons["ssim"] = f"pictures are smaller than its window of {WINDOW} pixels"
+        reasons["ssim"] = f"images are smaller than its window of {WINDOW} pixels"
+    if "rfid" in meter.metrics and number < 2:
+        reasons["rfid"] = "it needs two images at least"
     return reasons
 
 

@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vaeconv.errors import UsageError
+from vaeconv.checkpoint.writable import check_writable
+from vaeconv.errors import MissingDependencyError, UsageError
 from vaeconv.evaluate.batches import BatchRunner, grouped
 from vaeconv.evaluate.document import check_records, make_document
 from vaeconv.evaluate.images import ImageSet
 from vaeconv.evaluate.merging import merge_shards
 from vaeconv.evaluate.meter import METRICS, Meter
-from vaeconv.evaluate.models import ModelSpec, load_candidates
+from vaeconv.evaluate.models import Candidate, ModelSpec, load_candidates
+from vaeconv.evaluate.pixels import WINDOW
 from vaeconv.evaluate.protocol import PRESETS, Protocol
 from vaeconv.evaluate.ranks import Ranks, device_of, joined_ranks
-from vaeconv.evaluate.shards import Shard, ShardWriter, indices_of, open_folder, read_shards
+from vaeconv.evaluate.shards import (
+    OtherRunError,
+    Shard,
+    ShardWriter,
+    digest_of,
+    hashes_of,
+    open_folder,
+    read_shards,
+)
 from vaeconv.option_checks import Device, Range, check_fields
-from vaeconv.parity.devices import describe_environment, fitting_batch, import_torch, reproducible
+from vaeconv.parity.devices import (
+    describe_environment,
+    describe_versions,
+    fitting_batch,
+    import_torch,
+    reproducible,
+)
 from vaeconv.parity.side import SideOptions
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # of what is kept of a run; 1 knew images by names and sizes only
 _AHEAD = 3  # batches that are read before they are wanted
 
 
@@ -47,7 +64,8 @@ class EvalOptions:
         channels_last: Whether activations lie so.
         compiles: Whether to compile encoder and decoder.
         expect_world_size: How many processes there must be.
-        restart: Forget what an earlier run with other settings left.
+        restart: Discard the progress of this same run, and start over.
+        discards: Discard the progress of another run, in place of an error.
         sides: How to read the models.
         quiet: Draw no progress bar while fetching weights.
         on_progress: Called with what is being done, and how much of it is done of how much.
@@ -68,6 +86,7 @@ class EvalOptions:
     compiles: bool = False
     expect_world_size: int | None = None
     restart: bool = False
+    discards: bool = False
     sides: SideOptions = SideOptions()
     quiet: bool = False
     on_progress: Callable[[str, int, int], None] | None = None
@@ -102,14 +121,30 @@ def evaluate(
     Raises:
         InputError: A model or the set cannot be read, or there are too few pictures.
         MissingDependencyError: Weights of a metric net, the device or a package are missing.
-        UsageError: The options do not fit together, or another run's results are there.
+        UsageError: The options do not fit together, another run's progress is there, or an image
+            is not what it was when it was measured.
+        OutputError: Progress cannot be written.
+        HubError: Another process is gone.
         CheckFailedError: Pictures were skipped, and that was not allowed.
     """
     with ExitStack() as stack:
+        _check_metrics(options)
         ranks = stack.enter_context(joined_ranks(options.expect_world_size))
+        check_writable(parts, is_folder=True)
         pictures = ImageSet(images, options.limit)
         stack.callback(pictures.close)
         return Evaluation(specs, pictures, parts, options, ranks, stack).run()
+
+
+def _check_metrics(options: EvalOptions) -> None:
+    """Refuse a run that would measure nothing."""
+    is_small = options.protocol.size < WINDOW
+    metrics = [name for name in options.metrics if not (is_small and name == "ssim")]
+    if metrics or options.latent_stats:
+        return
+    if options.metrics:
+        raise UsageError(f"images of {options.protocol.size} pixels are too small for SSIM")
+    raise UsageError("no metrics", hint=f"choose from {', '.join(METRICS)}")
 
 
 class Evaluation:
@@ -152,6 +187,11 @@ class Evaluation:
         )
         if self._meter.missing and not options.allow_missing:
             raise next(iter(self._meter.missing.values()))
+        if not self._meter.metrics and not options.latent_stats:
+            raise MissingDependencyError(
+                "no metric can be computed: the weights of all their networks are missing",
+                hint="psnr and ssim need none",
+            )
         self._candidates = load_candidates(
             specs,
             options.protocol,
@@ -164,8 +204,10 @@ class Evaluation:
         )
         self._sets = 1 + len(self._candidates)  # the originals, and what each model made of them
         self._width = self._meter.width * self._sets
+        self._workers = options.workers or os.cpu_count() or 1
         self._started = time.monotonic()
         self._environment: dict[str, Any] = {}
+        self._run = self._describe_run()
 
     def run(self) -> dict[str, Any] | None:
         """Measure what is left to measure, and bring it all together, as :func:`evaluate`."""
@@ -182,26 +224,45 @@ class Evaluation:
         """Find what earlier runs found, and what is left; the same answer in all processes."""
         self._ranks.in_turn(self._open_folder)
         shards = read_shards(self._parts, self._width)
-        done = set().union(*self._ranks.gather(indices_of(shards)))
-        return shards, [index for index in range(len(self._pictures)) if index not in done]
+        known: dict[int, str | None] = {}
+        for some in self._ranks.gather(hashes_of(shards)):
+            known |= some
+        self._check_unchanged(known)
+        return shards, [index for index in range(len(self._pictures)) if index not in known]
+
+    def _check_unchanged(self, known: Mapping[int, str | None]) -> None:
+        """Check that images are what they were when they were measured, by their bytes."""
+        mine = self._ranks.share(sorted(known))
+        found = self._pictures.hashes(mine, workers=self._workers)
+        changed = [at for at, sha256 in zip(mine, found, strict=True) if sha256 != known[at]]
+        everywhere = sorted(at for some in self._ranks.gather(changed) for at in some)
+        if everywhere:
+            raise OtherRunError(
+                f"{self._pictures.names[everywhere[0]]} is not what it was when it was measured",
+                where=str(self._parts),
+                hint="--restart measures everything again",
+            )
 
     def _open_folder(self) -> bool:
-        restart = self._options.restart and self._ranks.is_first
-        open_folder(self._parts, self._describe_run(), restart=restart)
+        is_first = self._ranks.is_first
+        open_folder(
+            self._parts,
+            self._run,
+            restart=self._options.restart and is_first,
+            discards=self._options.discards and is_first,
+        )
         return True
 
     def _describe_run(self) -> dict[str, Any]:
         return {
             "schema_version": SCHEMA_VERSION,
-            "models": [
-                [one.name, one.spec.ema, one.side.survey.autoencoder.prefix, *one.sha256]
-                for one in self._candidates
-            ],
-            "pictures": self._pictures.sha256,
+            "models": [_identify(one) for one in self._candidates],
+            "images": self._pictures.fingerprint,
             "protocol": self._options.protocol._asdict(),
             "metrics": list(self._meter.metrics),
             "latent_stats": self._options.latent_stats,
-            "nets": [net._asdict() for net in self._meter.nets],
+            "metric_networks": [[net.name, net.sha256] for net in self._meter.nets],
+            "versions": describe_versions(),
         }
 
     def _measure(self, indices: Sequence[int], total: int, writer: ShardWriter) -> None:
@@ -217,9 +278,9 @@ class Evaluation:
         )
         size = self.batch_size()
         channels = self._candidates[0].side.topology.in_channels
-        workers = options.workers or os.cpu_count() or 1
+        ahead = max(_AHEAD * size, self._workers)
         stream = self._pictures.stream(
-            indices, options.protocol, channels, workers=workers, ahead=max(_AHEAD * size, workers)
+            indices, options.protocol, channels, workers=self._workers, ahead=ahead
         )
         done = 0
         with reproducible(), torch.inference_mode():
@@ -244,6 +305,7 @@ class Evaluation:
             return None
         check_records(found.records, self._pictures.path, strict=self._options.strict)
         run = {
+            "run_sha256": digest_of(self._run),
             "environment": self._environment,
             "processes": self._ranks.world,
             "seconds": round(seconds, 2),
@@ -251,3 +313,18 @@ class Evaluation:
         return make_document(
             found, self._pictures, self._candidates, self._meter, self._options.protocol, run
         )
+
+
+def _identify(candidate: Candidate) -> list[Any]:
+    """Say what decides a model's reconstructions: its weights, whatever file they are in."""
+    side = candidate.side
+    config = side.checkpoint.config
+    return [
+        candidate.name,
+        side.layout.value,
+        side.groups,
+        side.activation,
+        candidate.spec.ema,
+        candidate.weights_sha256,
+        hashlib.sha256(config.text.encode()).hexdigest() if config else None,
+    ]

@@ -123,7 +123,7 @@ class Meter:
         import torch
 
         values = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
-        coloured = values.expand(-1, 3, -1, -1) if values.shape[1] == 1 else values
+        coloured = _to_colour(values)
         layers = self._vgg(coloured * 2 - 1) if self._vgg is not None else []
         features = None
         if self._inception is not None:
@@ -160,6 +160,14 @@ class Seen(NamedTuple):
     values: torch.Tensor
     layers: list[torch.Tensor]
     features: torch.Tensor | None
+
+
+def _to_colour(values: torch.Tensor) -> torch.Tensor:
+    """Give the RGB image that people see, for networks that take no other: alpha lies on white."""
+    if values.shape[1] == 4:
+        alpha = values[:, 3:]
+        return values[:, :3] * alpha + (1 - alpha)
+    return values.expand(-1, 3, -1, -1)
 
 
 def _with_weights(module: Any, weights: Weights, device: torch.device) -> Any:

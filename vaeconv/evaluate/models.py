@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vaeconv.checkpoint.source import hash_bytes
-from vaeconv.errors import InputError, UsageError
+from vaeconv.errors import InputError, UnsupportedModelError, UsageError
 from vaeconv.evaluate.protocol import DTYPES, Protocol
 from vaeconv.option_checks import Range, check_fields
+from vaeconv.parity.images import image_mode
 from vaeconv.parity.loading import Model
 from vaeconv.parity.side import Side, SideOptions, check_averages, open_side
 from vaeconv.schema import build, read_toml
@@ -114,6 +115,7 @@ class Candidate(NamedTuple):
         model: On its device.
         dtype: What it runs in.
         sha256: Of its files, and of the config that came along.
+        weights_sha256: Of the weights that run; of a model on the Hub there is no other.
     """
 
     spec: ModelSpec
@@ -122,6 +124,7 @@ class Candidate(NamedTuple):
     model: Model
     dtype: torch.dtype
     sha256: tuple[str, ...]
+    weights_sha256: str
 
     def encode(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Give mean and logarithm of the variance, float32 ``[b, z, h, w]``."""
@@ -150,25 +153,29 @@ def load_candidates(
 
     Raises:
         InputError: One cannot be read, or its config contradicts its weights.
-        UsageError: They take pictures of different channels, or of another size.
+        UnsupportedModelError: One takes or makes images of channels that no image file has.
+        UsageError: They take images of different channels, or of another size.
     """
     import torch
 
     dtype: torch.dtype = getattr(torch, DTYPES[protocol.dtype])
-    candidates: list[Candidate] = []
-    for spec, name in zip(specs, name_models(specs), strict=True):
-        if on_step:
-            on_step(f"loading {name}")
+    names = name_models(specs)
+    sides: list[Side] = []
+    for spec, name in zip(specs, names, strict=True):
         side = open_side(spec.path, name, how._replace(variant=spec.variant), ema=spec.ema)
         stack.callback(side.close)
-        if side.problem:
-            raise InputError(side.problem, where=side.name)
-        factor = 2 ** (side.topology.levels - 1)
-        if protocol.size % factor:
-            raise UsageError(
-                f"pictures of {protocol.size} pixels do not divide by {name}'s factor {factor}"
-            )
+        sides.append(side)
+        _check_side(side, protocol)
+    averaged = [side for side, spec in zip(sides, specs, strict=True) if spec.ema]
+    if averaged:
+        check_averages(averaged)
+    _check_channels(sides)
+    candidates: list[Candidate] = []
+    for spec, name, side in zip(specs, names, sides, strict=True):
+        if on_step:
+            on_step(f"loading {name}")
         model = side.load()
+        weights = hash_weights(model.module)
         model.to(device, dtype)
         if channels_last:
             model.module.to(memory_format=torch.channels_last)
@@ -182,14 +189,45 @@ def load_candidates(
         ]
         if side.checkpoint.config:
             sha256.append(hashlib.sha256(side.checkpoint.config.text.encode()).hexdigest())
-        candidates.append(Candidate(spec, name, side, model, dtype, tuple(sha256)))
-    averaged = [one.side for one in candidates if one.spec.ema]
-    if averaged:
-        check_averages(averaged)
-    channels = {(c.side.topology.in_channels, c.side.topology.out_channels) for c in candidates}
-    if len(channels) > 1 or any(given != made for given, made in channels):
-        raise UsageError("the models take or make pictures of different numbers of channels")
+        candidates.append(Candidate(spec, name, side, model, dtype, tuple(sha256), weights))
     return candidates
+
+
+def _check_side(side: Side, protocol: Protocol) -> None:
+    if side.problem:
+        raise InputError(side.problem, where=side.name)
+    factor = 2 ** (side.topology.levels - 1)
+    if protocol.size % factor:
+        raise UsageError(
+            f"images of {protocol.size} pixels do not divide by {side.label}'s factor {factor}"
+        )
+    taken, made = side.topology.in_channels, side.topology.out_channels
+    if taken != made:
+        raise UnsupportedModelError(
+            f"takes images of {taken} channels and makes images of {made}: "
+            "there is nothing to compare",
+            where=side.name,
+        )
+    image_mode(taken, side.name)
+
+
+def _check_channels(sides: Sequence[Side]) -> None:
+    channels = {side.topology.in_channels: side.label for side in sides}
+    if len(channels) > 1:
+        said = ", ".join(f"{count} of {name}" for count, name in channels.items())
+        raise UsageError(f"the models take images of different numbers of channels: {said}")
+
+
+def hash_weights(module: torch.nn.Module) -> str:
+    """Hash names, dtypes, shapes and bytes of weights (sha256), wherever they were read from."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        flat = tensor.detach().contiguous().flatten().view(torch.uint8)
+        digest.update(memoryview(flat.numpy()))
+    return digest.hexdigest()
 
 
 def sample_posterior(

@@ -163,9 +163,12 @@ def _download(net: Net, target: Path, *, quiet: bool) -> None:
 def _load(net: Net, path: Path) -> Weights:
     """Read a file of weights as any file from a stranger."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from error
     with open_checkpoint(path) as checkpoint:
         tensors = {
             name: load_row(Row(name, tensor, tensor.shape, tensor.dtype))

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vaeconv.checkpoint.atomic import replace_small_file
-from vaeconv.errors import MissingDependencyError, OutputError
+from vaeconv.checkpoint.writable import check_writable, make_folder
+from vaeconv.errors import MissingDependencyError, OutputExistsError
 from vaeconv.evaluate.meter import COLUMNS
 
 _UNITS = {"psnr": "PSNR in dB (higher is better)", "ssim": "SSIM (higher is better)"}
@@ -30,6 +31,28 @@ def import_figure() -> Any:
     return Figure
 
 
+def check_plots(folder: Path, results: int, *, overwrite: bool) -> None:
+    """Check before the work that figures can be written, and replace none unasked.
+
+    Args:
+        folder: Where they go.
+        results: How many results are drawn.
+        overwrite: Whether figures may be replaced.
+
+    Raises:
+        OutputError: A figure is there, or none can be written.
+    """
+    check_writable(folder, is_folder=True)
+    names = [_file_name(name, at, results) for at in range(results) for name in COLUMNS]
+    present = next((folder / name for name in names if (folder / name).exists()), None)
+    if present and not overwrite:
+        raise OutputExistsError("exists", where=str(present), hint="--overwrite replaces it")
+
+
+def _file_name(metric: str, at: int, results: int) -> str:
+    return f"{metric}.png" if results == 1 else f"{metric}-{at}.png"
+
+
 def draw_plots(folder: Path, results: Sequence[Mapping[str, Any]]) -> list[Path]:
     """Draw one figure for each metric of each result: a histogram for each model, and its mean.
 
@@ -42,10 +65,7 @@ def draw_plots(folder: Path, results: Sequence[Mapping[str, Any]]) -> list[Path]
         OutputError: A figure cannot be written.
     """
     figure_class = import_figure()
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot be made: {error.strerror}", where=str(folder)) from error
+    make_folder(folder)
     written = []
     for number, result in enumerate(results):
         for name in COLUMNS:
@@ -56,8 +76,7 @@ def draw_plots(folder: Path, results: Sequence[Mapping[str, Any]]) -> list[Path]
             _draw(figure, series, name, result)
             buffer = io.BytesIO()
             figure.savefig(buffer, format="png", metadata={"Software": None})
-            stem = name if len(results) == 1 else f"{name}-{number}"
-            written.append(folder / f"{stem}.png")
+            written.append(folder / _file_name(name, number, len(results)))
             replace_small_file(written[-1], buffer.getvalue(), durable=False)
     return written
 

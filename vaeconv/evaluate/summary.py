@@ -79,11 +79,11 @@ def summarise_latents(records: Sequence[Record], at: int) -> dict[str, Any] | No
     }
 
 
-def count_reasons(records: Sequence[Record]) -> dict[str, int]:
-    """Count skipped pictures by their reason."""
+def count_reasons(records: Sequence[Record], key: str) -> dict[str, int]:
+    """Count images by what their records say under a key, such as why they were skipped."""
     counts: dict[str, int] = {}
     for record in records:
-        reason = record.get("skipped")
+        reason = record.get(key)
         if reason:
             counts[reason] = counts.get(reason, 0) + 1
     return dict(sorted(counts.items()))

@@ -48,11 +48,25 @@ def make_tables(results: Sequence[Mapping[str, Any]]) -> list[Table]:
         results: Documents, as :func:`~vaeconv.evaluate.evaluation.evaluate` gives them.
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
-    for result in results:
-        pictures = result["pictures"]
-        alike = [result["protocol"]["description"], pictures["sha256"], pictures["number"]]
-        groups.setdefault(json.dumps([*alike, result["nets"]]), []).append(result)
+    for at, result in enumerate(results):
+        alike = identity_of(result)
+        groups.setdefault(json.dumps(alike or at), []).append(result)
     return [_make_table(group) for group in groups.values()]
+
+
+def identity_of(result: Mapping[str, Any]) -> list[Any] | None:
+    """Tell what two results must have in common for their numbers to compare.
+
+    Returns:
+        Protocol, images by their bytes, and metric networks; None for an older result, which
+        knows images by names and sizes only, and so compares with no other.
+    """
+    protocol, pictures, nets = result["protocol"], result["pictures"], result["nets"]
+    sha256, number = pictures["sha256"], pictures["number"]
+    if "fingerprint" not in pictures:
+        return None
+    weights = sorted([net["name"], net["sha256"]] for net in nets)
+    return [protocol["description"], sha256, number, weights]
 
 
 def _make_table(results: Sequence[Mapping[str, Any]]) -> Table:

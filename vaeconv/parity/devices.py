@@ -121,6 +121,22 @@ def reproducible() -> Iterator[None]:
         fills.fill_uninitialized_memory = is_filled
 
 
+def describe_versions() -> dict[str, str]:
+    """Say which versions decide what is computed of an image; no host names and no paths."""
+    import diffusers
+    import numpy as np
+    import PIL
+    import torch
+
+    return {
+        "vaeconv": __version__,
+        "torch": str(torch.__version__),
+        "diffusers": diffusers.__version__,
+        "numpy": np.__version__,
+        "pillow": PIL.__version__,
+    }
+
+
 def describe_environment(device: torch.device | None) -> dict[str, Any]:
     """Say what computed, as versions and flags; no host names and no paths.
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vaeconv.checkpoint.atomic import replace_small_file
-from vaeconv.errors import UsageError
+from vaeconv.errors import CheckpointNotFoundError, UsageError
 from vaeconv.names import check_ending, check_order, is_address
 from vaeconv.option_checks import Device, Range, check_arguments
 from vaeconv.output import check_target
 from vaeconv.parity.devices import import_torch, pick_device, reproducible
-from vaeconv.parity.images import list_images, read_images
+from vaeconv.parity.images import LeftOut, image_mode, list_images, no_images, read_images
 from vaeconv.parity.latents import FILE_FORMAT, LATENT, PICTURE, from_uint8
 from vaeconv.parity.side import Side, SideOptions, open_side
 
@@ -27,12 +27,14 @@ class Encoded(NamedTuple):
         names: Of the pictures.
         latent: Shape of each latent, ``[z, h, w]``.
         device: Where they were encoded.
+        left_out: Files in the folder that were not encoded, with the reason.
     """
 
     output: Path
     names: tuple[str, ...]
     latent: tuple[int, ...]
     device: str
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def encode_pictures(
@@ -54,7 +56,7 @@ def encode_pictures(
     Runs of one model on one machine give the same bytes.
 
     Args:
-        images: A folder of pictures, or one.
+        images: A folder of images, with those in its folders, or one image.
         output: The file to write.
         model: Anything that :func:`~vaeconv.checkpoint.open.open_checkpoint` opens.
         size: Side of a picture in pixels, after resizing its shorter side and cutting its middle.
@@ -65,7 +67,7 @@ def encode_pictures(
         on_progress: Called with what is being done, and how much of it is done of how much.
 
     Raises:
-        InputError: The model or a picture cannot be read.
+        InputError: The model or an image cannot be read.
         OutputError: The output exists or cannot be written.
         MissingDependencyError: The device, torch or diffusers is not there.
     """
@@ -83,19 +85,33 @@ def encode_pictures(
     check_order(sources, output)
     if is_address(os.fspath(model)):  # before anything is fetched
         check_target(output, sources, overwrite=overwrite)
-    paths = list_images(images)[:limit]
+    folder, names, left_out = _list(images)
     report = on_progress or (lambda step, done, total: None)
     side = open_side(model, "MODEL", how, ema=False)
     try:
         check_target(output, sources, overwrite=overwrite)
-        return _encode(side, paths, output, size, device, report)
+        done = _encode(side, folder, names[:limit], output, size, device, report)
     finally:
         side.close()
+    return done._replace(left_out=tuple(left_out))
+
+
+def _list(images: Path) -> tuple[Path, list[str], list[LeftOut]]:
+    """List the images of a folder, or one; paths are relative to the folder."""
+    if images.is_file():
+        return images.parent, [images.name], []
+    if not images.is_dir():
+        raise CheckpointNotFoundError("no such file or folder", where=str(images))
+    names, left_out = list_images(images)
+    if not names:
+        raise no_images(images, left_out)
+    return images, names, left_out
 
 
 def _encode(
     side: Side,
-    paths: list[Path],
+    folder: Path,
+    names: list[str],
     output: Path,
     size: int,
     device: str,
@@ -105,6 +121,7 @@ def _encode(
     factor = 2 ** (topology.levels - 1)
     if size < factor:
         raise UsageError(f"--size {size} is less than the {factor} pixels of one latent")
+    mode = image_mode(topology.in_channels, side.name)
     import_torch()
     import torch
     from safetensors.numpy import save
@@ -115,17 +132,17 @@ def _encode(
     with reproducible(), torch.inference_mode():
         model = side.load()
         model.to(place, torch.float32)
-        pictures = read_images(paths, channels=topology.in_channels, size=size, factor=factor)
+        pictures = read_images(folder, names, mode=mode, size=size, factor=factor)
         for done, picture in enumerate(pictures, 1):
             data = torch.from_numpy(from_uint8(picture.pixels))[None].to(place)
             mean = model.encode(data)[0, : topology.latent_channels].cpu().numpy()
             tensors[LATENT + picture.name] = mean
             tensors[PICTURE + picture.name] = picture.pixels
             shape = tuple(mean.shape)
-            report("encoding", done, len(paths))
+            report("encoding", done, len(names))
     about = {"format": FILE_FORMAT, "model": Path(side.name).name, "size": size}
     # One key: the library writes several in no fixed order.
     content = save(tensors, metadata={"vaeconv": json.dumps(about, sort_keys=True)})
     replace_small_file(output, content, durable=True)
-    names = tuple(name[len(LATENT) :] for name in tensors if name.startswith(LATENT))
-    return Encoded(output, names, shape, str(place))
+    known = tuple(name[len(LATENT) :] for name in tensors if name.startswith(LATENT))
+    return Encoded(output, known, shape, str(place))

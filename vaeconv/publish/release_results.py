@@ -41,7 +41,7 @@ def measure(work: Work) -> Outcome:
             allow_missing=table.allow_missing_metrics,
             limit=table.limit,
             device=table.device,
-            restart=True,
+            discards=True,
             quiet=True,
             on_progress=work.on_progress,
         ),

@@ -1,0 +1,16 @@
+"""What commands that read images say of the files that they did not use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vaeconv.parity.images import LeftOut, count_left_out
+
+
+def left_out_notes(left_out: Sequence[LeftOut], *, verbose: bool) -> list[str]:
+    """Say how many files were not used, and with ``verbose`` which."""
+    if not left_out:
+        return []
+    named = [f"note: {one.name}: {one.reason}" for one in left_out] if verbose else []
+    hint = "" if verbose else " (--verbose names them)"
+    return [f"note: {count_left_out(left_out)}{hint}", *named]
