@@ -542,6 +542,46 @@ def test_a_probe_that_finds_an_overflow_names_the_layer(tmp_path: Path) -> None:
     assert "decoder.conv_in" in result.probe.describe()
 
 
+def test_a_probe_of_a_model_that_is_not_even_finite_in_fp32(tmp_path: Path) -> None:
+    """What it says is JSON all the same, on stdout and in the manifest."""
+    folder = black(tmp_path)
+    weights = load_file(folder / WEIGHTS)
+    for name in ("decoder.conv_in.weight", "decoder.conv_out.weight"):
+        weights[name] = torch.full_like(weights[name], 3e38)
+    save_folder(folder, weights)
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    result = run("prune", "--probe", "--dtype", "keep", "--json", folder, tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    for text in (result.stdout, (tmp_path / "out" / "vaeconv.json").read_text()):
+        found = json.loads(text, parse_constant=refuse)["probe"]
+        assert found["is_finite"] is False and found["max_abs_diff"] is None
+        assert found["fp32_peak"]["value"] is None and found["fp16_peak"]["value"] is None
+
+
+def test_a_probe_undoes_scaling_as_pipelines_do(tmp_path: Path) -> None:
+    """With shift and statistics of channels; else it decodes what no diffusion model makes."""
+    from vaeconv.parity.probe import probe_decoder
+
+    folder, rows, peaks = diffusers_folder(tmp_path), [], []
+
+    def probe(found: Any, config: Any) -> Any:
+        rows.extend(found)
+        for change in (
+            {"scaling_factor": 0.5, "latents_mean": [50.0] * 4, "latents_std": [2.0] * 4},
+            {"scaling_factor": 0.25, "shift_factor": 50.0},
+            {"scaling_factor": 0.25},
+        ):
+            peaks.append(probe_decoder(rows, {**config, **change}).fp32_peak.value)
+        return probe_decoder(rows, config)
+
+    prune(folder, tmp_path / "out", PruneOptions(probe=probe, dtype="keep"))
+    assert peaks[0] == pytest.approx(peaks[1], rel=1e-3)
+    assert peaks[2] < peaks[0] * 0.9
+
+
 def test_fp16_decoding_may_be_required(tmp_path: Path) -> None:
     folder = black(tmp_path)
     result = run("prune", "--require-fp16-decode", folder, tmp_path / "out")

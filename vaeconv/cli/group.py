@@ -124,6 +124,8 @@ def _translate(error: Exception, command: str) -> VaeconvError | None:
         message = error.format_message()
         what = message.rstrip(".").replace("\n", " ")
         return UsageError(what, hint=_where_to_look(command)) if message else None
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+        return VaeconvError("out of memory", hint="try --batch-size 1 or --device cpu")
     failure = VaeconvError(
         f"internal error: {type(error).__name__}: {error}",
         hint="please report it with the output of --verbose",

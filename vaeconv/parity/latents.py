@@ -221,12 +221,12 @@ def load_set(path: Path, topology: Topology) -> ReferenceSet:
         with safe_open(path, "np") as file:
             for name in sorted(file.keys()):
                 if name.startswith(LATENT):
-                    data = file.get_tensor(name).astype(np.float32)
+                    data = _to_float32(file.get_tensor(name))
                     latents.append(Reference(name[len(LATENT) :], data))
                 elif name.startswith(PICTURE):
                     data = file.get_tensor(name)
                     pictures.append(Reference(name[len(PICTURE) :], from_uint8(data)))
-    except (OSError, SafetensorError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, TypeError, ValueError, AttributeError) as error:
         raise MalformedCheckpointError(
             f"not a file of reference latents ({error})",
             where=str(path),
@@ -245,6 +245,16 @@ def load_set(path: Path, topology: Topology) -> ReferenceSet:
         if not np.isfinite(one.data).all():
             raise MalformedCheckpointError(f"{one.name} holds NaN or infinity", where=str(path))
     return ReferenceSet(path.name, tuple(latents), tuple(pictures))
+
+
+def _to_float32(data: Any) -> Array:
+    import numpy as np
+
+    if data.dtype.kind != "f":
+        raise ValueError(f"a latent of {data.dtype}, not of floating point")
+    with np.errstate(over="ignore"):  # what is too large is infinite, and found to be so
+        values: Array = data.astype(np.float32)
+    return values
 
 
 def _check_shapes(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vaeconv.autoencoder.topology import Layout, Topology
-from vaeconv.errors import CheckFailedError
+from vaeconv.errors import CheckFailedError, UsageError
 from vaeconv.parity.devices import import_torch
 from vaeconv.plan import Row
 
@@ -29,20 +30,30 @@ class Model(NamedTuple):
     loader: str
 
     def encode(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Map pictures ``[b, in, h, w]`` from -1 to 1 to moments ``[b, 2z, h/f, w/f]``."""
-        if self.layout is Layout.COMPVIS:
-            moments: torch.Tensor = self.module.encode(pictures)
-        else:
-            moments = self.module.encode(pictures).latent_dist.parameters
-        return moments
+        """Map pictures ``[b, in, h, w]`` from -1 to 1 to moments ``[b, 2z, h/f, w/f]``.
+
+        Raises:
+            UsageError: They are too small.
+        """
+        with _enough(pictures, "picture"):
+            if self.layout is Layout.COMPVIS:
+                moments: torch.Tensor = self.module.encode(pictures)
+            else:
+                moments = self.module.encode(pictures).latent_dist.parameters
+            return moments
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Map unscaled latents ``[b, z, h, w]`` to pictures ``[b, out, f*h, f*w]``."""
-        if self.layout is Layout.COMPVIS:
-            pictures: torch.Tensor = self.module.decode(latents)
-        else:
-            pictures = self.module.decode(latents, return_dict=False)[0]
-        return pictures
+        """Map unscaled latents ``[b, z, h, w]`` to pictures ``[b, out, f*h, f*w]``.
+
+        Raises:
+            UsageError: They are too small.
+        """
+        with _enough(latents, "latent"):
+            if self.layout is Layout.COMPVIS:
+                pictures: torch.Tensor = self.module.decode(latents)
+            else:
+                pictures = self.module.decode(latents, return_dict=False)[0]
+            return pictures
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move and cast the weights, in place."""
@@ -50,6 +61,25 @@ class Model(NamedTuple):
 
         # Not the model's own method: diffusers' warns of modules to keep in fp32, and lists none.
         torch.nn.Module.to(self.module, device=device, dtype=dtype)
+
+
+@contextmanager
+def _enough(data: torch.Tensor, what: str) -> Iterator[None]:
+    """Say what torch means where a group of the normalisation has one value only.
+
+    ``_verify_batch_size`` in ``torch/nn/functional.py`` refuses that, in diffusers as well.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        height, width = data.shape[2:]
+        raise UsageError(
+            f"a {what} of {height}x{width} is too small for this autoencoder: its normalisation "
+            "needs more than one value in a group",
+            hint=f"take a larger {what}",
+        ) from error
 
 
 def load_row(row: Row) -> torch.Tensor:

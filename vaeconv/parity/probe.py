@@ -10,7 +10,9 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from vaeconv.autoencoder.config import Scaling
 from vaeconv.parity.devices import import_torch, pick_device
+from vaeconv.parity.latents import unscale
 from vaeconv.parity.loading import load_row
 from vaeconv.parity.watch import Hooks, Peak, PeakWatch
 from vaeconv.plan import Row
@@ -26,7 +28,8 @@ class ProbeReport(NamedTuple):
     Attributes:
         device: Where it ran, such as ``cpu`` or ``cuda:0``.
         latent: Shape of the latent, ``(1, channels, height, width)``.
-        scaling_factor: What the latent, noise of unit variance, was divided by.
+        scaling_factor: What the latent, noise of unit variance, was divided by; shift and
+            statistics of channels were undone as well.
         fp32_peak: The largest activation in fp32.
         fp16_peak: The largest activation in fp16.
         first_nonfinite: The first module whose output in fp16 holds NaN or infinity; None if none.
@@ -64,14 +67,9 @@ class ProbeReport(NamedTuple):
             **self._asdict(),
             "latent": list(self.latent),
             "fp32_peak": self.fp32_peak._asdict(),
-            "fp16_peak": {**self.fp16_peak._asdict(), "value": _plain(self.fp16_peak.value)},
+            "fp16_peak": self.fp16_peak._asdict(),
             "is_finite": self.is_finite,
         }
-
-
-def _plain(value: float) -> float | None:
-    """JSON has no infinity."""
-    return value if value < float("inf") else None
 
 
 def probe_decoder(
@@ -100,7 +98,13 @@ def probe_decoder(
     shape = (1, config["latent_channels"], size, size)
     generator = torch.Generator().manual_seed(_SEED)
     noise = torch.randn(shape, generator=generator)
-    latent = noise / config["scaling_factor"] + (config["shift_factor"] or 0.0)
+    scaling = Scaling(
+        config["scaling_factor"],
+        config["shift_factor"],
+        config.get("latents_mean"),
+        config.get("latents_std"),
+    )
+    latent = torch.from_numpy(unscale(noise[0].numpy(), scaling))[None]
     pictures, peaks, first = [], [], None
     for dtype in (torch.float32, torch.float16):
         placed = {name: tensor.to(place, dtype) for name, tensor in weights.items()}
