@@ -28,9 +28,9 @@ from vaeconv.autoencoder.scaling import Decision, ScalingOptions, decide_scaling
 from vaeconv.autoencoder.topology import Layout
 from vaeconv.checkpoint.base import Checkpoint
 from vaeconv.checkpoint.tensor import Tensor, check_repeats
+from vaeconv.checkpoint.text_file import read_text_file
 from vaeconv.errors import (
     AmbiguousInputError,
-    CheckpointNotFoundError,
     NonFiniteError,
     UsageError,
     listed,
@@ -38,7 +38,6 @@ from vaeconv.errors import (
 
 _COMPARE_PIECE = 1 << 20
 _UNPACK = {"F64": "d", "F32": "f", "F16": "e", "I64": "q", "I32": "i", "I16": "h"}
-_MAX_CONFIG = 1 << 20
 
 
 class Survey(NamedTuple):
@@ -159,13 +158,7 @@ def read_config(checkpoint: Checkpoint, path: Path | None) -> GivenConfig | None
         MalformedCheckpointError: It is not a config.
     """
     if path is not None:
-        try:
-            with path.open("rb") as file:
-                text = file.read(_MAX_CONFIG).decode("utf-8-sig")
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "not a UTF-8 text file"
-            raise CheckpointNotFoundError(reason, where=str(path)) from error
-        return parse_config(text, str(path))
+        return parse_config(read_text_file(path), str(path))
     if checkpoint.config is not None:
         return parse_config(checkpoint.config.text, checkpoint.config.name)
     return None

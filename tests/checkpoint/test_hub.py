@@ -156,7 +156,6 @@ def test_other_texts_are_no_addresses(monkeypatch: pytest.MonkeyPatch, text: str
         "hf://owner/name/a\nb",
         "hf://owner/..",
         "hf://datasets/owner/name",
-        "hf://models/owner/name",
         "https://huggingface.co/owner",
         "https://huggingface.co/owner/name/resolve/main",
         "https://huggingface.co/owner/name/discussions/1",

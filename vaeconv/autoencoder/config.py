@@ -57,7 +57,7 @@ class GivenConfig(NamedTuple):
     post_quant_conv: bool | None = None
     norm_num_groups: int | None = None
     act_fn: str | None = None
-    sample_size: int | None = None
+    sample_size: int | tuple[int, ...] | None = None
     force_upcast: bool | None = None
     scaling: Scaling | None = None
 
@@ -113,7 +113,11 @@ class GivenConfig(NamedTuple):
 
 
 def build_config(
-    topology: Topology, scaling: Scaling, *, sample_size: int, given: GivenConfig | None = None
+    topology: Topology,
+    scaling: Scaling,
+    *,
+    sample_size: int | tuple[int, ...],
+    given: GivenConfig | None = None,
 ) -> dict[str, Any]:
     """Write every field of ``AutoencoderKL`` explicitly.
 
@@ -143,7 +147,7 @@ def build_config(
         "mid_block_add_attention": topology.mid_attention,
         "norm_num_groups": groups,
         "out_channels": topology.out_channels,
-        "sample_size": (given and given.sample_size) or sample_size,
+        "sample_size": _plain((given and given.sample_size) or sample_size),
         "scaling_factor": scaling.scaling_factor,
         "shift_factor": scaling.shift_factor,
         "up_block_types": [

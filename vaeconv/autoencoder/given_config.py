@@ -23,6 +23,14 @@ from vaeconv.autoencoder.refusals import refuse
 from vaeconv.errors import MalformedCheckpointError
 
 _CLASS_DEFAULT_SCALING = 0.18215
+_SAME_CLASS = ("FlaxAutoencoderKL",)
+_ACTIVATIONS = ("silu", "swish", "mish", "gelu", "relu")
+_FIELDS = frozenset(
+    "_class_name _diffusers_version act_fn block_out_channels down_block_types force_upcast "
+    "in_channels latent_channels latents_mean latents_std layers_per_block "
+    "mid_block_add_attention norm_num_groups out_channels sample_size scaling_factor "
+    "shift_factor up_block_types use_post_quant_conv use_quant_conv".split()
+)
 
 
 def parse_config(text: str, name: str) -> GivenConfig:
@@ -34,9 +42,7 @@ def parse_config(text: str, name: str) -> GivenConfig:
     """
     document = _load(text, name)
     try:
-        if "_class_name" in document or "block_out_channels" in document:
-            return _from_diffusers(document, name)
-        return _from_compvis(document, name)
+        return (_from_compvis if "model" in document else _from_diffusers)(document, name)
     except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
         raise MalformedCheckpointError(
             f"not a config of an autoencoder ({type(error).__name__}: {error})", where=name
@@ -59,8 +65,13 @@ def _load(text: str, name: str) -> dict[str, Any]:
 
 
 def _from_diffusers(document: dict[str, Any], name: str) -> GivenConfig:
+    # What diffusers' from_pretrained makes of these: autoencoder_kl.py, configuration_utils.py.
+    left_out = document.get("_use_default_values") or ()
+    document = {key: value for key, value in document.items() if key not in left_out}
+    if document and not document.keys() & _FIELDS:
+        raise KeyError("none of the fields of AutoencoderKL, and no model")
     kind = document.get("_class_name", CLASS_NAME)
-    if kind != CLASS_NAME:
+    if not {CLASS_NAME, *_SAME_CLASS} & set(kind if isinstance(kind, list) else [kind]):
         raise refuse(f"a config of {kind}", "it is another class", name)
     down, up = document.get("down_block_types"), document.get("up_block_types")
     # Files of early diffusers leave fields out; the class defaults applied then.
@@ -78,13 +89,14 @@ def _from_diffusers(document: dict[str, Any], name: str) -> GivenConfig:
         decoder_attention=None
         if up is None
         else tuple(_index(UP_BLOCKS, block, name) for block in reversed(up)),
-        mid_attention=document.get("mid_block_add_attention"),
-        quant_conv=document.get("use_quant_conv"),
-        post_quant_conv=document.get("use_post_quant_conv"),
+        mid_attention=_truth(document.get("mid_block_add_attention")),
+        quant_conv=_truth(document.get("use_quant_conv")),
+        post_quant_conv=_truth(document.get("use_post_quant_conv")),
         norm_num_groups=_positive(document.get("norm_num_groups")),
-        act_fn=_text(document.get("act_fn")),
-        sample_size=_positive(document.get("sample_size")),
-        force_upcast=_boolean(document.get("force_upcast")),
+        act_fn=_activation(document.get("act_fn")),
+        sample_size=_size(document.get("sample_size")),
+        # Unlike the others, null is a value: pipelines ask no more than whether it is true.
+        force_upcast=bool(document["force_upcast"]) if "force_upcast" in document else None,
         scaling=Scaling(
             _CLASS_DEFAULT_SCALING if scaling is None else scaling,
             _number(document.get("shift_factor")),
@@ -147,7 +159,7 @@ def _attention(dd: Mapping[str, Any]) -> tuple[bool, ...] | None:
 
 def _index(types: Mapping[bool, str], block: str, name: str) -> bool:
     for attention, spelled in types.items():
-        if spelled == block:
+        if spelled == block.removeprefix("UNetRes"):
             return attention
     raise refuse(f"an autoencoder with {block} blocks", "only plain and attention blocks", name)
 
@@ -158,31 +170,40 @@ def _file(name: str) -> str:
 
 
 def _ints(values: Any) -> tuple[int, ...] | None:
-    return None if values is None else tuple(int(value) for value in values)
+    return None if values is None else tuple(map(_whole, values))
 
 
 def _numbers(values: Any) -> tuple[float, ...] | None:
+    if values is not None and not isinstance(values, list):
+        raise ValueError(f"{values!r} is not a list of numbers")
     return None if values is None else tuple(map(_finite, values))
 
 
-def _text(value: Any) -> str | None:
-    if value is not None and type(value) is not str:
-        raise ValueError(f"{value!r} is not text")
-    return value
+def _activation(value: Any) -> str | None:
+    if value is not None and (type(value) is not str or value.lower() not in _ACTIVATIONS):
+        raise ValueError(f"{value!r} is no activation function of diffusers")
+    return None if value is None else value.lower()
 
 
-def _boolean(value: Any) -> bool | None:
-    if value is not None and type(value) is not bool:
-        raise ValueError(f"{value!r} is neither true nor false")
-    return value
+def _truth(value: Any) -> bool | None:
+    return None if value is None else bool(value)
+
+
+def _size(value: Any) -> int | tuple[int, ...] | None:
+    """Read ``sample_size``: a number, or height and width."""
+    if isinstance(value, list) and value:
+        return tuple(map(_whole, value))
+    return _positive(value)
 
 
 def _positive(value: Any) -> int | None:
-    if value is None:
-        return None
-    if type(value) is not int or value < 1:
+    return None if value is None else _whole(value)
+
+
+def _whole(value: Any) -> int:
+    if type(value) not in (int, float) or value != int(value) or value < 1:
         raise ValueError(f"{value!r} is not a positive whole number")
-    return value
+    return int(value)
 
 
 def _number(value: Any) -> float | None:

@@ -44,13 +44,13 @@ class Decision(NamedTuple):
     Attributes:
         scaling: The factors, with their source.
         family: The family, where one was told, given away or assumed.
-        sample_size: Training resolution in pixels.
+        sample_size: Training resolution in pixels: one number, or height and width.
         warning: What the user should know about an assumption.
     """
 
     scaling: Scaling
     family: Family | None
-    sample_size: int
+    sample_size: int | tuple[int, ...]
     warning: str | None = None
 
     @property

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import ExitStack
 
 from vaeconv.checkpoint.base import Checkpoint, ConfigText
-from vaeconv.checkpoint.source import ByteSource, read_bytes
+from vaeconv.checkpoint.source import ByteSource
+from vaeconv.checkpoint.text_file import read_text
 from vaeconv.checkpoint.tree import FileTree
 from vaeconv.errors import (
     AmbiguousInputError,
     MalformedCheckpointError,
     NotACheckpointError,
+    listed,
 )
 
 STEM = "diffusion_pytorch_model"
 CONFIG = "config.json"
-MAX_CONFIG = 1 << 20
-_SUFFIXES = ("safetensors", "bin")
-_SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors")
+_MAX_INDEX = 16 << 20
+_SHARD = r"-\d{5}-of-\d{5}"
 
 
 def weights_name(variant: str | None) -> str:
@@ -41,12 +43,11 @@ def shard_names(variant: str | None, count: int) -> list[str]:
 
 def are_weights(name: str, variant: str | None) -> bool:
     """Tell whether a file in a folder holds a variant's weights, or says where they are."""
-    # diffusers before 0.32 named a variant's index so, and later ones still read it.
-    older = f"{STEM}.safetensors.{variant}.index.json"
-    if name in (weights_name(variant), index_name(variant), older):
-        return True
-    stem = weights_name(variant).removesuffix(".safetensors")
-    return name.startswith(stem) and bool(_SHARD.fullmatch(name[len(stem) :]))
+    end = re.escape(f".{variant}") if variant else ""
+    # diffusers before 0.32 named a variant's index and shards so, and later ones still read it.
+    older = rf"|{_SHARD}{end}\.safetensors|\.safetensors{end}\.index\.json" if variant else ""
+    forms = rf"{end}(?:{_SHARD})?\.safetensors|\.safetensors\.index{end}\.json{older}"
+    return bool(re.fullmatch(f"{STEM}(?:{forms})", name))
 
 
 def open_folder(tree: FileTree, *, variant: str | None, salvage: bool) -> Checkpoint:
@@ -69,10 +70,13 @@ def open_folder(tree: FileTree, *, variant: str | None, salvage: bool) -> Checkp
         names = tree.names()
     found = _candidates(names)
     if not found:
+        others = [f"{tree.name}/{name}" for name in _other_checkpoints(names)]
         raise NotACheckpointError(
             f"no {STEM}.safetensors in this folder",
             where=tree.name,
-            hint="name a checkpoint file, or a folder that save_pretrained wrote",
+            hint=f"name one of its checkpoints: {listed(others, 5)}"
+            if others
+            else "name a checkpoint file, or a folder that save_pretrained wrote",
         )
     if variant is None and None not in found:
         if len(found) > 1:
@@ -89,29 +93,61 @@ def open_folder(tree: FileTree, *, variant: str | None, salvage: bool) -> Checkp
         )
     weight_map = _read_weight_map(tree, found[variant], names)
     files = sorted(set(weight_map.values())) if weight_map else [found[variant]]
-    parts = {name: _open_file(tree.open(name), salvage=salvage) for name in files}
-    for tensor, shard in weight_map.items():
-        if tensor not in parts[shard].tensors:
-            raise MalformedCheckpointError(
-                f"the index says that {shard} holds {tensor}, which it does not",
-                where=f"{tree.name}/{found[variant]}",
-            )
-    return _join(tree, list(parts.values()), variant, names)
+    with ExitStack() as opened:
+        parts: dict[str, Checkpoint] = {}
+        for name in files:
+            parts[name] = opened.enter_context(_open_file(tree.open(name), salvage=salvage))
+        for tensor, shard in weight_map.items():
+            if tensor not in parts[shard].tensors:
+                raise MalformedCheckpointError(
+                    f"the index says that {shard} holds {tensor}, which it does not",
+                    where=f"{tree.name}/{found[variant]}",
+                )
+        joined = _join(tree, list(parts.values()), variant)
+        opened.pop_all()  # from here on they are the caller's
+    return joined
+
+
+# What leads to weights, in the order in which diffusers looks: an index wins over one file, and
+# safetensors over a pickle. The second spelling of an index is that of diffusers before 0.32.
+_LEADS = tuple(
+    re.compile(rf"{STEM}{rest}")
+    for rest in (
+        r"\.safetensors\.index(?:\.(?P<variant>.+))?\.json",
+        r"\.safetensors\.(?P<variant>.+)\.index\.json",
+        r"(?:\.(?P<variant>.+))?\.safetensors",
+        r"(?:\.(?P<variant>.+))?\.bin",
+        r"\.bin\.index(?:\.(?P<variant>.+))?\.json",
+        r"\.bin\.(?P<variant>.+)\.index\.json",
+    )
+)
 
 
 def _candidates(names: list[str]) -> dict[str | None, str]:
-    """Map each variant to the file that leads to its weights; safetensors before pickles."""
+    """Map each variant to the file that leads to its weights."""
     found: dict[str | None, str] = {}
-    for suffix in _SUFFIXES:
+    for lead in _LEADS:
         for name in names:
-            if "/" in name or not name.startswith(STEM):
-                continue
-            rest = name[len(STEM) :]
-            if rest.endswith(f".{suffix}") and "-of-" not in rest:
-                found.setdefault(rest[: -len(suffix) - 1].strip(".") or None, name)
-            elif rest.startswith(f".{suffix}.index") and rest.endswith(".json"):
-                found.setdefault(rest[len(suffix) + 7 : -len(".json")].strip(".") or None, name)
+            match = lead.fullmatch(name)
+            if match and "-of-" not in name:
+                found.setdefault(match["variant"], name)
     return found
+
+
+_ENDINGS = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin")
+_AUTOENCODER = re.compile(r"vae|autoencoder|first_stage|kl-?f\d|(^|/)ae[._-]", re.IGNORECASE)
+
+
+def _other_checkpoints(names: list[str]) -> list[str]:
+    """List the checkpoints among files, those that most likely hold an autoencoder first."""
+    found = [name for name in names if name.lower().endswith(_ENDINGS)]
+    return sorted(
+        found, key=lambda n: (not _AUTOENCODER.search(n), n.count("/"), _ENDINGS.index(_end(n)), n)
+    )
+
+
+def _end(name: str) -> str:
+    return next(ending for ending in _ENDINGS if name.lower().endswith(ending))
 
 
 def _read_weight_map(tree: FileTree, name: str, names: list[str]) -> dict[str, str]:
@@ -119,7 +155,7 @@ def _read_weight_map(tree: FileTree, name: str, names: list[str]) -> dict[str, s
     if not name.endswith(".json"):
         return {}
     try:
-        weight_map = dict(json.loads(_read_text(tree.open(name)))["weight_map"])
+        weight_map = dict(json.loads(read_text(tree.open(name), _MAX_INDEX))["weight_map"])
         shards = sorted(set(weight_map.values()))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise MalformedCheckpointError("not a shard index", where=f"{tree.name}/{name}") from error
@@ -140,15 +176,13 @@ def _open_file(source: ByteSource, *, salvage: bool) -> Checkpoint:
     return open_source(source, salvage=salvage)
 
 
-def _join(
-    tree: FileTree, parts: list[Checkpoint], variant: str | None, names: list[str]
-) -> Checkpoint:
+def _join(tree: FileTree, parts: list[Checkpoint], variant: str | None) -> Checkpoint:
     tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
     if len(tensors) != sum(len(part.tensors) for part in parts):
         raise MalformedCheckpointError("two shards hold the same tensor", where=tree.name)
     config = None
-    if CONFIG in names:
-        config = ConfigText(f"{tree.name}/{CONFIG}", _read_text(tree.open(CONFIG)))
+    if tree.holds(CONFIG):
+        config = ConfigText(f"{tree.name}/{CONFIG}", read_text(tree.open(CONFIG)))
     kind = parts[0].container + (f", {len(parts)} shards" if len(parts) > 1 else "")
     return Checkpoint(
         name=tree.name,
@@ -162,24 +196,3 @@ def _join(
         globals=tuple(use for part in parts for use in part.globals),
         variant=variant,
     )
-
-
-def _read_text(source: ByteSource) -> str:
-    try:
-        return decode_config(
-            bytes(read_bytes(source, 0, min(source.size, MAX_CONFIG))), source.name
-        )
-    finally:
-        source.close()
-
-
-def decode_config(data: bytes, where: str) -> str:
-    """Decode a config file.
-
-    Raises:
-        MalformedCheckpointError: It is not UTF-8.
-    """
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise MalformedCheckpointError("not a UTF-8 text file", where=where) from error

@@ -95,6 +95,10 @@ class HubFiles:
         below = (f[len(self._prefix) :] for f in self._files if f.startswith(self._prefix))
         return sorted(name for name in below if name.count("/") < _LEVELS)
 
+    def holds(self, name: str) -> bool:
+        """Tell whether a file is called so."""
+        return self._prefix + name in self._files
+
     def open(self, name: str) -> ByteSource:
         """Open one of the files."""
         path = self._prefix + checked(name, self.name)

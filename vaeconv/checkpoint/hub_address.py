@@ -12,6 +12,7 @@ from vaeconv.errors import UsageError
 
 _HUB_HOSTS = frozenset({"huggingface.co", "www.huggingface.co", "hf.co"})
 _OTHER_KINDS = frozenset({"models", "datasets", "spaces", "kernels", "buckets", "api", "docs"})
+_FILES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".zip", ".json", ".yaml")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
 _ADDRESS = re.compile(r"([^/@]*)/([^/@]*)(?:@(refs/pr/[0-9]+|[^/]*))?(?:/(.*))?", re.DOTALL)
 _HOW = "write hf://owner/name[@revision][/path]"
@@ -36,8 +37,7 @@ class HubLocation:
 
     def __post_init__(self) -> None:
         owner, _, name = self.repo_id.partition("/")
-        if owner in _OTHER_KINDS:
-            raise UsageError(f"{owner} is not a model repository's owner", where=str(self))
+        _check_kind(owner, str(self))
         for part in (owner, name):
             if not _NAME.fullmatch(part) or ".." in part or "--" in part:
                 raise UsageError(f"{part!r} names no model repository", where=str(self), hint=_HOW)
@@ -50,8 +50,17 @@ class HubLocation:
         return f"hf://{self.repo_id}{revision}" + (f"/{self.path}" if self.path else "")
 
 
+def _check_kind(owner: str, where: str) -> None:
+    if owner in _OTHER_KINDS:
+        raise UsageError(
+            f"{owner} are something else than models, which alone hold weights to read",
+            where=where,
+            hint=_HOW,
+        )
+
+
 def parse_location(text: str) -> HubLocation | None:
-    """Read ``hf://owner/name[@revision][/path]``, or an address of the Hub's website.
+    """Read ``hf://[models/]owner/name[@revision][/path]``, or an address of the Hub's website.
 
     Returns:
         The location, or None where the text is no address on the Hub.
@@ -60,13 +69,33 @@ def parse_location(text: str) -> HubLocation | None:
         UsageError: It is one, but not that of a file or folder in a model repository.
     """
     if text.startswith("hf://"):
-        match = _ADDRESS.fullmatch(text[len("hf://") :])
+        # The client prints addresses with the type of the repository in front.
+        match = _ADDRESS.fullmatch(text[len("hf://") :].removeprefix("models/"))
         if not match or match[3] == "":
             raise UsageError("not a complete Hub address", where=text, hint=_HOW)
         revision = unquote(match[3]) if match[3] else None
         return HubLocation(f"{match[1]}/{match[2]}", revision, (match[4] or "").strip("/") or None)
     path = _website_path(text)
     return None if path is None else _parse_website(text, path)
+
+
+def suggest_address(text: str) -> str | None:
+    """Say how to write what looks like a repository, where a local file of this name is not there.
+
+    Returns:
+        An address, for ``owner/name`` and the like; None where it looks like a path.
+    """
+    said = re.match(r"(hf:/?|(www\.)?huggingface\.co/|hf\.co/)(?!/)", text)
+    rest = text[said.end() :] if said else text
+    parts = rest.removeprefix("models/").rstrip("/").split("/")
+    if not said and (len(parts) == 1 or parts[1].endswith(_FILES) or os.path.lexists(parts[0])):
+        return None
+    try:
+        is_page = said and parts[2:3] and parts[2] in ("blob", "resolve", "raw", "tree")
+        page = f"https://huggingface.co/{'/'.join(parts)}"
+        return str(parse_location(page if is_page else f"hf://{'/'.join(parts)}"))
+    except UsageError:
+        return None
 
 
 def _website_path(text: str) -> str | None:
@@ -89,6 +118,7 @@ def _parse_website(text: str, path: str) -> HubLocation:
     parts = path.strip("/").split("/")
     if len(parts) < 2:
         raise UsageError("not the address of a repository", where=text, hint=_HOW)
+    _check_kind(parts[0], text)
     repo_id, kind, rest = "/".join(parts[:2]), parts[2:3], parts[3:]
     if kind and (kind[0] not in ("resolve", "blob", "raw", "tree") or not rest):
         raise UsageError("not the address of a file or folder", where=text, hint=_HOW)

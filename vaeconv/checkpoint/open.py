@@ -10,12 +10,19 @@ from pathlib import Path
 
 from vaeconv.checkpoint.base import Checkpoint, ConfigText
 from vaeconv.checkpoint.checksum import crc32
-from vaeconv.checkpoint.folder import CONFIG, MAX_CONFIG, STEM, decode_config, open_folder
+from vaeconv.checkpoint.folder import CONFIG, STEM, open_folder
 from vaeconv.checkpoint.safetensors_file import looks_like_safetensors, open_safetensors
 from vaeconv.checkpoint.source import ByteSource, FileSource, SliceSource, read_bytes
+from vaeconv.checkpoint.text_file import MAX_TEXT, decode_text, read_text_file
 from vaeconv.checkpoint.tree import FileTree, LocalTree, is_folder
 from vaeconv.checkpoint.zip_directory import ZipEntry, read_zip_directory
-from vaeconv.errors import AmbiguousInputError, MalformedCheckpointError, NotACheckpointError
+from vaeconv.errors import (
+    AmbiguousInputError,
+    CheckpointNotFoundError,
+    MalformedCheckpointError,
+    NotACheckpointError,
+    UsageError,
+)
 
 _HEAD = 512
 _PIECE = 1 << 20
@@ -76,6 +83,8 @@ def open_checkpoint(
         HubError: The Hub or the network failed.
     """
     text = os.fspath(path)
+    if not text:
+        raise UsageError("an empty name", hint="is a variable of the shell not set?")
     if "://" in text:
         from vaeconv.checkpoint.hub import open_hub
         from vaeconv.checkpoint.hub_address import parse_location
@@ -92,9 +101,23 @@ def open_checkpoint(
     elif is_folder(Path(text)):
         return open_folder(LocalTree(Path(text)), variant=variant, salvage=salvage)
     else:
-        checkpoint = open_source(FileSource(Path(text)), salvage=salvage)
+        checkpoint = open_source(_local_file(text), salvage=salvage)
         checkpoint = _with_config_beside(checkpoint, Path(text))
     return replace(checkpoint, name=text)
+
+
+def _local_file(text: str) -> FileSource:
+    try:
+        return FileSource(Path(text))
+    except CheckpointNotFoundError as error:
+        from vaeconv.checkpoint.hub_address import suggest_address
+
+        meant = None if os.path.lexists(text) else suggest_address(text)
+        if meant is None:
+            raise
+        raise CheckpointNotFoundError(
+            error.what, where=text, hint=f"on the Hugging Face Hub it would be {meant}"
+        ) from error
 
 
 def open_source(source: ByteSource, *, salvage: bool) -> Checkpoint:
@@ -196,10 +219,14 @@ def _open_bundle(source: ByteSource, entries: dict[str, ZipEntry], *, salvage: b
     config = None
     if len(configs) == 1:
         name = f"{source.name}/{configs[0].name}"
-        config = ConfigText(name, decode_config(bytes(configs[0].read(MAX_CONFIG)), name))
+        config = ConfigText(name, decode_text(bytes(configs[0].read(MAX_TEXT)), name))
     # Last: of a compressed member a copy is opened, and the bundle itself closed.
     member = _member_source(source, others[0])
-    checkpoint = _open_by_content(member, salvage=salvage, in_bundle=True)
+    try:
+        checkpoint = _open_by_content(member, salvage=salvage, in_bundle=True)
+    except BaseException:
+        member.close()
+        raise
     return replace(checkpoint, container=f"zip bundle ({checkpoint.container})", config=config)
 
 
@@ -237,8 +264,10 @@ def _member_source(source: ByteSource, entry: ZipEntry) -> ByteSource:
 def _with_config_beside(checkpoint: Checkpoint, path: Path) -> Checkpoint:
     """Take the config.json beside a weights file that lies in a diffusers folder."""
     config = path.parent / CONFIG
-    if not path.name.startswith(STEM) or not config.is_file():
+    if not path.name.startswith(STEM) or not os.path.lexists(config):
         return checkpoint
-    with config.open("rb") as file:
-        text = decode_config(file.read(MAX_CONFIG), str(config))
-    return replace(checkpoint, config=ConfigText(str(config), text))
+    try:
+        return replace(checkpoint, config=ConfigText(str(config), read_text_file(config)))
+    except BaseException:
+        checkpoint.close()
+        raise

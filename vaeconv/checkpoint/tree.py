@@ -25,6 +25,9 @@ class FileTree(Protocol):
     def names(self) -> list[str]:
         """List the files, at most two levels deep, as sorted relative posix paths."""
 
+    def holds(self, name: str) -> bool:
+        """Tell whether anything is called so, be it a file that can be read or not."""
+
     def open(self, name: str) -> ByteSource:
         """Open one of the files.
 
@@ -109,6 +112,10 @@ class LocalTree:
                 f"cannot be listed: {error.strerror}", where=str(folder)
             ) from error
         return found
+
+    def holds(self, name: str) -> bool:
+        """Tell whether anything is called so, such as a link that leads nowhere."""
+        return os.path.lexists(self._root / checked(name, self.name))
 
     def open(self, name: str) -> ByteSource:
         """Open one of the files."""

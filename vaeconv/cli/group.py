@@ -34,6 +34,7 @@ COMMANDS = (
 )  # fmt: skip
 # One file in, one file out: they end before there is garbage worth collecting.
 _SHORT = ("inspect", "convert")
+_MAY_BE_EMPTY = ("--source-prefix",)  # no prefix is one, too
 
 
 class Commands(TyperGroup):
@@ -71,7 +72,25 @@ class Commands(TyperGroup):
         """Run and exit."""
         given = list(sys.argv[1:] if args is None else args)
         options["standalone_mode"] = False
-        sys.exit(_guarded(lambda: super(Commands, self).main(given, *rest, **options), given))
+
+        def run() -> Any:
+            _check_no_empty(given)
+            return super(Commands, self).main(given, *rest, **options)
+
+        sys.exit(_guarded(run, given))
+
+
+def _check_no_empty(args: Sequence[str]) -> None:
+    """Refuse empty arguments: a path of no characters would be the current folder."""
+    for before, arg in zip(("", *args), args, strict=False):
+        option = arg[:-1] if arg.startswith("--") and arg.find("=") == len(arg) - 1 else ""
+        if not arg and before.startswith("-"):
+            option = before
+        if (option or not arg) and option not in _MAY_BE_EMPTY:
+            raise UsageError(
+                f"an empty value for {option}" if option else "an empty name",
+                hint="is a variable of the shell not set?",
+            )
 
 
 def _guarded(run: Any, args: list[str]) -> int:
