@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from vaeconv.errors import (
     UsageError,
     VaeconvError,
 )
+from vaeconv.leftovers import scratch_folder
 from vaeconv.manifest import MANIFEST
 from vaeconv.publish.card import CARD, CardInputs, assemble_card
 from vaeconv.publish.checking import without_code
@@ -98,8 +98,8 @@ def push_both(
     options = replace(options, reports=tuple(dict.fromkeys([*of_folder, *proofs])))
     files = checked_files(folder, options)
     card = _linked_card(folder / CARD, original)
-    with tempfile.TemporaryDirectory() as room:
-        staged = Path(room) / original.repo_id.rpartition("/")[2]
+    with scratch_folder() as room:
+        staged = room / original.repo_id.rpartition("/")[2]
         staged.mkdir()
         others = replace(options, include=(), exclude=(), reports=tuple(proofs))
         published = list_published(original.repo_id, others, deadline)
@@ -107,7 +107,7 @@ def push_both(
             fetch(CARD, original.repo_id, others, deadline, staged)
         _stage(staged, card, repo_id, original, proofs)
         original_files = checked_files(staged, others, remote=published)
-        path = Path(room) / CARD if dry_run else folder / CARD
+        path = room / CARD if dry_run else folder / CARD
         replace_small_file(path, card.encode(), durable=not dry_run)
         linked = [hash_file(path, CARD) if file.path == CARD else file for file in files]
         return (

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from vaeconv.errors import CheckFailedError, counted
+from vaeconv.leftovers import scratch_folder
 from vaeconv.publish.committing import commit_files
 from vaeconv.publish.hub_session import Deadline
 from vaeconv.publish.push_options import PushOptions, check_options
@@ -97,8 +97,8 @@ def publish_files(
     """
     if options.sign is None:
         return push_files(files, repo_id, options, deadline, dry_run=dry_run)
-    with tempfile.TemporaryDirectory() as room:
-        target = (Path(room) if dry_run else folder) / SIGNATURE
+    with scratch_folder() as room:
+        target = (room if dry_run else folder) / SIGNATURE
         signed = _with_signature(folder, files, repo_id, options, deadline, target)
         return push_files(signed, repo_id, options, deadline, dry_run=dry_run)
 
@@ -150,7 +150,7 @@ def _with_signature(
     """Sign the files, or take the signature that fits: from the folder, or the one published."""
     assert options.sign is not None
     listed = {file.local for file in files}
-    with tempfile.TemporaryDirectory() as room:
+    with scratch_folder() as room:
         signature = settle_signature(
             folder,
             options.sign,
@@ -158,10 +158,10 @@ def _with_signature(
             leave_out=[one for one in folder.rglob("*") if one.is_file() and one not in listed],
             candidates=(
                 lambda: folder / SIGNATURE,
-                lambda: fetch(SIGNATURE, repo_id, options, deadline, Path(room)),
+                lambda: fetch(SIGNATURE, repo_id, options, deadline, room),
             ),
         )
-        if signature.parent == Path(room):
+        if signature.parent == room:
             signature = Path(shutil.copyfile(signature, target))
     return sorted([*files, hash_file(signature, SIGNATURE)], key=lambda file: file.path)
 
@@ -240,10 +240,10 @@ def _verify(
     Raises:
         CheckFailedError: A file came back different.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         for number, file in enumerate(files):
             report("downloading", number, len(files))
-            path = Path(remote.download(file.path, oid, folder))
+            path = Path(remote.download(file.path, oid, str(folder)))
             if hash_file(path, file.path).sha256 != file.sha256:
                 raise CheckFailedError(
                     f"{file.path} came back different from what was published",

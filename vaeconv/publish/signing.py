@@ -10,10 +10,10 @@ import base64
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from vaeconv.errors import CheckFailedError, InputError, MissingDependencyError, OutputError
+from vaeconv.leftovers import scratch_folder
 from vaeconv.publish.card import CARD
 
 SIGNATURE = "model.sig"
@@ -49,8 +49,8 @@ def settle_signature(
         OutputError: The folder cannot be read, or the signature not written.
     """
     left = tuple(leave_out)
-    with TemporaryDirectory() as room:
-        public = Path(room) / "key.pub"
+    with scratch_folder() as room:
+        public = room / "key.pub"
         public.write_bytes(_public_key(private_key))
         for candidate in candidates:
             found = candidate()
