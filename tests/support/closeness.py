@@ -3,15 +3,14 @@
 A sum rounds relative to its terms, so what is right on any processor is right relative to the
 largest magnitude of a result, whatever one of its values comes to. ``LIMITS`` are such fractions.
 
-They rest on these figures, largest differences by the largest magnitude. Two implementations of the
-models in ``tests/parity/test_compvis.py`` are up to 5e-6 apart in fp32, and 6e-6 where each result
-of a convolution, product or normalisation is moved by up to 5e-7, four roundings of fp32, as
-another processor might (``make test-numerics``); published sizes are 4e-6, 2.4e-3 (fp16) and
-2.2e-2 (bf16) apart (``benchmarks/tolerances.py``), and models of a quarter of their width up to 8e-2 in
-bf16.
-What is wrong shows by 3e-4 and more. The limits lie between. In fp64 the figures are those of sums
-and of linear algebra with well-conditioned matrices; a *network* in fp64 is held to fp32's limit,
-as the same change of 5e-7 is made to it.
+They rest on these figures, largest differences by the largest magnitude. Two implementations of
+the models in ``tests/parity/test_compvis.py`` are up to 5e-6 apart in fp32, and 6e-6 where each
+result of a convolution, product or normalisation is moved by up to 5e-7, four roundings of fp32,
+as another processor might (``make test-numerics``); published sizes are 4e-6, 2.4e-3 (fp16) and
+2.2e-2 (bf16) apart (``benchmarks/tolerances.py``), and models of a quarter of their width up to
+8e-2 in bf16. What is wrong shows by 3e-4 and more. The limits lie between. In fp64 the figures
+are those of sums and of linear algebra with well-conditioned matrices; a *network* in fp64 is
+held to fp32's limit, as the same change of 5e-7 is made to it.
 
 Results are equal to the bit only where nothing is computed (copies, casts, selections), or where
 the same call is made again with the same shapes.
