@@ -145,7 +145,7 @@ def test_functions_check_what_they_are_given(tmp_path):
         ('[output]\noriginal_formats = ["zip"]', "output: original_formats 'zip' is not known"),
         ('[output]\ndtypes = ["half"]', "output: dtypes 'half' is not known; did you mean fp16?"),
         ("[eval]\nlimit = 0", "eval: limit is 0; it must be at least 1"),
-        ("[eval]\nmin_psnr = nan", "eval: min_psnr is nan"),
+        ("[eval]\nmin_psnr = nan", "eval: min_psnr: is a number, and nan is none"),
         ('[eval]\ndevice = "gpu"', "eval: device 'gpu'"),
         ("[compare]\nlimit = -1", "compare: limit is -1"),
     ],
@@ -155,7 +155,7 @@ def test_a_release_file_is_told_file_table_and_key(line, said, tmp_path):
     path.write_text(f'[source]\ncheckpoint = "x"\nfamily = "sd1"\n{line}\n')
     with pytest.raises(UsageError) as caught:
         read_release(path)
-    assert str(caught.value).startswith(f"{path}: {said}")
+    assert str(caught.value).startswith(f"{path}:5: {said}")
 
 
 def test_every_class_of_options_is_checked():

@@ -242,3 +242,24 @@ class MissingDependencyError(VaeconvError):
     """An optional package, a device or a weights file is missing."""
 
     exit_code = 7
+
+
+def raise_all(problems: Sequence[VaeconvError], *, where: str | None = None) -> None:
+    """Raise what was found wrong: the error itself, or one that lists them all.
+
+    Several errors have the class, and so the exit code, of the one whose code is the smallest: what
+    must be mended first.
+
+    Args:
+        problems: The errors; none is no error.
+        where: What they were found in.
+    """
+    if not problems:
+        return
+    known = list({str(one): one for one in problems}.values())
+    if len(known) == 1:
+        raise known[0]
+    worst = min(known, key=lambda one: one.exit_code)
+    kind = next(one for one in type(worst).__mro__ if one.__base__ is VaeconvError)
+    details = [detail for one in known for detail in one.details or (str(one),)]
+    raise kind(f"{len(details)} problems", where=where, details=details) from worst

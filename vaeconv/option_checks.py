@@ -15,7 +15,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from vaeconv.errors import UsageError
+from vaeconv.errors import UsageError, VaeconvError, raise_all
 
 RUN_DTYPES = ("fp32", "fp16", "bf16")
 CAST_DTYPES = ("keep", *RUN_DTYPES)
@@ -63,18 +63,23 @@ def check_fields(options: Any, **rules: Rule) -> None:
             field may be None.
 
     Raises:
-        UsageError: Something else is there.
+        UsageError: Something else is there; all that is wrong is listed.
     """
     kind = type(options)
     if kind not in _hints:
         _hints[kind] = get_type_hints(kind)
+    problems: list[VaeconvError] = []
     for name, hint in _hints[kind].items():
-        value = getattr(options, name)
-        checked = _typed(name, value, hint)
-        if checked is not value and not isinstance(options, tuple):
-            object.__setattr__(options, name, checked)
-        if name in rules:
-            check_value(name, checked, rules[name])
+        try:
+            value = getattr(options, name)
+            checked = _typed(name, value, hint)
+            if checked is not value and not isinstance(options, tuple):
+                object.__setattr__(options, name, checked)
+            if name in rules:
+                check_value(name, checked, rules[name])
+        except UsageError as error:
+            problems.append(error)
+    raise_all(problems)
 
 
 def check_arguments(function: Callable[..., Any], given: Mapping[str, Any], **rules: Rule) -> None:

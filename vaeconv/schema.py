@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from vaeconv.errors import UsageError
+from vaeconv.errors import UsageError, VaeconvError, raise_all
 
 T = TypeVar("T")
 # What TOML may have for a field, and how that is called in a message.
@@ -22,73 +24,175 @@ _KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
     tuple: ((list,), "a list of texts"),
     Mapping: ((dict,), "a table"),
 }
+_HEADER = re.compile(r"\s*\[\[?\s*([^\[\]]+?)\s*\]\]?\s*(?:#.*)?")
+_ENTRY = re.compile(r"\s*([A-Za-z0-9_\-.\"' ]+?)\s*=")
+_QUOTES = re.compile(r'"""|' + "'''")
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file.
+class TomlTable(dict[str, Any]):
+    """A TOML file that was read.
+
+    Attributes:
+        text: What it was read from.
+    """
+
+    text = ""
+
+
+def read_toml(path: Path) -> TomlTable:
+    """Read a TOML file; a byte order mark in front is no part of it.
 
     Raises:
         UsageError: It cannot be read, or is no TOML.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         if sys.version_info >= (3, 11):
             import tomllib
         else:
             import tomli as tomllib
-        document: dict[str, Any] = tomllib.loads(text)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"not a TOML file ({error})", where=str(path)) from error
+        document = TomlTable(tomllib.loads(text))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"not a TOML file ({reason})", where=str(path)) from error
+    document.text = text
     return document
 
 
-def build(kind: type[T], table: Mapping[str, Any], where: str) -> T:
+def line_of(text: str, keys: Sequence[str]) -> int | None:
+    """Find the line of a TOML file, from 1, where a key stands, or else its table.
+
+    Args:
+        text: The file.
+        keys: From the top to the key.
+    """
+    wanted = tuple(keys)
+    lines = dict(_lines(text))
+    while wanted and wanted not in lines:
+        wanted = wanted[:-1]
+    return lines.get(wanted) if wanted else None
+
+
+def _lines(text: str) -> Iterator[tuple[tuple[str, ...], int]]:
+    """List keys and tables with their lines; the text was parsed, so it is TOML."""
+    table: tuple[str, ...] = ()
+    closing = ""  # of a text over several lines, inside of which nothing is a key
+    for number, line in enumerate(text.splitlines(), 1):
+        is_inside = bool(closing)
+        for quotes in _QUOTES.findall(line):
+            if closing in ("", quotes):
+                closing = "" if closing else quotes
+        if is_inside:
+            continue
+        header, entry = _HEADER.fullmatch(line), _ENTRY.match(line)
+        if header:
+            table = _names(header[1])
+            yield table, number
+        elif entry:
+            yield (*table, *_names(entry[1])), number
+
+
+def _names(dotted: str) -> tuple[str, ...]:
+    return tuple(name.strip().strip("\"'") for name in dotted.split("."))
+
+
+def build(
+    kind: type[T],
+    table: Mapping[str, Any],
+    where: str,
+    problems: list[VaeconvError] | None = None,
+) -> T:
     """Make a dataclass of a table, and of tables in it.
 
     Args:
         kind: A dataclass, whose fields have defaults or must be given.
-        table: What the file says.
+        table: What the file says; one that was read knows the lines of its keys.
         where: The file and the table, for messages.
+        problems: Where what is wrong is added, if something can be made without it: inner tables
+            with a problem are as if they were not there. None to raise it.
 
     Raises:
-        UsageError: A key is unknown, of another type, or missing.
+        UsageError: Keys are unknown, of another type, or missing; all of them are named.
     """
-    hints = get_type_hints(kind)
-    known = {one.name: one for one in fields(kind)}  # type: ignore[arg-type]
-    found: dict[str, Any] = {}
-    for key, value in table.items():
-        if key not in known:
-            meant = get_close_matches(key, known, 1)
-            hint = f"did you mean {meant[0]}?" if meant else f"known: {', '.join(known)}"
-            raise UsageError(f"unknown key {key}", where=where, hint=hint)
-        found[key] = _value(hints[key], value, f"{where}: {key}")
-    try:
-        return kind(**found)
-    except UsageError as error:
-        raise UsageError(error.what, where=error.where or where, hint=error.hint) from error
-    except TypeError as error:
-        missing = [name for name in known if name not in found and _is_required(known[name])]
-        raise UsageError(f"{', '.join(missing)} must be given", where=where) from error
+    builder = _Builder(where, getattr(table, "text", ""))
+    found = builder.build(kind, table, ())
+    if found is None or problems is None:
+        raise_all(builder.problems, where=where)
+    assert found is not None
+    problems = [] if problems is None else problems
+    problems += builder.problems
+    return found
+
+
+class _Builder:
+    """Builds, and notes what is wrong on the way."""
+
+    def __init__(self, where: str, text: str) -> None:
+        self.problems: list[VaeconvError] = []
+        self._where = where
+        self._text = text
+
+    def _note(
+        self, what: str, table: Sequence[str], key: str = "", hint: str | None = None
+    ) -> None:
+        keys = (*table, key) if key else tuple(table)
+        line = line_of(self._text, keys)
+        where = ": ".join([self._where + (f":{line}" if line else ""), *table])
+        self.problems.append(UsageError(what, where=where, hint=hint))
+
+    def build(self, kind: type[T], table: Mapping[str, Any], keys: tuple[str, ...]) -> T | None:
+        hints = get_type_hints(kind)
+        known = {one.name: one for one in fields(kind)}  # type: ignore[arg-type]
+        found: dict[str, Any] = {}
+        meant: set[str] = set()  # a key that is spelt wrong is not missing as well
+        before = len(self.problems)
+        for key, value in table.items():
+            if key not in known:
+                near = get_close_matches(key, known, 1)
+                meant.update(near)
+                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+                self._note(f"unknown key {key}", keys, key, hint)
+            else:
+                found[key] = self._value(hints[key], value, (*keys, key))
+        absent = known.keys() - found.keys() - meant
+        missing = [name for name in known if name in absent and _is_required(known[name])]
+        if missing:
+            self._note(f"{', '.join(missing)} must be given", keys)
+        if len(self.problems) > before:
+            sound = {name: one for name, one in found.items() if is_dataclass(one)}
+            required = {name for name in known if _is_required(known[name])}
+            # Without what is wrong, so that the rest can be looked at.
+            return kind(**sound) if sound.keys() >= required and not keys else None
+        try:
+            return kind(**found)
+        except UsageError as error:
+            for what in error.details or (str(error),):
+                self._note(what, keys, what.split()[0])
+            return None
+
+    def _value(self, hint: Any, value: Any, keys: tuple[str, ...]) -> Any:
+        choices = [one for one in get_args(hint) if one is not NoneType]
+        if len(choices) == 1 and NoneType in get_args(hint):
+            (hint,) = choices
+        if isinstance(hint, type) and is_dataclass(hint):
+            if isinstance(value, dict):
+                return self.build(hint, value, keys)
+            return self._note("is a table", keys)
+        kind = get_origin(hint) or hint
+        types, said = _KINDS[kind]
+        if not isinstance(value, types) or (isinstance(value, bool) and kind in (int, float)):
+            return self._note(f"is {said}", keys)
+        if isinstance(value, list):
+            if not all(isinstance(one, str) for one in value):
+                return self._note(f"is {said}", keys)
+            return tuple(value)
+        if kind is float:
+            number = float(str(value))
+            if not math.isfinite(number):
+                return self._note(f"is {said}, and {number} is none", keys)
+            return number
+        return value
 
 
 def _is_required(one: Any) -> bool:
     return one.default is MISSING and one.default_factory is MISSING
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    choices = [one for one in get_args(hint) if one is not NoneType]
-    if len(choices) == 1 and NoneType in get_args(hint):
-        (hint,) = choices
-    if isinstance(hint, type) and is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise UsageError("is a table", where=where)
-        return build(hint, value, where)
-    kind = get_origin(hint) or hint
-    types, said = _KINDS[kind]
-    if not isinstance(value, types) or (isinstance(value, bool) and kind in (int, float)):
-        raise UsageError(f"is {said}", where=where)
-    if isinstance(value, list):
-        if not all(isinstance(one, str) for one in value):
-            raise UsageError(f"is {said}", where=where)
-        return tuple(value)
-    return float(value) if isinstance(value, int) and kind is float else value

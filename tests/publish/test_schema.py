@@ -67,7 +67,8 @@ def test_every_kind_of_value() -> None:
         ({"name": "n", "inner": {}}, "file: inner: number must be given"),
         ({}, "file: name must be given"),
         ({"nmae": "n"}, "file: unknown key nmae; did you mean name?"),
-        ({"zzz": "n"}, "file: unknown key zzz; known: name, switch, limit, texts, facts, inner"),
+        ({"name": "n", "zzz": 1}, "file: unknown key zzz; known: name, switch, limit, texts, "
+                                  "facts, inner"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_named(table: dict[str, Any], said: str) -> None:
@@ -94,3 +95,32 @@ def test_the_facts_of_a_card(tmp_path: Path) -> None:
     path.write_text('licence = "mit"')
     with pytest.raises(UsageError, match=r"unknown key licence; did you mean license\?"):
         read_meta(path)
+
+
+def test_every_problem_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "file.toml"
+    text = '\n'.join([
+        "nmae = 1  # a typo", "texts = [1]", 'facts = """', "limit = no key", '"""', "[inner]",
+        "ratio = nan", "",
+    ])  # fmt: skip
+    path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    with pytest.raises(UsageError) as caught:
+        build(Outer, read_toml(path), str(path))
+    assert str(caught.value) == f"{path}: 5 problems"
+    assert caught.value.details == (
+        f"{path}:1: unknown key nmae; did you mean name?",
+        f"{path}:2: texts: is a list of texts",
+        f"{path}:3: facts: is a table",
+        f"{path}:7: inner: ratio: is a number, and nan is none",
+        f"{path}:6: inner: number must be given",
+    )
+
+
+def test_what_is_no_toml_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "file.toml"
+    for text, line in (("a = 1\nb = \n", 2), ("[t]\n\na = 1\na = 2\n", 4)):
+        path.write_text(text)
+        with pytest.raises(UsageError, match=f"at line {line}"):
+            read_toml(path)
+    with pytest.raises(UsageError, match="No such file"):
+        read_toml(tmp_path / "none.toml")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from datetime import datetime, timezone
 
 from vaeconv.errors import UsageError
@@ -24,6 +25,8 @@ def source_date() -> datetime | None:
     if not text:
         return None
     try:
+        if not re.fullmatch(r"[0-9]+", text):  # int() takes more, such as 1_000
+            raise ValueError
         return datetime.fromtimestamp(int(text), timezone.utc)
     except (ValueError, OverflowError, OSError) as error:
         raise UsageError(f"{_VARIABLE} is not a number of seconds since 1970: {text!r}") from error
