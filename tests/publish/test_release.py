@@ -57,7 +57,7 @@ from tests.support.loopback_hub import Hang, LoopbackHub
 from vaeconv.errors import CheckFailedError, HubError, InputError, UsageError
 from vaeconv.parity.compvis import CompVisAutoencoder
 from vaeconv.publish import release as chain
-from vaeconv.publish import release_results, release_steps, release_weights
+from vaeconv.publish import release_preflight, release_results, release_steps, release_weights
 from vaeconv.publish.meta import CardMeta
 from vaeconv.publish.release import check_steps
 from vaeconv.publish.release_config import ReleaseConfig, commented_file, read_release
@@ -333,10 +333,11 @@ def assert_refused(project: Path, hub: LoopbackHub, match: str, **options: Any) 
     """A gate says no, and the Hub has heard nothing."""
     before = state_of(hub)
     hub.requests.clear()
-    with pytest.raises(CheckFailedError, match=match) as caught:
+    with pytest.raises(CheckFailedError) as caught:
         make(project, **options)
+    assert re.search(match, "\n".join([str(caught.value), *caught.value.details]))
     assert caught.value.exit_code == 4
-    assert hub.requests == []
+    assert {request.method for request in hub.requests} <= {"GET", "HEAD"}
     assert state_of(hub) == before
 
 
@@ -432,9 +433,9 @@ def test_weights_that_are_not_the_source_s_fail_parity(
     project = write_project(tmp_path / "project", repositories("wrong"))
     real = release_weights.convert
 
-    def convert(source: Any, target: Path, options: Any) -> Any:
-        done = real(source, target, options)
-        if options.variant == "fp16":
+    def convert(source: Any, target: Path, options: Any, *, dry_run: bool = False) -> Any:
+        done = real(source, target, options, dry_run=dry_run)
+        if options.variant == "fp16" and not dry_run:
             weights = load_file(target / FP16)
             weights["decoder.conv_out.bias"][0] += 1
             save_file(weights, target / FP16, metadata={"format": "pt"})
@@ -488,6 +489,7 @@ def with_rfid(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
         return result
 
     monkeypatch.setattr(release_results, "evaluate", evaluate)
+    monkeypatch.setattr(release_preflight, "check_weights", lambda net: None)
 
     def say(rfid: float) -> None:
         value[0] = rfid
@@ -553,7 +555,13 @@ def test_what_the_gates_of_the_evaluation_say(
 def test_a_card_that_is_wrong_is_a_gate(project: Path, hub: LoopbackHub) -> None:
     write_toml(project / "release.toml", repositories("licence"), {"card": {"license": ""}})
     shutil.rmtree(project / "release")
-    assert_refused(project, hub, "names no license", last="card")
+    with pytest.raises(UsageError, match="names no license"):  # before anything is made
+        make(project, last="card")
+    card = project / "release" / "diffusers" / "README.md"
+    card.parent.mkdir(parents=True)
+    card.write_text("---\nlicense: mit\nlibrary_name: diffusers\n---\n\n[gone](gone.png)\n")
+    write_toml(project / "release.toml", {"eval": {"images": None}, "compare": {"images": None}})
+    assert_refused(project, hub, "the link gone.png leads to nothing", last="card")
 
 
 # --- killed ---
@@ -689,7 +697,7 @@ def test_a_dry_run_lists_and_does_nothing(tmp_path: Path, project: Path, hub: Lo
     before = contents_of(project)
     assert make(project, dry_run=True).steps[4].outcome == "left out"
     assert contents_of(project) == before
-    assert hub.requests == []
+    assert {request.method for request in hub.requests} <= {"GET", "HEAD"}
 
 
 CHANGES: list[tuple[Tables, list[str]]] = [

@@ -31,6 +31,7 @@ from vaeconv.autoencoder.topology import Layout
 from vaeconv.conversion import ConvertOptions, convert
 from vaeconv.errors import MissingDependencyError, OutputError
 from vaeconv.evaluate.nets import NETS
+from vaeconv.publish.release_preflight import Preflight
 from vaeconv.publish.release_project import Project
 
 # The client's own, of how it uploads.
@@ -103,8 +104,13 @@ def read(project: Path, path: str) -> Any:
 
 
 def to_do(project: Path) -> list[str]:
-    """Name the steps that would be done, of those that are not done each time."""
-    steps = make(project, dry_run=True).steps
+    """Name the steps that would be done, of those that are not done each time.
+
+    Some of what they would read is spoiled here, which a dry run would say.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Preflight, "run", lambda self: ())
+        steps = make(project, dry_run=True).steps
     return [one.name for one in steps[:5] if one.outcome == "to do"]
 
 
@@ -264,8 +270,9 @@ def test_a_source_is_all_of_its_shards(tmp_path: Path, number: int) -> None:
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "release").write_text("a file")
     write_toml(tmp_path / "release.toml")
-    with pytest.raises(OutputError, match="cannot be made"):
-        make(tmp_path)
+    shutil.copy(FIXTURES / "tiny-kl.ckpt", tmp_path)
+    with pytest.raises(OutputError, match="cannot be made: a file is in its place"):
+        make(tmp_path, {"eval": {"images": None}, "compare": {"images": None}})
 
 
 # --- what is published ---

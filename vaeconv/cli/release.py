@@ -12,6 +12,7 @@ import typer
 from vaeconv.cli.options import Json, Quiet, Verbose
 
 if TYPE_CHECKING:
+    from vaeconv.errors import VaeconvError
     from vaeconv.publish.release import Release
 
 
@@ -35,6 +36,16 @@ def release(
     init: Annotated[
         bool, typer.Option("--init", help="Write FILE with every key, its meaning and default.")
     ] = False,
+    tag: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TAG",
+            show_default=False,
+            help="Tag of this release: what {tag} in FILE stands for, and the tag of both commits "
+            "where no value of FILE has {tag}. By default VAECONV_TAG, or the tag of the CI job "
+            "(GitHub, GitLab), which fill in {tag} only.",
+        ),
+    ] = None,
     sign: Annotated[
         Path | None,
         typer.Option(
@@ -44,7 +55,12 @@ def release(
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say which steps would run, and do nothing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Look at everything that is needed, here and on the Hub, say which steps would "
+            "run and which repositories would be made, and do nothing.",
+        ),
     ] = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -52,8 +68,9 @@ def release(
 ) -> None:
     """Make a release: convert, prune, verify, eval, compare, card, push.
 
-    Steps that are done, and whose inputs are the same, are not done again. The first gate that says
-    no (parity, PSNR, rFID) ends it with exit code 4, and nothing is pushed unless all said yes.
+    All that it needs is looked at first, and what is missing is listed at once. Steps that are
+    done, and whose inputs are the same, are not done again. The first gate that says no (parity,
+    PSNR, rFID) ends it with exit code 4, and nothing is pushed unless all said yes.
 
     Examples:
 
@@ -61,14 +78,13 @@ def release(
 
         vaeconv release --until card
 
-        vaeconv release release.toml
+        vaeconv release release.toml --tag v1.2
     """  # fmt: skip
     from vaeconv.checkpoint.atomic import replace_small_file
     from vaeconv.cli.progress import StepProgress
     from vaeconv.cli.render import print_json
     from vaeconv.errors import OutputExistsError, VaeconvError, one_line
     from vaeconv.names import check_ending
-    from vaeconv.publish.release import check_steps
     from vaeconv.publish.release import release as run
     from vaeconv.publish.release_config import commented_file, read_release
 
@@ -89,13 +105,15 @@ def release(
 
     with StepProgress(enabled=shown) as steps:
         try:
-            check_steps(first, last)
-            config = read_release(file)
+            problems: list[VaeconvError] = []
+            config = read_release(file, problems)
             done = run(
                 config,
                 file.absolute().parent,
                 first=first,
                 last=last,
+                tag=tag,
+                found=problems,
                 sign=sign,
                 dry_run=dry_run,
                 on_step=tell,
@@ -114,6 +132,7 @@ def release(
             for step in done.steps
         ]
         lines += [f"  {one.repo_id} {one.oid} {one.url}".rstrip() for one in done.pushed]
+        lines += [f"  {one.describe()}" for one in done.destinations]
         sys.stdout.writelines(one_line(line) + "\n" for line in lines)
 
 
@@ -139,26 +158,28 @@ def _document(done: Release, *, dry_run: bool) -> dict[str, Any]:
             {**one._asdict(), "changed": list(one.changed), "unchanged": list(one.unchanged)}
             for one in done.pushed
         ],
+        **({"repositories": [one._asdict() for one in done.destinations]} if dry_run else {}),
     }
 
 
-def _annotate(error: Exception) -> None:
+def _annotate(error: VaeconvError) -> None:
     """Show the failure at the job, where this runs in one."""
     from vaeconv.parity.report import annotation
 
-    said = annotation(str(error))
+    said = annotation("\n".join([str(error), *error.details]), "release")
     if said:
-        sys.stderr.write(said.replace("vaeconv verify", "vaeconv release", 1) + "\n")
+        sys.stderr.write(said + "\n")
 
 
-def _tell_failure(error: Exception) -> None:
-    """Write the verdict into the job's summary."""
+def _tell_failure(error: VaeconvError) -> None:
+    """Write the verdict into the job's summary, and all that is wrong."""
     from vaeconv.errors import one_line
 
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
     if summary:
-        said = one_line(str(error)).replace("`", "'")
-        _append(summary, f"### vaeconv release\n\n**stopped**: `{said}`\n")
+        head, *details = (one_line(one).replace("`", "'") for one in (str(error), *error.details))
+        lines = [f"**stopped**: `{head}`", "", *(f"- `{one}`" for one in details)]
+        _append(summary, "\n".join(["### vaeconv release", "", *lines]).rstrip() + "\n")
 
 
 def _tell_ci(done: Release) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 _PIECE = 1 << 20
+_PATIENCE = 15.0  # seconds for a server to say that it has a file
 
 
 class Net(NamedTuple):
@@ -108,19 +109,47 @@ def find_weights(net: Net, given: Path | None, *, may_download: bool, quiet: boo
         MissingWeightsError: They are nowhere, or cannot be fetched.
         InputError: A file is there and cannot be read.
     """
+    path = _place_of(net, given)
+    if not path.is_file():
+        if not may_download:
+            raise _missing(net, "it is not in torch's cache, and downloads are off")
+        _download(net, path, quiet=quiet)
+    return _load(net, path)
+
+
+def check_weights(net: Net) -> None:
+    """Check that the weights of a net are there or can be fetched, without loading them.
+
+    Raises:
+        MissingWeightsError: They are nowhere, or the server that has them does not answer.
+    """
+    if _place_of(net, None).is_file():
+        return
+    from urllib.request import Request, urlopen
+
+    try:
+        with urlopen(Request(net.url, method="HEAD"), timeout=_PATIENCE):
+            pass
+    except (OSError, ValueError, HTTPException) as error:
+        raise _missing(net, f"it is not in torch's cache, and cannot be fetched ({error})") from (
+            error
+        )
+
+
+def _place_of(net: Net, given: Path | None) -> Path:
+    """Tell where the weights are, or where a download would put them.
+
+    Raises:
+        MissingWeightsError: A file that was named is not there.
+    """
     named = given or (Path(os.environ[net.variable]) if os.environ.get(net.variable) else None)
     if named is not None:
         if not named.is_file():
             raise _missing(net, f"{named} is not there")
-        return _load(net, named)
-    cached = _cache() / net.file_name
+        return named
     if net is LPIPS_HEADS:
-        cached = _shipped_heads() or _cache() / "lpips-v0.1-vgg.pth"
-    if not cached.is_file():
-        if not may_download:
-            raise _missing(net, "it is not in torch's cache, and downloads are off")
-        _download(net, cached, quiet=quiet)
-    return _load(net, cached)
+        return _shipped_heads() or _cache() / "lpips-v0.1-vgg.pth"
+    return _cache() / net.file_name
 
 
 def _cache() -> Path:

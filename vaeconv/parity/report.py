@@ -268,15 +268,15 @@ def append_summary(result: Verification) -> None:
         raise OutputError(f"the summary cannot be written: {error.strerror}", where=path) from error
 
 
-def annotation(message: str) -> str | None:
-    """Format an error that GitHub shows at the job; None elsewhere.
+def annotation(message: str, command: str = "verify") -> str | None:
+    """Format an error of a command that GitHub shows at the job; None elsewhere.
 
     Escapes as ``escapeData`` in actions/toolkit does.
     """
     if os.environ.get("GITHUB_ACTIONS") != "true":
         return None
     escaped = message.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-    return f"::error title=vaeconv verify::{escaped}"
+    return f"::error title=vaeconv {command}::{escaped}"
 
 
 # --- JUnit ---

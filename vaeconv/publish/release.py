@@ -7,9 +7,12 @@ that changed since is refused.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,13 +20,17 @@ from typing import Any, NamedTuple
 from vaeconv._version import __version__
 from vaeconv.autoencoder.topology import Layout
 from vaeconv.checkpoint.shared import shared_sources
-from vaeconv.errors import OutputError, UsageError
+from vaeconv.errors import OutputError, UsageError, VaeconvError, raise_all
 from vaeconv.option_checks import not_among
+from vaeconv.publish.access import Destination
 from vaeconv.publish.pushing import Pushed
+from vaeconv.publish.release_check import check_config
 from vaeconv.publish.release_config import ReleaseConfig
+from vaeconv.publish.release_preflight import Preflight
 from vaeconv.publish.release_project import Project
 from vaeconv.publish.release_state import State
 from vaeconv.publish.release_steps import STEPS
+from vaeconv.publish.release_values import fill_in
 from vaeconv.publish.release_work import Work
 
 _NAMES = tuple(STEPS)
@@ -52,11 +59,13 @@ class Release(NamedTuple):
         steps: In their order.
         folder: Where everything is.
         pushed: What was published, repository by repository.
+        destinations: Of a dry run, the repositories as they were found.
     """
 
     steps: tuple[StepResult, ...]
     folder: Path
     pushed: tuple[Pushed, ...]
+    destinations: tuple[Destination, ...] = ()
 
 
 def release(
@@ -65,6 +74,8 @@ def release(
     *,
     first: str | None = None,
     last: str | None = None,
+    tag: str | None = None,
+    found: Sequence[VaeconvError] = (),
     sign: Path | None = None,
     dry_run: bool = False,
     on_step: Callable[[str], None] | None = None,
@@ -72,50 +83,118 @@ def release(
 ) -> Release:
     """Make a release, as far as it is not made yet.
 
+    Before anything is done, all that it needs is looked at, on this machine and on the Hub. Of a
+    source on the Hub each byte is fetched at most once, at the commit that its revision names now.
+
     Args:
         config: What to release.
         root: The folder that paths in it are taken from.
         first: Do this step and those after it again, whatever is done.
         last: Stop after this step.
+        tag: What ``{tag}`` in values stands for, and what tags the commits where no value has it;
+            None for the tag that the environment has.
+        found: What is wrong with the release file already; it is listed with the rest.
         sign: A private key (PEM) to sign what is published with, which needs the extra ``sign``.
-        dry_run: Say what would be done, and do nothing.
+        dry_run: Look at everything, say what would be done, and do nothing.
         on_step: Called with the name of each step that runs.
         on_progress: Called with what is being done, and how much of it is done of how much.
 
     Raises:
+        UsageError: There is no such step; values are wrong, or do not fit each other.
         CheckFailedError: A gate said no, or a file is not what a step wrote.
-        VaeconvError: A step failed, as its function says.
+        OutputError: Another release is being made in the folder, or it cannot be written.
+        VaeconvError: Something is missing, or a step failed, as its function says. Where several
+            things are wrong before it begins, ``details`` lists them all.
     """
     check_steps(first, last)
-    with shared_sources():
-        return _release(
-            Work(Project(config, root), sign=sign, on_progress=on_progress),
-            first=first,
-            last=last,
-            dry_run=dry_run,
-            on_step=on_step,
-        )
+    unfilled: list[VaeconvError] = []
+    config = fill_in(config, tag, unfilled)
+    problems = [*found, *unfilled, *check_config(config)]
+    work = Work(Project(config, root), sign=sign, on_progress=on_progress)
+    names = _NAMES[: _NAMES.index(last) + 1] if last else _NAMES
+    folder = work.project.folder
+    with shared_sources(), ExitStack() as stack:
+        is_locked = not dry_run and stack.enter_context(_locked(folder))
+        state = State(folder)
+        results = () if unfilled else _look(work, state, names, first, problems)
+        due = {result.name for result in results if result.outcome == "to do"}
+        if problems:  # nothing is planned by values that are wrong
+            due -= {"convert", "prune"}
+        if unfilled:
+            due = {"push"} if config.push.repo_id and "push" in names else set()
+        destinations = Preflight(work.project, due, sign, problems).run()
+        raise_all(problems, where="the release cannot begin")
+        if dry_run:
+            return Release(results, folder, (), destinations)
+        _make_folders([folder, work.project.diffusers, work.project.original])
+        if not is_locked:
+            stack.enter_context(_locked(folder))
+        return _run(work, state, names, first, on_step)
 
 
-def _release(
+def _look(
     work: Work,
-    *,
+    state: State,
+    names: Sequence[str],
     first: str | None,
-    last: str | None,
-    dry_run: bool,
+    problems: list[VaeconvError],
+) -> tuple[StepResult, ...]:
+    """Tell what would be done, and add to the problems what stands against it."""
+    results = []
+    if work.on_progress:
+        work.on_progress("looking at what is needed", 0, 1)
+    for name in names:
+        work = work._replace(is_forced=work.is_forced or name == first)
+        try:
+            result, _ = _run_step(name, work, state, dry_run=True, on_step=None)
+            results.append(result)
+        except VaeconvError as error:
+            problems.append(error)
+    return tuple(results)
+
+
+def _run(
+    work: Work,
+    state: State,
+    names: Sequence[str],
+    first: str | None,
     on_step: Callable[[str], None] | None,
 ) -> Release:
-    if not dry_run:
-        _make_folders([work.project.folder, work.project.diffusers, work.project.original])
-    state = State(work.project.folder)
     results: list[StepResult] = []
     pushed: tuple[Pushed, ...] = ()
-    for name in _NAMES[: _NAMES.index(last) + 1] if last else _NAMES:
+    for name in names:
         work = work._replace(is_forced=work.is_forced or name == first)
-        result, found = _run_step(name, work, state, dry_run=dry_run, on_step=on_step)
+        result, found = _run_step(name, work, state, dry_run=False, on_step=on_step)
         results.append(result)
         pushed += found
     return Release(tuple(results), work.project.folder, pushed)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Keep other releases out of a folder; gives whether it is there.
+
+    Raises:
+        OutputError: Another one is being made there.
+    """
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        yield False
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(fd)
+        raise OutputError(
+            "another release is being made here", where=str(folder), hint="wait until it is done"
+        ) from error
+    except OSError:  # a file system without locks
+        pass
+    try:
+        yield True
+    finally:
+        os.close(fd)
 
 
 def check_steps(first: str | None, last: str | None) -> None:

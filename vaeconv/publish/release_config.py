@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from vaeconv.autoencoder.families import FAMILY_NAMES
-from vaeconv.errors import UsageError
+from vaeconv.errors import UsageError, VaeconvError
 from vaeconv.evaluate.meter import METRICS
 from vaeconv.evaluate.protocol import PRESETS
-from vaeconv.names import KINDS, ending_of
+from vaeconv.names import KINDS
 from vaeconv.option_checks import RUN_DTYPES, Device, Range, check_fields
 from vaeconv.publish.meta import CardMeta
 from vaeconv.schema import build, read_toml
@@ -53,7 +54,9 @@ class OutputTable:
         ("fp32", "fp16"), "Weights of the diffusers folder: fp32 plain, others as variants."
     )
     original: str = _key("", "Name of the CompVis file, without ending; empty for none.")
-    original_formats: tuple[str, ...] = _key(("safetensors", "ckpt"), "Its endings.")
+    original_formats: tuple[str, ...] = _key(
+        ("safetensors", "ckpt"), "Its endings: safetensors, sft, ckpt, pt, pth, bin."
+    )
     original_dtype: str = _key("fp32", "Its dtype.")
     modelspec: bool = _key(False, "Describe the model in the headers of its safetensors files.")
     sbom: bool = _key(False, "Write a bill of materials (CycloneDX) into each folder.")
@@ -129,7 +132,7 @@ class PushTable:
     original_repo_id: str = _key("", "owner/name of the repository with the CompVis file.")
     revision: str = _key("main", "The branch.")
     private: bool | None = _key(None, "Whether repositories that are made are private.")
-    tag: str | None = _key(None, "Tag of both commits.")
+    tag: str | None = _key(None, "Tag of both commits; {tag} is that of the CI job, or of --tag.")
     message: str | None = _key(None, "Of both commits.")
     verify: bool = _key(True, "Download what was published, and compare.")
 
@@ -153,68 +156,33 @@ class ReleaseConfig:
         check_fields(self)
 
 
-def read_release(path: Path) -> ReleaseConfig:
-    """Read and check a release file.
+# Keys that are paths, or addresses on the Hub.
+PATHS = frozenset(
+    {
+        ("source", "checkpoint"), ("source", "config"), ("output", "folder"),
+        ("verify", "latents"), ("verify", "drop_in_for"), ("eval", "images"), ("eval", "models"),
+        ("eval", "baseline"), ("compare", "images"),
+    }
+)  # fmt: skip
+
+
+def read_release(path: Path, problems: list[VaeconvError] | None = None) -> ReleaseConfig:
+    """Read a release file, and check its keys and their types.
+
+    What they say is checked before a release begins; see
+    :func:`~vaeconv.publish.release_check.check_config`.
+
+    Args:
+        path: The file.
+        problems: Where what is wrong is added; tables without it are read. None to raise it.
 
     Raises:
-        UsageError: A key is unknown, of another type or missing; or a value that convert would
-            only assume is not given.
+        UsageError: It is no TOML; keys are unknown, of another type or missing: all are named.
     """
     table = read_toml(path)
-    if "source" not in table:
+    if "source" not in table and not get_close_matches("source", table, 1):
         raise UsageError("[source] must be given", where=str(path), hint="see release --init")
-    config = build(ReleaseConfig, table, str(path))
-    if config.source.scaling_factor is None and config.source.family is None:
-        raise UsageError(
-            "[source] needs scaling_factor or family",
-            where=str(path),
-            hint="a release states its scaling; vaeconv inspect says what the file gives away",
-        )
-    _check_gates(config, str(path))
-    if config.output.original and not config.output.original_formats:
-        raise UsageError("[output] original needs original_formats", where=str(path))
-    _check_endings(config.output, str(path))
-    if config.push.original_repo_id and not config.output.original:
-        raise UsageError(
-            "[push] original_repo_id needs a name in [output] original", where=str(path)
-        )
-    if config.push.original_repo_id and not config.push.repo_id:
-        raise UsageError("[push] original_repo_id needs repo_id", where=str(path))
-    for repo_id in filter(None, (config.push.repo_id, config.push.original_repo_id)):
-        if repo_id.count("/") != 1 or not all(repo_id.split("/")):
-            raise UsageError(f"[push] {repo_id} is not owner/name", where=str(path))
-    return config
-
-
-def _check_endings(output: OutputTable, where: str) -> None:
-    """Check that the CompVis file's name has none of the endings that are written.
-
-    Raises:
-        UsageError: It has.
-    """
-    if ending_of(output.original) in KINDS:
-        raise UsageError(
-            f"[output] original is a name without its ending, and {output.original} has one",
-            where=where,
-            hint="endings are listed in original_formats",
-        )
-
-
-def _check_gates(config: ReleaseConfig, where: str) -> None:
-    """Check that each gate that is set has something to judge.
-
-    Raises:
-        UsageError: One has not.
-    """
-    table = config.eval
-    gates = (("min_psnr", table.min_psnr, "psnr"), ("baseline", table.baseline, "rfid"))
-    for key, value, metric in gates:
-        if value is None:
-            continue
-        if not table.images:
-            raise UsageError(f"[eval] {key} needs images", where=where)
-        if metric not in table.metrics:
-            raise UsageError(f"[eval] {key} needs {metric} in metrics", where=where)
+    return build(ReleaseConfig, table, str(path), problems)
 
 
 def commented_file() -> str:
@@ -238,10 +206,16 @@ def commented_file() -> str:
 
 def _attributes_of(kind: Any) -> dict[str, str]:
     """Read what a docstring says of each attribute."""
-    lines = (kind.__doc__ or "").splitlines()
-    told = (line.strip().replace("``", "") for line in lines if line.startswith(" " * 8))
-    pairs = (line.split(": ", 1) for line in told)
-    return {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
+    told: dict[str, str] = {}
+    name = ""
+    for line in (kind.__doc__ or "").splitlines():
+        text = line.strip().replace("``", "")
+        if line.startswith(" " * 12) and name:
+            told[name] += f" {text}"
+        elif line.startswith(" " * 8) and ": " in text:
+            name, _, said = text.partition(": ")
+            told[name] = said
+    return told
 
 
 _EXAMPLES = {

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from vaeconv.checkpoint.folder import CONFIG, STEM
 from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.errors import InputError, OutputError, VaeconvError
+from vaeconv.names import KINDS
 from vaeconv.publish.card import CARD
 from vaeconv.publish.checking import check_card
 from vaeconv.publish.documents import read_document, read_manifest
@@ -19,7 +20,7 @@ from vaeconv.publish.signing import SIGNATURE, read_signed
 from vaeconv.survey import survey_checkpoint
 
 _PIECE = 1 << 20
-_WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+_WEIGHTS = tuple(KINDS)
 # What is never published: version control, caches, leftovers of a run, results in the making.
 _HIDDEN = (".git", ".cache", ".huggingface", ".DS_Store", "__pycache__")
 

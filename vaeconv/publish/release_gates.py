@@ -27,8 +27,8 @@ def check_metrics(table: EvalTable, metrics: Mapping[str, Any], baseline: Path |
     if table.min_psnr is not None:
         _check_psnr(table.min_psnr, metrics)
     if baseline is not None:
-        before, now = _rfid_of(baseline), metrics.get("rfid")
-        if before is None or now is None:
+        before, now = read_rfid(baseline), metrics.get("rfid")
+        if now is None:
             raise UsageError("the gate on rFID needs rFID in both results")
         if not now <= before + table.max_rfid_regression:
             raise CheckFailedError(
@@ -48,10 +48,18 @@ def _check_psnr(least: float, metrics: Mapping[str, Any]) -> None:
         raise CheckFailedError(f"PSNR is {said}, less than the {least:g} of min_psnr")
 
 
-def _rfid_of(path: Path) -> float | None:
+def read_rfid(path: Path) -> float:
+    """Read the rFID of an earlier evaluation's first model.
+
+    Raises:
+        InputError: It is no evaluation.
+        UsageError: It has no rFID.
+    """
     try:
         rows = read_document(path, "eval")["models"]
         found = rows[0]["metrics"].get("rfid")
-        return None if found is None else float(found)
+        if found is not None:
+            return float(found)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise InputError("not a result of vaeconv eval", where=str(path)) from error
+    raise UsageError("the gate on rFID needs rFID in both results", where=str(path))

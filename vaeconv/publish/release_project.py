@@ -77,7 +77,7 @@ class Project:
         if not output.original:
             return []
         return [
-            self.original / f"{output.original}.{ending.lstrip('.')}"
+            self.original / f"{output.original}.{ending.lstrip('.').lower()}"
             for ending in output.original_formats
         ]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vaeconv.checkpoint.atomic import replace_small_file
+from vaeconv.checkpoint.tree import stays_inside
 from vaeconv.errors import CheckFailedError
 from vaeconv.json_text import dump_json
 from vaeconv.publish.release_files import hash_file
@@ -38,20 +39,22 @@ class State:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._hashes: dict[Path, str] = {}
+        self._hashes: dict[tuple[Path, int, int, int], str] = {}
         self._steps = self._read()
 
     def _read(self) -> dict[str, Done]:
         try:
             found = json.loads((self._folder / _STATE).read_bytes())
             steps = {name: Done(**step) for name, step in found.items()}
-        except (OSError, ValueError, TypeError, AttributeError):  # then everything is done again
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ):  # then everything is done again
             return {}
-        is_whole = all(
-            isinstance(step.outputs, dict) and isinstance(step.facts, dict)
-            for step in steps.values()
-        )
-        return steps if is_whole else {}
+        return steps if all(map(_is_whole, steps.values())) else {}
 
     def _write(self) -> None:
         document = {name: step._asdict() for name, step in self._steps.items()}
@@ -114,6 +117,18 @@ class State:
                 file.unlink()
 
     def _sha256(self, path: Path, *, fresh: bool = False) -> str:
-        if fresh or path not in self._hashes:
-            self._hashes[path] = hash_file(path, path.name).sha256
-        return self._hashes[path]
+        status = path.stat()
+        key = path, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+        if fresh or key not in self._hashes:
+            self._hashes[key] = hash_file(path, path.name).sha256
+        return self._hashes[key]
+
+
+def _is_whole(step: Done) -> bool:
+    """Whether a step that was read is one that was written, and of files in the folder."""
+    return (
+        (step.inputs is None or isinstance(step.inputs, str))
+        and isinstance(step.outputs, dict)
+        and all(stays_inside(path) for path in step.outputs)
+        and isinstance(step.facts, dict)
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from vaeconv.autoencoder.topology import Layout
@@ -12,76 +13,97 @@ from vaeconv.parity.behaviour import Limits
 from vaeconv.parity.report import report_document, write_report
 from vaeconv.parity.side import SideOptions
 from vaeconv.parity.verification import VerifyOptions, verify
+from vaeconv.plan import Plan
 from vaeconv.prune_options import PruneOptions
 from vaeconv.pruning import prune
+from vaeconv.publish.release_check import is_pickle
+from vaeconv.publish.release_project import Project
 from vaeconv.publish.release_work import Outcome, Work
 
 
 def convert_folder(work: Work) -> Outcome:
     """Write the diffusers folder, one variant after the other."""
     project, written = work.project, []
-    source = project.config.source
     manifest = project.diffusers / MANIFEST
     manifest.unlink(missing_ok=True)  # each variant adds to what is there
     for dtype, variant in project.variants:
-        done = convert(
-            project.source,
-            project.diffusers,
-            ConvertOptions(
-                dtype=dtype,
-                variant=variant,
-                source_prefix=source.source_prefix,
-                scaling=project.scaling,
-                config=project.path(source.config) if source.config else None,
-                ema=project.takes_average,
-                overwrite=True,
-                hash_source=True,
-                metadata=project.metadata(Layout.DIFFUSERS),
-            ),
-        )
+        done = convert(project.source, project.diffusers, _to_folder(project, dtype, variant))
         written += [one.path for one in done.written]
     variants = [variant for _, variant in project.variants]
     return Outcome(sorted({*written, manifest}), {"folder": "diffusers", "variants": variants})
 
 
+def _to_folder(project: Project, dtype: str, variant: str | None) -> ConvertOptions:
+    source = project.config.source
+    return ConvertOptions(
+        dtype=dtype,
+        variant=variant,
+        source_prefix=source.source_prefix,
+        scaling=project.scaling,
+        config=project.path(source.config) if source.config else None,
+        ema=project.takes_average,
+        overwrite=True,
+        hash_source=True,
+        metadata=project.metadata(Layout.DIFFUSERS),
+    )
+
+
 def write_originals(work: Work) -> Outcome:
     """Write the CompVis files, pruned where the source is in that layout."""
     project = work.project
-    source, output = project.config.source, project.config.output
     written: list[Path] = []
     for target in project.originals:
-        is_pickle = target.suffix == ".ckpt"
-        metadata = {} if is_pickle else project.metadata(Layout.COMPVIS)
-        if project.layout is Layout.COMPVIS:
-            prune(
-                project.source,
-                target,
-                PruneOptions(
-                    dtype=output.original_dtype,
-                    ema=project.takes_average,
-                    vae_only=True,
-                    source_prefix=source.source_prefix,
-                    overwrite=True,
-                    hash_source=True,
-                    manifest=True,
-                    metadata=metadata,
-                ),
-            )
-        else:
-            convert(
-                project.source,
-                target,
-                ConvertOptions(
-                    dtype=output.original_dtype,
-                    source_prefix=source.source_prefix,
-                    overwrite=True,
-                    hash_source=True,
-                    manifest=True,
-                    metadata=metadata,
-                ),
-            )
+        _write_original(project, target)
         written += [target, target.with_name(f"{target.name}.{MANIFEST}")]
     return Outcome(written, {"files": [path.name for path in project.originals]})
+
+
+def _write_original(project: Project, target: Path, *, dry_run: bool = False) -> Plan:
+    source, output = project.config.source, project.config.output
+    metadata = {} if is_pickle(target.suffix) else project.metadata(Layout.COMPVIS)
+    if project.layout is Layout.COMPVIS:
+        options = PruneOptions(
+            dtype=output.original_dtype,
+            ema=project.takes_average,
+            vae_only=True,
+            source_prefix=source.source_prefix,
+            overwrite=True,
+            hash_source=True,
+            manifest=True,
+            metadata=metadata,
+        )
+        return prune(project.source, target, options, dry_run=dry_run).plan
+    how = ConvertOptions(
+        dtype=output.original_dtype,
+        source_prefix=source.source_prefix,
+        overwrite=True,
+        hash_source=True,
+        manifest=True,
+        metadata=metadata,
+    )
+    return convert(project.source, target, how, dry_run=dry_run).plan
+
+
+def plan_bytes(project: Project) -> int:
+    """Plan all files of weights, write none, and tell how many bytes they would have together.
+
+    Raises:
+        VaeconvError: One cannot be made; as the step that would make it.
+    """
+    with TemporaryDirectory() as room:
+
+        def place_of(target: Path) -> Path:
+            return target if target.parent.is_dir() else Path(room) / target.name
+
+        folder = place_of(project.diffusers)
+        plans = [
+            convert(project.source, folder, _to_folder(project, *one), dry_run=True).plan
+            for one in project.variants
+        ]
+        plans += [
+            _write_original(project, place_of(target), dry_run=True) for target in project.originals
+        ]
+    return sum(plan.nbytes for plan in plans)
 
 
 def prove(work: Work) -> Outcome:

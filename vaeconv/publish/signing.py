@@ -79,6 +79,21 @@ def _public_key(private_key: Path) -> bytes:
     return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
+def check_key(private_key: Path) -> None:
+    """Check that a key can sign, before there is anything to sign.
+
+    Raises:
+        InputError: It is no private key on an elliptic curve in PEM, or is locked by a password.
+        MissingDependencyError: model-signing is not installed.
+    """
+    _, signing, _ = _import()
+    try:
+        signing.Config().use_elliptic_key_signer(private_key=private_key)
+    except Exception as error:
+        raise _bad_key(private_key, error) from error
+    _public_key(private_key)
+
+
 def _bad_key(path: Path, error: Exception) -> InputError:
     if not path.is_file():
         return InputError("no such key", where=str(path))
