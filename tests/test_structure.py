@@ -25,6 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "vaeconv.errors",
         "vaeconv._version",
+        "vaeconv.ema_names",
         "vaeconv.json_text",
         "vaeconv.leftovers",
         "vaeconv.parts",
@@ -33,9 +34,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("vaeconv.autoencoder", "vaeconv.checkpoint", "vaeconv.schema"),
     ("vaeconv.names", "vaeconv.plan"),
     (
-        "vaeconv.parameters", "vaeconv.position_ids", "vaeconv.shards", "vaeconv.survey",
+        "vaeconv.candidates", "vaeconv.parameters", "vaeconv.position_ids", "vaeconv.shards",
         "vaeconv.workers",
     ),
+    ("vaeconv.survey",),
     ("vaeconv.averages", "vaeconv.executor", "vaeconv.manifest", "vaeconv.metadata"),
     ("vaeconv.output", "vaeconv.prune_options"),
     ("vaeconv.prune_plan",),

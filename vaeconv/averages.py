@@ -5,31 +5,68 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vaeconv.autoencoder.ema import WARM_UPDATES
+from vaeconv.candidates import same_values
 from vaeconv.checkpoint.base import Checkpoint
+from vaeconv.checkpoint.state_tree import NAMELESS_HINT
 from vaeconv.checkpoint.tensor import Tensor
-from vaeconv.errors import EmaError, UnmappedKeysError
-from vaeconv.survey import Survey, read_ema_facts, same_values
+from vaeconv.errors import AmbiguousInputError, EmaError, UnmappedKeysError
+from vaeconv.survey import Survey, read_ema_facts
 
 
-def check_average(checkpoint: Checkpoint, shadows: Mapping[str, str], prefix: str) -> list[str]:
+def choose_average(checkpoint: Checkpoint, survey: Survey) -> Mapping[str, str]:
+    """Give the shadows of the autoencoder: raw CompVis name, and the key of its shadow.
+
+    Raises:
+        EmaError: There are none.
+        AmbiguousInputError: There are several averages, and they differ.
+    """
+    if not survey.ema.shadows:
+        raise no_average(checkpoint, survey)
+    check_single(checkpoint, {survey.ema.prefix: survey.ema.shadows, **survey.ema.others})
+    return survey.ema.shadows
+
+
+def check_single(checkpoint: Checkpoint, averages: Mapping[str, Mapping[str, str]]) -> None:
+    """Check that averages of the same parameters, each by its prefix, are one average.
+
+    Raises:
+        AmbiguousInputError: They differ.
+    """
+    (_, first), *others = averages.items()
+    tensors = checkpoint.tensors
+    for prefix, other in others:
+        if first.keys() != other.keys() or not all(
+            same_values(tensors[shadow], tensors[other[name]]) for name, shadow in first.items()
+        ):
+            raise AmbiguousInputError(
+                f"holds {len(averages)} different EMAs, under " + ", ".join(map(repr, averages)),
+                where=checkpoint.name,
+                hint=f"in place of --ema choose one, such as --source-prefix {prefix}",
+            )
+
+
+def check_average(
+    checkpoint: Checkpoint, survey: Survey | None, shadows: Mapping[str, str]
+) -> list[str]:
     """Look whether an average was ever updated, and whether it differs from the raw weights.
 
     Args:
         checkpoint: The open checkpoint.
+        survey: What is known of its autoencoder.
         shadows: Key of each averaged parameter, and that of its shadow; not empty.
-        prefix: The autoencoder's prefix; a nested average lies under it.
 
     Returns:
         Warnings.
     """
     warnings: list[str] = []
-    updates, _ = read_ema_facts(checkpoint, prefix)
+    updates = read_ema_facts(checkpoint, survey)[0]
     if updates is not None and updates < WARM_UPDATES:
         meaning = {0: "was never updated", -1: "had its warm-up off, so its random start may show"}
         said = meaning.get(updates, f"was updated only {updates} times")
         warnings.append(f"warning: the EMA {said} (num_updates {updates})")
     tensors = checkpoint.tensors
-    if all(same_values(tensors[key], tensors[shadow]) for key, shadow in shadows.items()):
+    pairs = [(key, shadow) for key, shadow in shadows.items() if key != shadow]
+    if pairs and all(same_values(tensors[key], tensors[shadow]) for key, shadow in pairs):
         warnings.append("warning: the EMA weights are equal to the raw ones")
     return warnings
 
@@ -51,11 +88,21 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:2] if len(shape) > 2 and set(shape[2:]) == {1} else shape
 
 
-def no_average(survey: Survey, where: str) -> EmaError:
+def nameless_average(checkpoint: Checkpoint) -> str:
+    """Describe an average that cannot be used, as its tensors have no names; empty where none."""
+    return "; ".join(
+        f"its EMA {path} is a list of {count} tensors without names"
+        for path, count in checkpoint.nameless.items()
+    )
+
+
+def no_average(checkpoint: Checkpoint, survey: Survey | None) -> EmaError:
     """Say why there is no moving average to use."""
     reason = "there are no EMA weights in it"
-    if survey.ema.covers_unet:
+    if nameless := nameless_average(checkpoint):
+        return EmaError(f"--ema: {nameless}", where=checkpoint.name, hint=NAMELESS_HINT)
+    if survey and survey.ema.covers_unet:
         reason = "its EMA weights are the diffusion model's; the autoencoder has none"
-    elif survey.ema.keys:
-        reason = f"its model_ema section is a remnant of {survey.ema.keys} keys without weights"
-    return EmaError(f"--ema: {reason}", where=where, hint="run without --ema")
+    elif survey and survey.ema.keys:
+        reason = f"its EMA is a remnant of {survey.ema.keys} keys without weights"
+    return EmaError(f"--ema: {reason}", where=checkpoint.name, hint="run without --ema")

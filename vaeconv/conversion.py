@@ -12,7 +12,7 @@ from vaeconv.autoencoder.accounting import DropReason
 from vaeconv.autoencoder.config import build_config
 from vaeconv.autoencoder.scaling import Decision, ScalingOptions
 from vaeconv.autoencoder.topology import Layout
-from vaeconv.averages import check_average, no_average, shadow_of
+from vaeconv.averages import check_average, choose_average, shadow_of
 from vaeconv.checkpoint.base import Checkpoint
 from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.executor import CopyOptions
@@ -229,9 +229,10 @@ def build_plan(
     dropped = dict(autoencoder.dropped)
     dropped.update(dict.fromkeys(checkpoint.non_tensors, DropReason.NOT_A_TENSOR))
     prefix = options.prefix if layout is Layout.COMPVIS else ""
+    shadows = survey.ema.shadows if options.ema or survey.ema.is_whole else {}
     rows: list[Row] = []
     for pair, key in autoencoder.keys.items():
-        shadow = survey.ema.shadows.get(pair.compvis) if options.ema else None
+        shadow = shadows.get(pair.compvis)
         tensor = checkpoint.tensors[key]
         if shadow:
             tensor = shadow_of(tensor, checkpoint.tensors[shadow], checkpoint.name)
@@ -254,25 +255,24 @@ def build_plan(
 
 
 def _ema_notes(checkpoint: Checkpoint, survey: Survey, options: ConvertOptions) -> list[str]:
-    ema, prefix = survey.ema, survey.autoencoder.prefix
-    total = len(survey.autoencoder.keys)
+    ema, total = survey.ema, len(survey.autoencoder.keys)
     if not options.ema:
-        if not ema.shadows:
+        if not ema.shadows or ema.is_whole:
             return []
         return [
-            f"note: EMA weights for {len(ema.shadows)} of {total} tensors are in the file; "
+            f"note: EMA weights for {len(ema.shadows)} of {total} tensors are in the file "
+            f"({ema.prefix.rstrip('.')}); "
             "raw weights are used, --ema takes the EMA"
         ]
-    if not ema.shadows:
-        raise no_average(survey, checkpoint.name)
+    averaged = choose_average(checkpoint, survey)
     shadows = {
-        key: ema.shadows[pair.compvis]
+        key: averaged[pair.compvis]
         for pair, key in survey.autoencoder.keys.items()
-        if pair.compvis in ema.shadows
+        if pair.compvis in averaged
     }
     return [
         f"note: EMA for {len(shadows)} tensors, raw for {total - len(shadows)}",
-        *check_average(checkpoint, shadows, prefix),
+        *check_average(checkpoint, survey, shadows),
     ]
 
 

@@ -9,16 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vaeconv.autoencoder.accounting import Autoencoder, drop_reason
+from vaeconv.autoencoder.accounting import Autoencoder, drop_reason, find_prefixes
 from vaeconv.autoencoder.config import build_config
 from vaeconv.autoencoder.families import FAMILY_NAMES
 from vaeconv.autoencoder.scaling import ScalingOptions
 from vaeconv.autoencoder.topology import Layout
+from vaeconv.averages import nameless_average
 from vaeconv.checkpoint.base import Checkpoint, Sibling
 from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.checkpoint.scan import check_values
 from vaeconv.checkpoint.source import hash_bytes
+from vaeconv.checkpoint.state_tree import NAMELESS_HINT
 from vaeconv.checkpoint.tensor import Tensor
+from vaeconv.ema_names import names_average
 from vaeconv.errors import AmbiguousInputError, InputError
 from vaeconv.option_checks import check_fields
 from vaeconv.survey import Survey, decide, read_ema_facts, survey_checkpoint
@@ -176,6 +179,8 @@ def _describe(
     autoencoder = survey.autoencoder if survey else None
     own = _own_tensors(checkpoint, autoencoder)
     notes = list(survey.notes) if survey else []
+    if nameless := nameless_average(checkpoint):
+        notes.append(f"note: {nameless}, which --ema cannot use; {NAMELESS_HINT}")
     family, scaling, config = None, None, None
     if survey:
         try:
@@ -200,7 +205,7 @@ def _describe(
         scaling=scaling,
         config=config,
         ema=_ema(checkpoint, survey) if survey else {},
-        siblings=checkpoint.read_siblings(),
+        siblings=(*_states_beside(checkpoint, survey), *checkpoint.read_siblings()),
         globals=tuple(use for use in checkpoint.globals if use[1] in ("placeholder", "unsafe")),
         # Looking at values costs the download of the weights where they are remote.
         nonfinite=tuple(check_values(own)) if options.check and autoencoder and is_local else None,
@@ -239,8 +244,11 @@ def _scale(
 def _ema(checkpoint: Checkpoint, survey: Survey) -> dict[str, Any]:
     if not survey.ema.keys:
         return {}
-    updates, decay = read_ema_facts(checkpoint, survey.autoencoder.prefix)
+    updates, decay = read_ema_facts(checkpoint, survey)
     return {
+        "prefix": survey.ema.prefix,
+        "others": list(survey.ema.others),
+        "is_whole": survey.ema.is_whole,
         "keys": survey.ema.keys,
         "autoencoder_tensors": len(survey.ema.shadows),
         "of": len(survey.autoencoder.keys),
@@ -253,19 +261,52 @@ def _ema(checkpoint: Checkpoint, survey: Survey) -> dict[str, Any]:
 def _parts(checkpoint: Checkpoint, autoencoder: Autoencoder | None) -> tuple[Part, ...]:
     totals: dict[str, list[int]] = {}
     own = {key: pair for pair, key in autoencoder.keys.items()} if autoencoder else {}
+    beside = _without_own(checkpoint, autoencoder)
     for name, tensor in checkpoint.tensors.items():
+        if name.startswith(beside):
+            continue
         if name in own:
             part = own[name].compvis.partition(".")[0]
         elif autoencoder:
             part = autoencoder.dropped[name].value
         else:
-            reason = drop_reason(name, "")
+            reason = drop_reason(name, "", checkpoint.beside)
             part = reason.value if reason else name.partition(".")[0]
         total = totals.setdefault(part, [0, 0, 0])
         total[0] += 1
         total[1] += tensor.numel
         total[2] += tensor.nbytes
     return tuple(Part(name, *total) for name, total in totals.items())
+
+
+def _without_own(checkpoint: Checkpoint, autoencoder: Autoencoder | None) -> tuple[str, ...]:
+    """Name the state dicts beside the proper one that the autoencoder is not in."""
+    prefix = autoencoder.prefix if autoencoder else ""
+    return tuple(root for root in checkpoint.beside if not prefix.startswith(root))
+
+
+def _states_beside(checkpoint: Checkpoint, survey: Survey | None) -> Iterator[Sibling]:
+    """Say what is in each state dict beside that of the autoencoder."""
+    found = find_prefixes({name: tensor.shape for name, tensor in checkpoint.tensors.items()})
+    for root in _without_own(checkpoint, survey.autoencoder if survey else None):
+        names = [name for name in checkpoint.tensors if name.startswith(root)]
+        tensors = [checkpoint.tensors[name] for name in names]
+        averages = {survey.ema.prefix: survey.ema.shadows, **survey.ema.others} if survey else {}
+        covered = max((len(s) for p, s in averages.items() if p.startswith(root)), default=0)
+        has_one = any(prefix.startswith(root) for prefix in found)
+        if names_average(root):
+            kind = "EMA"
+            if covered and survey:
+                kind += f" of the autoencoder, {covered} of {len(survey.autoencoder.keys)} tensors"
+            elif any("diffusion_model" in name for name in names):
+                kind += " of the diffusion model"
+        elif has_one:
+            kind = "an autoencoder" if not survey else "another autoencoder"
+        else:
+            reasons = {drop_reason(name[len(root) :], "") or drop_reason(name, "")
+                       for name in names}  # fmt: skip
+            kind = ", ".join(sorted(r.value for r in reasons if r)) or "state dict"
+        yield Sibling(root, kind, len(names), sum(tensor.nbytes for tensor in tensors))
 
 
 def _key_lines(checkpoint: Checkpoint, autoencoder: Autoencoder | None) -> Iterator[KeyLine]:

@@ -8,15 +8,16 @@ from functools import cached_property
 from typing import NamedTuple
 
 from vaeconv.autoencoder.accounting import DropReason, drop_reason
-from vaeconv.autoencoder.ema import model_shadows
+from vaeconv.autoencoder.ema import find_averages
 from vaeconv.autoencoder.keys import NamePair
 from vaeconv.autoencoder.prefixes import find_kind
 from vaeconv.autoencoder.topology import Layout
-from vaeconv.averages import check_average, no_average, shadow_of
+from vaeconv.averages import check_average, check_single, choose_average, no_average, shadow_of
+from vaeconv.candidates import inner_prefix
 from vaeconv.checkpoint.base import Checkpoint
 from vaeconv.checkpoint.dtypes import BY_OPTION, DType
 from vaeconv.checkpoint.tensor import Tensor, check_repeats
-from vaeconv.errors import ConfigMismatchError, EmaError, UsageError
+from vaeconv.errors import ConfigMismatchError, UsageError
 from vaeconv.parameters import Parameters, kept_note, may_be_infinite, weight_dtype
 from vaeconv.parts import Part
 from vaeconv.plan import KEEP, Plan, Row
@@ -34,6 +35,9 @@ _PART_OF = {
     DropReason.LOSS: Part.LOSS,
     DropReason.UNKNOWN: Part.OTHER,
 }
+
+# What a diffusion model's EMA may cover.
+_AVERAGED = (DropReason.UNET, DropReason.TEXT_ENCODER, DropReason.UNKNOWN)
 
 
 class Group(NamedTuple):
@@ -156,23 +160,37 @@ class PrunePlanner:
     def _classify(self) -> dict[str, DropReason]:
         if self._survey is None:
             names = self._checkpoint.tensors
-            return {name: drop_reason(name, "") or DropReason.UNKNOWN for name in names}
+            beside = self._checkpoint.beside
+            return {name: drop_reason(name, "", beside) or DropReason.UNKNOWN for name in names}
         autoencoder = self._survey.autoencoder
         own = dict.fromkeys(autoencoder.keys.values(), DropReason.VAE)
         return {**autoencoder.dropped, **own}
 
     def _find_shadows(self) -> dict[str, str]:
         """Pair each averaged parameter with its shadow: diffusion model's and autoencoder's."""
-        shadows = model_shadows(self._checkpoint.tensors)
-        if self._survey:
+        spellings: dict[str, str] = {}
+        for name, reason in self._reasons.items():
+            if reason in _AVERAGED:
+                # LatentDiffusion averages ``self.model``, and names the shadows within it.
+                spellings |= {name: name, name.removeprefix("model."): name}
+        keys = [name for name, reason in self._reasons.items() if reason is DropReason.EMA]
+        groups = find_averages(spellings, keys)
+        if groups and self._options.ema:
+            check_single(self._checkpoint, groups)
+        shadows = next(iter(groups.values()), {})
+        if self._survey and self._survey.ema.shadows:
             averaged = self._survey.ema.shadows
+            if self._options.ema:
+                choose_average(self._checkpoint, self._survey)
             for pair, key in self._survey.autoencoder.keys.items():
                 if pair.compvis in averaged:
                     shadows[key] = averaged[pair.compvis]
         return shadows
 
     def _row(self, name: str, raw: Tensor) -> Row:
-        shadow = self._shadows.get(name) if self._options.ema else None
+        shadow = self._shadows.get(name)
+        if not self._options.ema and shadow != name:
+            shadow = None
         tensor = shadow_of(raw, self._checkpoint.tensors[shadow], self._where) if shadow else raw
         is_weight = self._reasons[name] is DropReason.VAE
         output = self._prefix() + name[len(self._own_prefix) :] if is_weight else name
@@ -190,7 +208,7 @@ class PrunePlanner:
     def _prefix(self) -> str:
         if self._options.prefix is not None:
             return self._options.prefix
-        return "" if self._options.vae_only else self._own_prefix
+        return "" if self._options.vae_only else inner_prefix(self._checkpoint, self._own_prefix)
 
     def _is_excepted(self, name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in self._options.fp16_except)
@@ -252,7 +270,7 @@ class PrunePlanner:
         kept = {
             name: shadow
             for name, shadow in self._shadows.items()
-            if _PART_OF[self._reasons[name]] in parts
+            if _PART_OF[self._reasons[name]] in parts and (self._options.ema or name != shadow)
         }
         if not self._options.ema:
             if not kept:
@@ -262,9 +280,9 @@ class PrunePlanner:
                 "--ema folds them over the raw ones"
             ]
         if not kept:
-            raise self._no_average()
-        prefix = self._survey.autoencoder.prefix if self._survey else ""
-        return [*self._ema_counts(kept), *check_average(self._checkpoint, kept, prefix)]
+            raise no_average(self._checkpoint, self._survey)
+        warnings = check_average(self._checkpoint, self._survey, kept)
+        return [*self._ema_counts(kept), *warnings]
 
     def _unknown_notes(self, rows: list[Row]) -> list[str]:
         names = [r.name for r in rows if self._reasons.get(r.name) is DropReason.UNKNOWN]
@@ -275,17 +293,12 @@ class PrunePlanner:
             "--drop other leaves them out"
         ]
 
-    def _no_average(self) -> EmaError:
-        if self._survey:
-            return no_average(self._survey, self._where)
-        return EmaError("--ema: there are no EMA weights in it", where=self._where)
-
     def _ema_counts(self, kept: Mapping[str, str]) -> list[str]:
-        def count(reason: DropReason) -> tuple[int, int]:
-            names = [name for name, found in self._reasons.items() if found is reason]
+        def count(*reasons: DropReason) -> tuple[int, int]:
+            names = [name for name, found in self._reasons.items() if found in reasons]
             return sum(name in kept for name in names), len(names)
 
-        (vae, of_vae), (unet, of_unet) = count(DropReason.VAE), count(DropReason.UNET)
+        (vae, of_vae), (unet, of_unet) = count(DropReason.VAE), count(*_AVERAGED)
         notes = []
         if unet:
             rest = "" if vae else "; everything else, the autoencoder too, is raw"

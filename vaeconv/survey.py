@@ -8,35 +8,31 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from vaeconv.autoencoder.accounting import (
-    ROOTS,
     Autoencoder,
+    DropReason,
     find_autoencoder,
     find_prefixes,
-    no_autoencoder,
 )
 from vaeconv.autoencoder.config import GivenConfig, Scaling
-from vaeconv.autoencoder.ema import DECAY, NUM_UPDATES, EmaSurvey, survey_ema
+from vaeconv.autoencoder.ema import DECAY, NUM_UPDATES, PREFIX, EmaSurvey, survey_ema
 from vaeconv.autoencoder.families import BY_NAME
 from vaeconv.autoencoder.given_config import parse_config
 from vaeconv.autoencoder.scaling import Decision, ScalingOptions, decide_scaling
-from vaeconv.autoencoder.topology import Layout
+from vaeconv.candidates import choose_prefix, is_average
 from vaeconv.checkpoint.base import Checkpoint
-from vaeconv.checkpoint.tensor import Tensor, check_repeats
+from vaeconv.checkpoint.tensor import check_repeats
 from vaeconv.checkpoint.text_file import read_text_file
 from vaeconv.errors import (
-    AmbiguousInputError,
     NonFiniteError,
-    UsageError,
     listed,
 )
 
-_COMPARE_PIECE = 1 << 20
 _UNPACK = {"F64": "d", "F32": "f", "F16": "e", "I64": "q", "I32": "i", "I16": "h"}
 
 
@@ -78,76 +74,38 @@ def survey_checkpoint(
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
     found = find_prefixes(shapes)
     notes: list[str] = []
-    if prefix is None:
-        prefix = _only_prefix(checkpoint, found, notes)
-    elif prefix not in found:
-        known = ", ".join(repr(p) for p in found) or "none"
-        raise UsageError(
-            f"no autoencoder has the prefix {prefix!r}; found: {known}", where=checkpoint.name
-        )
+    prefix = choose_prefix(checkpoint, found, prefix, notes)
     autoencoder = find_autoencoder(
         shapes,
         prefix,
         where=checkpoint.name,
         drop=drop,
         others=tuple(other for other in found if other != prefix),
+        beside=checkpoint.beside,
     )
     check_repeats([checkpoint.tensors[key] for key in autoencoder.keys.values()])
     given = read_config(checkpoint, config)
     if given:
         given.check(autoencoder.topology)
         notes += given.notes(autoencoder.topology)
-    names = (pair.compvis for pair in autoencoder.keys)
-    ema = survey_ema(
-        names if autoencoder.layout is Layout.COMPVIS else (), checkpoint.tensors, prefix
-    )
+    ema = _survey_ema(checkpoint, autoencoder)
     check_repeats([checkpoint.tensors[key] for key in ema.shadows.values()])
     return Survey(autoencoder, ema, given, tuple(notes))
 
 
-def _only_prefix(checkpoint: Checkpoint, found: list[str], notes: list[str]) -> str:
-    if not found:
-        raise no_autoencoder(
-            {name: tensor.shape for name, tensor in checkpoint.tensors.items()}, checkpoint.name
-        )
-    first, *others = found
-    for other in others:
-        if not _is_copy(checkpoint.tensors, first, other):
-            raise AmbiguousInputError(
-                f"holds {len(found)} different autoencoders, under "
-                + ", ".join(repr(prefix) for prefix in found),
-                where=checkpoint.name,
-                hint=f"choose one with --source-prefix, such as --source-prefix {first or other}",
-            )
-    if others:
-        notes.append(f"note: the same autoencoder is there {len(found)} times; {first!r} is used")
-    return first
-
-
-def _is_copy(tensors: Mapping[str, Tensor], one: str, other: str) -> bool:
-    pairs = [
-        (tensor, tensors.get(other + name[len(one) :]))
-        for name, tensor in tensors.items()
-        if name.startswith(one) and name[len(one) :].startswith(ROOTS)
-    ]
-    return all(match is not None and same_values(tensor, match) for tensor, match in pairs)
-
-
-def same_values(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors hold the same bytes; stops at the first difference."""
-    if (one.dtype, one.shape) != (other.dtype, other.shape):
-        return False
-    readers = one.open(), other.open()
-    left = one.nbytes
-    while left:
-        size = min(left, _COMPARE_PIECE)
-        pieces = bytearray(size), bytearray(size)
-        for reader, piece in zip(readers, pieces, strict=True):
-            reader.read_into(memoryview(piece))
-        if pieces[0] != pieces[1]:
-            return False
-        left -= size
-    return True
+def _survey_ema(checkpoint: Checkpoint, autoencoder: Autoencoder) -> EmaSurvey:
+    prefix, own = autoencoder.prefix, autoencoder.keys
+    averaged = [name for name, r in autoencoder.dropped.items() if r is DropReason.EMA]
+    if is_average(checkpoint, prefix):
+        shadows = {pair.compvis: key for pair, key in own.items()}
+        return EmaSurvey(shadows, len(shadows), False, prefix, is_whole=True)
+    ema = survey_ema(
+        {pair.compvis: key[len(prefix) :] for pair, key in own.items()},
+        checkpoint.tensors,
+        prefix,
+    )
+    covers_unet = any("diffusion_model" in name for name in averaged)
+    return ema._replace(keys=len(averaged), covers_unet=covers_unet)
 
 
 def read_config(checkpoint: Checkpoint, path: Path | None) -> GivenConfig | None:
@@ -221,10 +179,16 @@ def _check_scaling(
         )
 
 
-def read_ema_facts(checkpoint: Checkpoint, prefix: str) -> tuple[int | None, float | None]:
+def read_ema_facts(
+    checkpoint: Checkpoint, survey: Survey | None
+) -> tuple[int | None, float | None]:
     """Read how often the moving average was updated, and its decay."""
-    updates = _read_numbers(checkpoint, (prefix + NUM_UPDATES, NUM_UPDATES))
-    decay = _read_numbers(checkpoint, (prefix + DECAY, DECAY))
+    prefix, own = (survey.autoencoder.prefix, survey.ema.prefix) if survey else ("", PREFIX)
+    roots = [prefix + PREFIX, PREFIX]
+    roots += [own[: at + 1] for at, char in reversed(list(enumerate(own))) if char == "."]
+    updates, decay = (
+        _read_numbers(checkpoint, (root + name for root in roots)) for name in (NUM_UPDATES, DECAY)
+    )
     return (
         int(updates[1][0]) if updates and math.isfinite(updates[1][0]) else None,
         decay[1][0] if decay and math.isfinite(decay[1][0]) else None,

@@ -12,6 +12,7 @@ from vaeconv.autoencoder.infer import detect_layout, infer_topology
 from vaeconv.autoencoder.keys import NameMap, NamePair, Shape, expand_rules
 from vaeconv.autoencoder.refusals import find_refusal
 from vaeconv.autoencoder.topology import Layout, Topology
+from vaeconv.ema_names import names_average
 from vaeconv.errors import InputError, UnmappedKeysError, UnsupportedModelError
 
 
@@ -27,6 +28,7 @@ class DropReason(str, Enum):
     LATENT_SCALING = "latent scaling"
     NOT_A_TENSOR = "not a tensor"
     OTHER_AUTOENCODER = "other autoencoder"
+    OTHER_STATE_DICT = "other state dict"
     REPLACED = "replaced"
     REQUESTED = "requested"
     UNKNOWN = "unknown"
@@ -64,7 +66,7 @@ _ANCHORS = tuple(
 _NOT_THE_AUTOENCODER = tuple(
     beginning
     for reason, beginnings in _DROPPED
-    if reason in (DropReason.EMA, DropReason.LOSS, DropReason.UNET, DropReason.TEXT_ENCODER)
+    if reason in (DropReason.LOSS, DropReason.UNET, DropReason.TEXT_ENCODER)
     for beginning in beginnings
 )
 
@@ -91,11 +93,16 @@ def find_prefixes(shapes: Mapping[str, Shape]) -> list[str]:
     """List the prefixes under which an autoencoder begins, in the order of the keys."""
     prefixes: dict[str, None] = {}
     for name in shapes:
-        if name.endswith(_ANCHORS) and not name.startswith(_NOT_THE_AUTOENCODER):
+        if name.endswith(_ANCHORS):
             prefix = name[: -len(next(a for a in _ANCHORS if name.endswith(a)))]
-            if not prefix or prefix.endswith("."):
+            if (not prefix or prefix.endswith(".")) and not is_elsewhere(prefix):
                 prefixes[prefix] = None
     return list(prefixes)
+
+
+def is_elsewhere(prefix: str) -> bool:
+    """Whether what lies under a prefix is part of another model, whatever it looks like."""
+    return any("." + beginning in "." + prefix for beginning in _NOT_THE_AUTOENCODER)
 
 
 def find_autoencoder(
@@ -105,6 +112,7 @@ def find_autoencoder(
     where: str,
     drop: tuple[str, ...] = (),
     others: tuple[str, ...] = (),
+    beside: tuple[str, ...] = (),
 ) -> Autoencoder:
     """Recognise the autoencoder under a prefix, and account for every key.
 
@@ -114,15 +122,21 @@ def find_autoencoder(
         where: The file, for messages.
         drop: Patterns of keys to leave out on request.
         others: Prefixes of further autoencoders that were not chosen.
+        beside: What the keys of each state dict beside the proper one begin with.
 
     Raises:
         UnsupportedModelError: It is another kind of model, named where it is known.
         UnmappedKeysError: Keys are missing, unknown or wrongly shaped.
     """
     try:
-        return _account(shapes, prefix, where, drop, others)
+        return _account(shapes, prefix, where, drop, others, beside)
     except (UnsupportedModelError, UnmappedKeysError) as error:
-        inside = {n: s for n, s in shapes.items() if n.startswith(prefix)} if prefix else shapes
+        inside = {
+            name: shape
+            for name, shape in shapes.items()
+            if name.startswith(prefix)
+            and (not name.startswith(beside) or prefix.startswith(beside))
+        }
         raise find_refusal(inside, where) or error from error
 
 
@@ -141,9 +155,20 @@ def no_autoencoder(shapes: Mapping[str, Shape], where: str) -> InputError:
     )
 
 
-def drop_reason(name: str, prefix: str) -> DropReason | None:
-    """Find the rule by which a key is left out."""
+def drop_reason(name: str, prefix: str, beside: tuple[str, ...] = ()) -> DropReason | None:
+    """Find the rule by which a key is left out.
+
+    Args:
+        name: The key.
+        prefix: What the autoencoder's keys begin with.
+        beside: What the keys of each state dict beside the proper one begin with.
+    """
     candidates = {name, name[len(prefix) :]} if name.startswith(prefix) else {name}
+    root = next((root for root in beside if name.startswith(root)), "")
+    if names_average(root) or any(names_average(one[: one.find(".") + 1]) for one in candidates):
+        return DropReason.EMA
+    if root and not prefix.startswith(root):
+        return DropReason.OTHER_STATE_DICT
     for reason, beginnings in _DROPPED:
         if any(candidate.startswith(beginnings) for candidate in candidates):
             return reason
@@ -156,6 +181,7 @@ def _account(
     where: str,
     drop: tuple[str, ...],
     others: tuple[str, ...],
+    beside: tuple[str, ...],
 ) -> Autoencoder:
     inside: dict[str, Shape] = {}
     dropped: dict[str, DropReason] = {}
@@ -166,10 +192,11 @@ def _account(
             dropped[name] = DropReason.REQUESTED
         elif name.startswith(prefix) and bare.startswith(ROOTS):
             inside[bare] = shape
-        elif others and name.startswith(other_beginnings):
-            dropped[name] = DropReason.OTHER_AUTOENCODER
         else:
-            dropped[name] = drop_reason(name, prefix) or DropReason.UNKNOWN
+            reason = drop_reason(name, prefix, beside)
+            if reason is not DropReason.EMA and others and name.startswith(other_beginnings):
+                reason = DropReason.OTHER_AUTOENCODER
+            dropped[name] = reason or DropReason.UNKNOWN
     layout = detect_layout(inside, where)
     topology = infer_topology(inside, layout, where)
     name_map = NameMap(expand_rules(topology))

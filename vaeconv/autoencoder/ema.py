@@ -1,4 +1,6 @@
-"""LitEma: how an exponential moving average lies in a CompVis checkpoint.
+"""How an exponential moving average lies beside the weights that it averages.
+
+Trainers save it as a state dict of its own, under a name that says so. LitEma is different:
 
 ``ldm/modules/ema.py`` registers one buffer per trainable parameter under the parameter's name
 with all dots removed. The way back is ambiguous, so names are only ever built forward.
@@ -7,12 +9,14 @@ with all dots removed. The way back is ambiguous, so names are only ever built f
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
+from vaeconv.ema_names import names_average
+
 PREFIX = "model_ema."
-DECAY = PREFIX + "decay"
-NUM_UPDATES = PREFIX + "num_updates"
-_MODEL = "model."
+DECAY, NUM_UPDATES = "decay", "num_updates"  # behind the prefix
+_MAX_DEPTH = 32  # dots in a key
 # (1 + n) / (10 + n) warms the average up; before some 20 steps the random start shows.
 WARM_UPDATES = 20
 
@@ -26,48 +30,76 @@ def shadow_name(name: str) -> str:
     return PREFIX + name.replace(".", "")
 
 
-def model_shadows(keys: Mapping[str, object]) -> dict[str, str]:
-    """Find the shadows of a diffusion model in a full checkpoint.
-
-    ``LatentDiffusion`` averages ``self.model``, so the shadow of ``model.diffusion_model.…`` is
-    named without the first component.
-
-    Returns:
-        The key of each averaged parameter, and that of its shadow.
-    """
-    names = (key for key in keys if key.startswith(_MODEL + "diffusion_model."))
-    shadows = {name: shadow_name(name[len(_MODEL) :]) for name in names}
-    return {name: shadow for name, shadow in shadows.items() if shadow in keys}
-
-
 class EmaSurvey(NamedTuple):
     """What EMA a checkpoint holds for the autoencoder.
 
     Attributes:
         shadows: Raw CompVis name to the key of its shadow, for parameters that have one.
-        keys: Number of ``model_ema.*`` keys of any kind.
+        keys: Number of keys that belong to an EMA, of any kind.
         covers_unet: Whether the average belongs to a diffusion model instead.
+        prefix: What the keys of the shadows begin with.
+        others: Further averages of the same autoencoder, each by its prefix.
+        is_whole: Whether the autoencoder that was found is an average itself; its shadows are its
+            own keys then.
     """
 
     shadows: Mapping[str, str]
     keys: int
     covers_unet: bool
+    prefix: str = PREFIX
+    others: Mapping[str, Mapping[str, str]] = MappingProxyType({})
+    is_whole: bool = False
 
 
-def survey_ema(names: Iterable[str], keys: Mapping[str, object], prefix: str) -> EmaSurvey:
+def find_averages(parameters: Mapping[str, str], keys: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Find averages of parameters: whole names behind a prefix, or LitEma's without dots.
+
+    Args:
+        parameters: Spellings of the raw names, with dots; each with what to call it in the result.
+        keys: All keys of the state dict.
+
+    Returns:
+        What the keys of each average begin with, and its shadows by the names of ``parameters``.
+        Of an average of an average only the outer one.
+    """
+    dotless = {spelled.replace(".", ""): name for spelled, name in parameters.items()}
+    groups: dict[str, dict[str, str]] = {}
+    for key in keys:
+        at = key.find(".") + 1
+        while 0 < at and key.count(".") <= _MAX_DEPTH:
+            rest = key[at:]
+            name = parameters.get(rest) or ("" if "." in rest else dotless.get(rest))
+            if name:
+                if names_average(key[:at]):
+                    groups.setdefault(key[:at], {}).setdefault(name, key)
+                break
+            at = key.find(".", at) + 1
+    return {
+        prefix: shadows
+        for prefix, shadows in groups.items()
+        if not any(prefix.startswith(other) for other in groups if other != prefix)
+    }
+
+
+def survey_ema(parameters: Mapping[str, str], keys: Mapping[str, object], prefix: str) -> EmaSurvey:
     """Look for shadows of an autoencoder's parameters.
 
     Args:
-        names: CompVis names of the parameters, without prefix.
+        parameters: CompVis names of the parameters, without prefix, and what their keys are called
+            behind it.
         keys: All keys of the state dict.
         prefix: The autoencoder's prefix; a nested average lies under it, too.
     """
-    shadows: dict[str, str] = {}
-    for name in names:
-        for key in (prefix + shadow_name(name), shadow_name(prefix + name)):
-            if key in keys:
-                shadows[name] = key
-                break
-    ema_keys = [key for key in keys if key.startswith((PREFIX, prefix + PREFIX))]
-    covers_unet = any(key.startswith(PREFIX + "diffusion_model") for key in ema_keys)
-    return EmaSurvey(shadows, len(ema_keys), covers_unet)
+    spellings = {
+        spelled: name for name, bare in parameters.items() for spelled in (bare, prefix + bare)
+    }
+    own = {prefix + bare for bare in parameters.values()}
+    groups = find_averages(spellings, (key for key in keys if key not in own))
+    # LitEma's inside the autoencoder is its own, and that of the whole model fills its gaps.
+    lit = [groups.pop(group) for group in (prefix + PREFIX, PREFIX) if group in groups]
+    if lit:
+        joined = {name: key for shadows in reversed(lit) for name, key in shadows.items()}
+        groups = {PREFIX: joined, **groups}
+    found, shadows = next(iter(groups.items()), (PREFIX, {}))
+    others = {group: shadows for group, shadows in groups.items() if group != found}
+    return EmaSurvey(shadows, 0, False, found, others)

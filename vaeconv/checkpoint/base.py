@@ -55,6 +55,9 @@ class Checkpoint:
         globals: Dotted names in the pickle, with their verdict, in order of appearance.
         variant: The variant whose file was read (``fp16``), where the folder has variants.
         read_siblings: Lists what else is in the file; walks the unpickled values.
+        beside: What the tensors of each state dict that lies beside the proper one begin with.
+        nameless: Lists of tensors that an EMA without names left: keys that lead there, and how
+            many tensors.
     """
 
     name: str
@@ -68,6 +71,8 @@ class Checkpoint:
     globals: tuple[tuple[str, str], ...] = ()
     variant: str | None = None
     read_siblings: Callable[[], tuple[Sibling, ...]] = tuple
+    beside: tuple[str, ...] = ()
+    nameless: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def size(self) -> int:

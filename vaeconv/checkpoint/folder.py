@@ -190,6 +190,7 @@ def _join(tree: FileTree, parts: list[Checkpoint], variant: str | None) -> Check
         tensors=tensors,
         sources=tuple(source for part in parts for source in part.sources),
         wrapper=parts[0].wrapper,
+        beside=tuple(prefix for part in parts for prefix in part.beside),
         non_tensors={name: kind for part in parts for name, kind in part.non_tensors.items()},
         metadata={key: text for part in reversed(parts) for key, text in part.metadata.items()},
         config=config,

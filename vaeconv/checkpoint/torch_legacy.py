@@ -58,6 +58,8 @@ def open_torch_legacy(source: ByteSource, *, salvage: bool) -> Checkpoint:
             (use.name, use.verdict.value) for pickle in pickles for use in pickle.globals
         ),
         read_siblings=tree.read_siblings,
+        beside=tree.beside,
+        nameless=tree.nameless,
     )
 
 

@@ -90,6 +90,8 @@ def open_torch_zip(
         non_tensors=tree.non_tensors,
         globals=tuple((use.name, use.verdict.value) for use in result.globals),
         read_siblings=tree.read_siblings,
+        beside=tree.beside,
+        nameless=tree.nameless,
     )
 
 

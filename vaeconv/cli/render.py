@@ -314,7 +314,12 @@ def _ema_line(report: Inspection) -> str:
         return "of the diffusion model only" if ema["covers_unet"] else "a remnant without weights"
     updates = "" if ema["num_updates"] is None else f", {ema['num_updates']} updates"
     decay = "" if ema["decay"] is None else f", decay {ema['decay']:g}"
-    return f"{ema['autoencoder_tensors']} of {ema['of']} tensors{updates}{decay}"
+    if ema["is_whole"]:
+        return f"these are EMA weights{updates}{decay}"
+    place = ema["prefix"].rstrip(".")
+    more = f", and under {', '.join(ema['others'])}" if ema["others"] else ""
+    count = f"{ema['autoencoder_tensors']} of {ema['of']} tensors{updates}{decay}"
+    return f"{count}, under {place}{more}"
 
 
 def _nonfinite_line(report: Inspection) -> str:

@@ -12,7 +12,7 @@ from vaeconv.autoencoder.config import NORM_NUM_GROUPS, GivenConfig, Scaling, bu
 from vaeconv.autoencoder.keys import NamePair
 from vaeconv.autoencoder.scaling import DEFAULT_SAMPLE_SIZE, Decision, ScalingOptions
 from vaeconv.autoencoder.topology import Layout, Topology
-from vaeconv.averages import no_average, shadow_of
+from vaeconv.averages import choose_average, no_average, shadow_of
 from vaeconv.checkpoint.base import Checkpoint
 from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.errors import AmbiguousInputError, ConfigMismatchError
@@ -198,14 +198,17 @@ def _make_side(
         bare = replace(checkpoint, config=None)
         survey = survey_checkpoint(bare, prefix=options.source_prefix)
     autoencoder = survey.autoencoder
+    averaged = survey.ema.shadows
+    if ema and averaged:
+        averaged = choose_average(checkpoint, survey)
     raw, shadows = {}, {}
     for pair, key in autoencoder.keys.items():
         tensor = checkpoint.tensors[key]
         dtype = weight_dtype(tensor, KEEP, checkpoint.name)
         name, shape = pair.name(autoencoder.layout), pair.shape(autoencoder.layout)
         raw[pair] = Row(name, tensor, shape, dtype)
-        shadow = survey.ema.shadows.get(pair.compvis)
-        if shadow:
+        shadow = averaged.get(pair.compvis)
+        if shadow and (ema or shadow != key):
             average = shadow_of(tensor, checkpoint.tensors[shadow], checkpoint.name)
             dtype = weight_dtype(average, KEEP, checkpoint.name)
             shadows[pair] = Row(name, average, shape, dtype, is_ema=True)
@@ -247,7 +250,7 @@ def check_averages(sides: list[Side]) -> None:
         EmaError: None has.
     """
     if not any(row.is_ema for side in sides for row in side.rows.values()):
-        raise no_average(sides[0].survey, sides[0].name)
+        raise no_average(sides[0].checkpoint, sides[0].survey)
 
 
 def match_rounding(sides: tuple[Side, Side], models: tuple[Model, Model]) -> bool:
