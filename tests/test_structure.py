@@ -35,7 +35,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("vaeconv.names", "vaeconv.plan"),
     (
         "vaeconv.candidates", "vaeconv.parameters", "vaeconv.position_ids", "vaeconv.shards",
-        "vaeconv.workers",
+        "vaeconv.workers", "vaeconv.zeros",
     ),
     ("vaeconv.survey",),
     ("vaeconv.averages", "vaeconv.executor", "vaeconv.manifest", "vaeconv.metadata"),

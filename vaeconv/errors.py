@@ -15,6 +15,7 @@ The tree::
     │   ├── EmaError                     EMA asked for, none there
     │   ├── ConfigMismatchError          a config that contradicts the tensors
     │   ├── NonFiniteError               NaN or infinity in the weights
+    │   ├── ZeroWeightsError             zeros where no training leaves them
     │   └── DTypeOverflowError           a value does not fit the target dtype
     ├── CheckFailedError              4  a gate (parity, threshold) said no
     ├── OutputError                   5  the output cannot be written
@@ -194,6 +195,14 @@ class ConfigMismatchError(InputError):
 
 class NonFiniteError(InputError):
     """A tensor holds NaN or infinity."""
+
+
+class ZeroWeightsError(InputError):
+    """Weights are zero that no training leaves at zero, as after an unfinished download."""
+
+    def __init__(self, what: str, *, where: str | None = None) -> None:
+        hint = "download or copy it again, or --allow-zeros where they are meant"
+        super().__init__(what, where=where, hint=hint)
 
 
 class DTypeOverflowError(InputError):

@@ -26,6 +26,7 @@ from vaeconv.errors import DTypeOverflowError, NonFiniteError, OutputError
 from vaeconv.option_checks import check_fields
 from vaeconv.plan import Row
 from vaeconv.workers import Scratch, Turn
+from vaeconv.zeros import ZeroWatch
 
 _PIECE = 1 << 20
 # Hashing is what a checked copy waits for, and it is faster on what still lies in a cache; where
@@ -43,6 +44,7 @@ class CopyOptions(NamedTuple):
         check: Check CRCs of the source, look for NaN and infinity, hash the output, and wait
             until the disk has it.
         allow_nonfinite: Let NaN and infinity pass.
+        allow_zeros: Let weights pass that are zero where no training leaves zeros.
         clamp: Write the largest finite value where a cast overflows, instead of an error.
         on_progress: Called from any thread with the bytes just written, and those of the whole
             file.
@@ -50,6 +52,7 @@ class CopyOptions(NamedTuple):
 
     check: bool = True
     allow_nonfinite: bool = False
+    allow_zeros: bool = False
     clamp: bool = False
     on_progress: Callable[[int, int], None] | None = None
 
@@ -92,6 +95,7 @@ def copy_rows(
     Raises:
         MalformedCheckpointError: A source ends early, changed, or fails its CRC.
         NonFiniteError: A tensor holds NaN or infinity.
+        ZeroWeightsError: Weights are zero that no training leaves so.
         DTypeOverflowError: A value does not fit the output's dtype.
         OutputError: The output cannot be written, as on a full disk.
     """
@@ -198,6 +202,11 @@ class _Copy:
         # that core has checks to do, it shall wait here instead.
         self._writing = threading.Lock() if options.check else nullcontext()
         self._hashed = 0
+        is_watched = options.check and not options.allow_zeros
+        self._zeros = ZeroWatch() if is_watched else None
+        if self._zeros:
+            for row in rows.values():
+                self._zeros.expect(row.name, row.source.name, row.shape, row.source.nbytes)
         self._error: BaseException | None = None
         self.sha256 = hashlib.sha256()
         self.losses: dict[str, CastLoss] = {}
@@ -216,6 +225,9 @@ class _Copy:
                 self._wait_for(thread)
         if self._error:
             raise self._error
+        if self._zeros:
+            first = next(iter(self._rows.values()))
+            self._zeros.check(first.source.storage.source.name)
 
     def _wait_for(self, thread: threading.Thread) -> None:
         """Join a worker, through any interrupt: it may still write to the descriptor."""
@@ -304,6 +316,8 @@ class _Copy:
             self._read(row, start, part)
             if self._options.check and not self._options.allow_nonfinite:
                 self._scan(row, buffer, at, size)
+            if self._zeros:
+                self._zeros.look(row.name, start, buffer, at, size, row.source.dtype)
             return part
         return self._cast(row, start, part, scratch)
 
@@ -315,6 +329,9 @@ class _Copy:
         buffer, at = scratch.take(count * wide)
         source = memoryview(buffer)[at : at + count * wide]
         self._read(row, start // narrow * wide, source)
+        if self._zeros:
+            place = start // narrow * wide
+            self._zeros.look(row.name, place, buffer, at, len(source), row.source.dtype)
         clamp = self._options.clamp
         loss = cast_chunk(source, row.source.dtype, part, row.dtype, clamp=clamp)
         if loss.nonfinite and not self._options.allow_nonfinite:

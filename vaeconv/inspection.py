@@ -17,7 +17,6 @@ from vaeconv.autoencoder.topology import Layout
 from vaeconv.averages import nameless_average
 from vaeconv.checkpoint.base import Checkpoint, Sibling
 from vaeconv.checkpoint.open import open_checkpoint
-from vaeconv.checkpoint.scan import check_values
 from vaeconv.checkpoint.source import hash_bytes
 from vaeconv.checkpoint.state_tree import NAMELESS_HINT
 from vaeconv.checkpoint.tensor import Tensor
@@ -25,6 +24,7 @@ from vaeconv.ema_names import names_average
 from vaeconv.errors import AmbiguousInputError, InputError
 from vaeconv.option_checks import check_fields
 from vaeconv.survey import Survey, decide, read_ema_facts, survey_checkpoint
+from vaeconv.zeros import find_in_tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,8 @@ class InspectOptions:
         variant: Which weights of a diffusers folder.
         config: A config to check against.
         family: The family, where it is known.
-        check: Whether to read the autoencoder's weights, to check CRCs and look for NaN.
+        check: Whether to read the autoencoder's weights, to check CRCs and look for NaN and
+            for zeros of an unfinished download.
         hash_source: Whether to hash the files.
         salvage: Whether to read past unsafe names in a pickle.
         download: Whether to fetch a file on the Hub whole.
@@ -191,7 +192,11 @@ def _describe(
             notes.append(f"warning: {error}")
         except InputError as error:
             problem = error
-    is_local = "://" not in checkpoint.name
+    nonfinite = None
+    # Looking at values costs the download of the weights where they are remote.
+    if options.check and autoencoder and "://" not in checkpoint.name:
+        found, zeros = find_in_tensors(own, checkpoint.name)
+        nonfinite, problem = tuple(found), problem or zeros
     return Inspection(
         name=checkpoint.name,
         container=checkpoint.container,
@@ -207,8 +212,7 @@ def _describe(
         ema=_ema(checkpoint, survey) if survey else {},
         siblings=(*_states_beside(checkpoint, survey), *checkpoint.read_siblings()),
         globals=tuple(use for use in checkpoint.globals if use[1] in ("placeholder", "unsafe")),
-        # Looking at values costs the download of the weights where they are remote.
-        nonfinite=tuple(check_values(own)) if options.check and autoencoder and is_local else None,
+        nonfinite=nonfinite,
         metadata=checkpoint.metadata,
         sha256=tuple(map(hash_bytes, checkpoint.sources)) if options.hash_source else (),
         keys=tuple(_key_lines(checkpoint, autoencoder)),

@@ -1,12 +1,47 @@
-"""Look for NaN and infinity in elements as they pass."""
+"""Look for NaN, infinity and runs of zeros in elements as they pass."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from vaeconv.checkpoint.checksum import crc32
 from vaeconv.checkpoint.dtypes import DType
 from vaeconv.checkpoint.tensor import Tensor, check_storages, crc_error
 
 _PIECE = 1 << 20
+_BLOCK = 1 << 12
+_ZEROS = bytes(_BLOCK)
+
+
+def find_zeros(
+    buffer: bytes | bytearray, at: int, size: int, dtype: DType
+) -> list[tuple[int, int]]:
+    """Find blocks of 4 KiB, and a last one that may be shorter, of nothing but zero bytes.
+
+    Only where the highest byte of a block's first element is zero is the block looked at, so that
+    weights that are none cost next to nothing.
+
+    Args:
+        buffer: Holds the elements.
+        at: First byte to look at.
+        size: Bytes to look at, a whole number of elements.
+        dtype: Their type; of integers nothing is said.
+
+    Returns:
+        Start and end of each run, counted from ``at``.
+    """
+    first = buffer[at + dtype.itemsize - 1 : at + size : _BLOCK]
+    if 0 not in first or not (dtype.is_float or dtype.code.startswith("F8_")):
+        return []
+    found: list[tuple[int, int]] = []
+    for index, byte in enumerate(first):
+        start = index * _BLOCK
+        end = min(start + _BLOCK, size)
+        if byte == 0 and buffer.startswith(_ZEROS[: end - start], at + start, at + end):
+            if found and found[-1][1] == start:
+                start = found.pop()[0]
+            found.append((start, end))
+    return found
 
 
 def has_nonfinite(
@@ -35,8 +70,16 @@ def has_nonfinite(
     return found is not None
 
 
-def check_values(tensors: list[Tensor]) -> list[str]:
+def check_values(
+    tensors: list[Tensor],
+    look: Callable[[str, int, bytearray, int, int, DType], None] | None = None,
+) -> list[str]:
     """Read tensors whole, in constant memory; check CRCs and look for NaN and infinity.
+
+    Args:
+        tensors: Them.
+        look: Called with each piece: the tensor's name, where in it the piece begins, the buffer,
+            where in that it begins, its bytes, and their type.
 
     Returns:
         Names of the tensors that hold any.
@@ -55,6 +98,8 @@ def check_values(tensors: list[Tensor]) -> list[str]:
             reader.read_into(piece)
             crc = crc32(piece, crc)
             is_bad = is_bad or has_nonfinite(buffer, 0, len(piece), tensor.dtype)
+            if look:
+                look(tensor.name, tensor.nbytes - left, buffer, 0, len(piece), tensor.dtype)
             left -= len(piece)
         if tensor.covers_storage and tensor.storage.crc not in (None, crc):
             raise crc_error(tensor.storage)

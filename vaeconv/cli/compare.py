@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from vaeconv.cli.options import (
+    AllowZeros,
     Device,
     Download,
     Images,
@@ -89,6 +90,7 @@ def compare(
     overwrite: Overwrite = False,
     device: Device = "auto",
     source_prefix: SourcePrefix = None,
+    allow_zeros: AllowZeros = False,
     salvage: Salvage = False,
     download: Download = False,
     json: Json = False,
@@ -143,6 +145,7 @@ def compare(
                 device=device,
                 sides=SideOptions(
                     source_prefix=with_dot(source_prefix),
+                    allow_zeros=allow_zeros,
                     salvage=salvage,
                     download=download,
                     on_fetch=fetching.advance,

@@ -11,6 +11,7 @@ import typer
 from vaeconv.cli.options import (
     EXPERT,
     AllowNonfinite,
+    AllowZeros,
     Check,
     Clamp,
     Config,
@@ -78,6 +79,7 @@ def convert(
     config: Config = None,
     check: Check = True,
     allow_nonfinite: AllowNonfinite = False,
+    allow_zeros: AllowZeros = False,
     clamp: Clamp = False,
     hash_source: HashSource = False,
     source_prefix: SourcePrefix = None,
@@ -153,6 +155,7 @@ def convert(
                 copy=CopyOptions(
                     check=check,
                     allow_nonfinite=allow_nonfinite,
+                    allow_zeros=allow_zeros,
                     clamp=clamp,
                     on_progress=copying.advance,
                 ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vaeconv.cli import eval_options as own
 from vaeconv.cli.options import (
+    AllowZeros,
     Device,
     Download,
     Images,
@@ -58,6 +59,7 @@ def eval(
     restart: own.Restart = False,
     overwrite: own.Overwrite = False,
     source_prefix: SourcePrefix = None,
+    allow_zeros: AllowZeros = False,
     salvage: Salvage = False,
     download: Download = False,
     json: Json = False,
@@ -110,7 +112,10 @@ def eval(
         expect_world_size=expect_world_size,
         restart=restart,
         sides=SideOptions(
-            source_prefix=with_dot(source_prefix), salvage=salvage, download=download
+            source_prefix=with_dot(source_prefix),
+            allow_zeros=allow_zeros,
+            salvage=salvage,
+            download=download,
         ),
     )
     job = EvalJob(

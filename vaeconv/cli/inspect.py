@@ -37,7 +37,8 @@ def inspect(
         typer.Option(
             "--check/--no-check",
             rich_help_panel=CHECKS,
-            help="Read the autoencoder's weights: CRC, NaN, infinity. Local files only.",
+            help="Read the autoencoder's weights: CRC, NaN, infinity, zeros of an unfinished "
+            "download. Local files only.",
         ),
     ] = True,
     hash_source: HashSource = False,

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from vaeconv.cli.options import (
+    AllowZeros,
     Device,
     Download,
     Json,
@@ -52,6 +53,7 @@ def latents(
     overwrite: Annotated[bool, typer.Option("--overwrite", "--force", help="Replace OUT.")] = False,
     variant: Variant = None,
     source_prefix: SourcePrefix = None,
+    allow_zeros: AllowZeros = False,
     salvage: Salvage = False,
     download: Download = False,
     json: Json = False,
@@ -89,6 +91,7 @@ def latents(
             how=SideOptions(
                 variant=variant,
                 source_prefix=with_dot(source_prefix),
+                allow_zeros=allow_zeros,
                 salvage=salvage,
                 download=download,
                 on_fetch=fetching.advance,

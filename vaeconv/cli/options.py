@@ -139,13 +139,23 @@ Check = Annotated[
     typer.Option(
         "--check/--no-check",
         rich_help_panel=CHECKS,
-        help="Check CRCs, look for NaN and infinity, hash OUT, wait for the disk. "
+        help="Check CRCs, look for NaN, infinity and zeros of an unfinished download, "
+        "hash OUT, wait for the disk. "
         "--no-check only copies; OUT still appears whole or not at all.",
     ),
 ]
 AllowNonfinite = Annotated[
     bool,
     typer.Option("--allow-nonfinite", rich_help_panel=CHECKS, help="Let NaN and infinity pass."),
+]
+AllowZeros = Annotated[
+    bool,
+    typer.Option(
+        "--allow-zeros",
+        rich_help_panel=CHECKS,
+        help="Let weights pass that are zero where no training leaves zeros, as after an "
+        "unfinished download.",
+    ),
 ]
 Clamp = Annotated[
     bool,

@@ -12,6 +12,7 @@ import typer
 
 from vaeconv.cli.options import (
     AllowNonfinite,
+    AllowZeros,
     Check,
     Clamp,
     Device,
@@ -155,6 +156,7 @@ def prune(
     device: Device = "auto",
     check: Check = True,
     allow_nonfinite: AllowNonfinite = False,
+    allow_zeros: AllowZeros = False,
     clamp: Clamp = False,
     hash_source: HashSource = False,
     source_prefix: SourcePrefix = None,
@@ -207,7 +209,9 @@ def prune(
         keep_metadata=not no_metadata,
         probe=_make_probe(device) if probe or require_fp16_decode else None,
         require_fp16=require_fp16_decode,
-        copy=CopyOptions(check=check, allow_nonfinite=allow_nonfinite, clamp=clamp),
+        copy=CopyOptions(
+            check=check, allow_nonfinite=allow_nonfinite, allow_zeros=allow_zeros, clamp=clamp
+        ),
     )
     shown = not (quiet or json)
     if out_dir is None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vaeconv.cli.options import Json, Quiet, Verbose
+from vaeconv.cli.options import AllowZeros, Json, Quiet, Verbose
 
 if TYPE_CHECKING:
     from vaeconv.publish.pushing import Pushed
@@ -69,6 +69,7 @@ def push(
             "--dry-run", help="Check, look at the repository, say what would go, change nothing."
         ),
     ] = False,
+    allow_zeros: AllowZeros = False,
     parity: Annotated[
         bool,
         typer.Option(
@@ -142,6 +143,7 @@ def push(
             include=tuple(include or ()),
             exclude=tuple(exclude or ()),
             parity=parity,
+            allow_zeros=allow_zeros,
             reports=tuple(report or ()),
             sign=sign,
             verify=verify,

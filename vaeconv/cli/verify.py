@@ -10,6 +10,7 @@ import typer
 
 from vaeconv.cli.options import (
     EXPERT,
+    AllowZeros,
     Config,
     Device,
     Download,
@@ -180,6 +181,7 @@ def verify(
         ),
     ] = None,
     source_prefix: SourcePrefix = None,
+    allow_zeros: AllowZeros = False,
     salvage: Salvage = False,
     download: Download = False,
     json: Json = False,
@@ -219,6 +221,7 @@ def verify(
     with ByteProgress("fetching", enabled=shown) as fetching, StepProgress(enabled=shown) as steps:
         side = SideOptions(
             source_prefix=with_dot(source_prefix),
+            allow_zeros=allow_zeros,
             salvage=salvage,
             download=download,
             on_fetch=fetching.advance,

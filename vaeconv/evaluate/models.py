@@ -174,7 +174,7 @@ def load_candidates(
     for spec, name, side in zip(specs, names, sides, strict=True):
         if on_step:
             on_step(f"loading {name}")
-        model = side.load()
+        model = side.load_checked()
         weights = hash_weights(model.module)
         model.to(device, dtype)
         if channels_last:

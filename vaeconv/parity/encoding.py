@@ -130,7 +130,7 @@ def _encode(
     tensors: dict[str, Any] = {}
     shape: tuple[int, ...] = ()
     with reproducible(), torch.inference_mode():
-        model = side.load()
+        model = side.load_checked()
         model.to(place, torch.float32)
         pictures = read_images(folder, names, mode=mode, size=size, factor=factor)
         for done, picture in enumerate(pictures, 1):

@@ -25,12 +25,16 @@ def compare_files(one: Side, other: Side, *, is_drop_in: bool) -> Comparison:
 
     Raises:
         MalformedCheckpointError: A file ends early, or fails its checksum.
+        ZeroWeightsError: Weights are zero that no training leaves so.
     """
     parts = ENCODER_PARTS if is_drop_in else ("",)
-    weights = compare_weights(one.rows, other.rows, beginnings=parts)
+    allow_zeros = one.allow_zeros and other.allow_zeros
+    weights = compare_weights(one.rows, other.rows, beginnings=parts, allow_zeros=allow_zeros)
     decoder = None
     if is_drop_in:
-        decoder = compare_weights(one.rows, other.rows, beginnings=DECODER_PARTS)
+        decoder = compare_weights(
+            one.rows, other.rows, beginnings=DECODER_PARTS, allow_zeros=allow_zeros
+        )
     scaling, unproven = _compare_scaling(one, other)
     problems = [
         *(f"{side.label}: {side.problem}" for side in (one, other) if side.problem),

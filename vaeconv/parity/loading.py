@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vaeconv.autoencoder.topology import Layout, Topology
+from vaeconv.checkpoint.dtypes import BY_TORCH_NAME
 from vaeconv.errors import CheckFailedError, UsageError
 from vaeconv.parity.devices import import_torch
 from vaeconv.plan import Row
+from vaeconv.zeros import ZeroWatch
 
 if TYPE_CHECKING:
     import torch
@@ -161,6 +163,20 @@ def load_folder(folder: Path, variant: str | None) -> Model:
                 where=str(folder),
             )
     return Model(module, Layout.DIFFUSERS, "AutoencoderKL.from_pretrained")
+
+
+def check_module(module: torch.nn.Module, where: str) -> None:
+    """Check the weights of a module in fp32, on the CPU, for what an unfinished download leaves.
+
+    Raises:
+        ZeroWeightsError: Weights are zero that no training leaves so.
+    """
+    watch = ZeroWatch()
+    for name, tensor in module.state_dict().items():
+        data = tensor.contiguous().numpy().tobytes()
+        watch.expect(name, name, tensor.shape, len(data))
+        watch.look(name, 0, data, 0, len(data), BY_TORCH_NAME["float32"])
+    watch.check(where)
 
 
 def _assign(module: torch.nn.Module, rows: Iterable[Row]) -> None:

@@ -18,7 +18,7 @@ from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.errors import AmbiguousInputError, ConfigMismatchError
 from vaeconv.option_checks import check_fields
 from vaeconv.parameters import weight_dtype
-from vaeconv.parity.loading import Model, load_compvis, load_diffusers, load_folder
+from vaeconv.parity.loading import Model, check_module, load_compvis, load_diffusers, load_folder
 from vaeconv.parity.weights import narrower
 from vaeconv.plan import KEEP, Row
 from vaeconv.survey import Survey, decide, survey_checkpoint
@@ -32,6 +32,7 @@ class SideOptions(NamedTuple):
         source_prefix: Which autoencoder, where there are several.
         salvage: Read a pickle past names that are not plain data.
         download: Fetch a file on the Hub whole.
+        allow_zeros: Let weights pass that are zero where no training leaves zeros.
         on_fetch: Called with the bytes that arrived from the Hub.
     """
 
@@ -39,6 +40,7 @@ class SideOptions(NamedTuple):
     source_prefix: str | None = None
     salvage: bool = False
     download: bool = False
+    allow_zeros: bool = False
     on_fetch: Callable[[int], None] | None = None
 
     def validate(self) -> None:
@@ -67,6 +69,7 @@ class Side:
         is_stated: Whether the scaling is more than an assumption from shapes.
         told: What the options say of a folder whose config states its scaling; None where nothing.
         problem: Why it is not the autoencoder that it says it is; None where it is.
+        allow_zeros: Whether weights may be zero where no training leaves zeros.
     """
 
     label: str
@@ -79,6 +82,7 @@ class Side:
     is_stated: bool = True
     told: Scaling | None = None
     problem: str | None = None
+    allow_zeros: bool = False
 
     @property
     def name(self) -> str:
@@ -130,6 +134,18 @@ class Side:
         )
         named = [row._replace(name=pair.diffusers) for pair, row in self.rows.items()]
         return load_diffusers(config, named)
+
+    def load_checked(self) -> Model:
+        """Load it, and look for what an unfinished download leaves.
+
+        Raises:
+            CheckFailedError: diffusers cannot load the folder.
+            ZeroWeightsError: Weights are zero that no training leaves so.
+        """
+        model = self.load()
+        if not self.allow_zeros:
+            check_module(model.module, self.name)
+        return model
 
     def close(self) -> None:
         """Close its files."""
@@ -225,6 +241,7 @@ def _make_side(
         is_stated=decision is not None and decision.warning is None,
         told=decide(checkpoint, survey, scaling).scaling if is_told else None,
         problem=problem,
+        allow_zeros=options.allow_zeros,
     )
 
 

@@ -14,6 +14,7 @@ from vaeconv.checkpoint.dtypes import BY_CODE, DType
 from vaeconv.checkpoint.tensor import check_storages
 from vaeconv.executor import prefetch_rows
 from vaeconv.plan import Row
+from vaeconv.zeros import ZeroWatch
 
 _PIECE = 1 << 16  # elements
 _WORKERS = 2
@@ -98,6 +99,7 @@ def compare_weights(
     other: Mapping[NamePair, Row],
     *,
     beginnings: tuple[str, ...] = ("",),
+    allow_zeros: bool = False,
 ) -> WeightResult:
     """Compare the tensors of two sides.
 
@@ -110,8 +112,10 @@ def compare_weights(
         one: The first side.
         other: The second.
         beginnings: Compare only tensors whose CompVis name begins so.
+        allow_zeros: Let weights pass that are zero where no training leaves zeros.
 
     Raises:
+        ZeroWeightsError: Weights are zero that no training leaves so.
         MalformedCheckpointError: A file ends early, or fails its checksum.
     """
     mine = {pair: row for pair, row in one.items() if pair.compvis.startswith(beginnings)}
@@ -122,7 +126,13 @@ def compare_weights(
     # A pair has its shape in it: of two sides with other widths, nothing is compared.
     both = [pair for pair in mine if pair in theirs]
     with ThreadPoolExecutor(_WORKERS) as pool:
-        results = tuple(pool.map(lambda pair: _compare(pair, mine[pair], theirs[pair]), both))
+        watches = ZeroWatch(), ZeroWatch()
+        results = tuple(
+            pool.map(lambda pair: _compare(pair, mine[pair], theirs[pair], watches), both)
+        )
+    for watch, found in zip(watches, (mine, theirs), strict=True):
+        if both and not allow_zeros:
+            watch.check(found[both[0]].source.storage.source.name)
     return WeightResult(
         results,
         tuple(row.name for pair, row in mine.items() if pair not in theirs),
@@ -138,15 +148,22 @@ class _Worst(NamedTuple):
     is_finite: bool = True
 
 
-def _compare(pair: NamePair, one: Row, other: Row) -> TensorResult:
+def _compare(
+    pair: NamePair, one: Row, other: Row, watches: tuple[ZeroWatch, ZeroWatch]
+) -> TensorResult:
     names, dtypes = (one.name, other.name), (one.dtype.code, other.dtype.code)
     readers = one.source.open(), other.source.open()
     total, worst = one.source.numel, _Worst()
+    for watch, row in zip(watches, (one, other), strict=True):
+        watch.expect(pair.compvis, row.source.name, row.shape, row.source.nbytes)
     for start in range(0, total, _PIECE):
         size = min(_PIECE, total - start)
         pieces = bytearray(size * one.dtype.itemsize), bytearray(size * other.dtype.itemsize)
         for reader, piece in zip(readers, pieces, strict=True):
             reader.read_into(memoryview(piece))
+        for watch, row, piece in zip(watches, (one, other), pieces, strict=True):
+            place = start * row.dtype.itemsize
+            watch.look(pair.compvis, place, piece, 0, len(piece), row.dtype)
         if dtypes[0] == dtypes[1] and pieces[0] == pieces[1]:
             continue
         worst = _look_closer(worst, start, pieces, (one.dtype, other.dtype))

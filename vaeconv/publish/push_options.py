@@ -29,6 +29,7 @@ class PushOptions:
         include: Patterns of paths to publish.
         exclude: Patterns of paths to leave out.
         parity: Whether every file of weights must be in a parity report that passed.
+        allow_zeros: Let weights pass that are zero where no training leaves zeros.
         reports: Parity reports; none means those in the folder.
         sign: A private key (PEM) to sign the files with, which needs the extra ``sign``.
         verify: Download what was published, and compare hashes.
@@ -46,6 +47,7 @@ class PushOptions:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     parity: bool = True
+    allow_zeros: bool = False
     reports: tuple[Path, ...] = ()
     sign: Path | None = None
     verify: bool = False

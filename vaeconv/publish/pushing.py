@@ -131,6 +131,7 @@ def checked_files(
         files,
         reports=options.reports or parity_reports(folder),
         needs_parity=options.parity,
+        allow_zeros=options.allow_zeros,
         remote=remote,
     )
     if problems:

@@ -18,6 +18,7 @@ from vaeconv.publish.checking import check_card
 from vaeconv.publish.documents import read_document, read_manifest
 from vaeconv.publish.signing import SIGNATURE, read_signed
 from vaeconv.survey import survey_checkpoint
+from vaeconv.zeros import check_zeros
 
 _PIECE = 1 << 20
 _WEIGHTS = tuple(KINDS)
@@ -125,6 +126,7 @@ def check_release(
     reports: Sequence[Path],
     needs_parity: bool = True,
     remote: Collection[str] = (),
+    allow_zeros: bool = False,
 ) -> list[str]:
     """List why a release may not be published; empty where it may.
 
@@ -134,6 +136,7 @@ def check_release(
         reports: Reports of ``vaeconv verify``; every file of weights must be in one that passed.
         needs_parity: Whether there must be such reports.
         remote: Paths that are published already, which the card may lead to as well.
+        allow_zeros: Let weights pass that are zero where no training leaves zeros.
     """
     problems = [
         f"the name of {file.path!r} is not UTF-8"
@@ -141,7 +144,7 @@ def check_release(
         if any("\ud800" <= char <= "\udfff" for char in file.path)
     ]
     by_path = {file.path: file for file in files}
-    problems += _weights_problems(folder, files)
+    problems += _weights_problems(folder, files, allow_zeros=allow_zeros)
     problems += _manifest_problems(folder, by_path)
     if CARD in by_path:
         found = check_card(folder, published={*by_path, *remote})
@@ -155,7 +158,9 @@ def check_release(
     return problems
 
 
-def _weights_problems(folder: Path, files: Sequence[ReleaseFile]) -> list[str]:
+def _weights_problems(
+    folder: Path, files: Sequence[ReleaseFile], *, allow_zeros: bool
+) -> list[str]:
     """Open every file of weights, and the folder as diffusers would."""
     problems = []
     weights = [file for file in files if file.is_weights]
@@ -166,6 +171,8 @@ def _weights_problems(folder: Path, files: Sequence[ReleaseFile]) -> list[str]:
             with open_checkpoint(file.local) as checkpoint:
                 if not file.path.startswith(STEM) or "-of-" not in file.path:
                     survey_checkpoint(checkpoint)
+                if not allow_zeros:
+                    check_zeros(list(checkpoint.tensors.values()), file.path)
         except VaeconvError as error:
             is_config = (error.where or "").endswith(CONFIG)
             problems.append(f"{CONFIG if is_config else file.path}: {error.what}")
