@@ -298,7 +298,9 @@ class PrunePlanner:
             names = [name for name, found in self._reasons.items() if found in reasons]
             return sum(name in kept for name in names), len(names)
 
-        (vae, of_vae), (unet, of_unet) = count(DropReason.VAE), count(*_AVERAGED)
+        has_unet = DropReason.UNET in self._reasons.values()
+        model = (DropReason.UNET,) if has_unet else _AVERAGED
+        (vae, of_vae), (unet, of_unet) = count(DropReason.VAE), count(*model)
         notes = []
         if unet:
             rest = "" if vae else "; everything else, the autoencoder too, is raw"

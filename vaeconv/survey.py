@@ -95,17 +95,12 @@ def survey_checkpoint(
 
 def _survey_ema(checkpoint: Checkpoint, autoencoder: Autoencoder) -> EmaSurvey:
     prefix, own = autoencoder.prefix, autoencoder.keys
-    averaged = [name for name, r in autoencoder.dropped.items() if r is DropReason.EMA]
     if is_average(checkpoint, prefix):
         shadows = {pair.compvis: key for pair, key in own.items()}
         return EmaSurvey(shadows, len(shadows), False, prefix, is_whole=True)
-    ema = survey_ema(
-        {pair.compvis: key[len(prefix) :] for pair, key in own.items()},
-        checkpoint.tensors,
-        prefix,
-    )
-    covers_unet = any("diffusion_model" in name for name in averaged)
-    return ema._replace(keys=len(averaged), covers_unet=covers_unet)
+    parameters = {pair.compvis: key[len(prefix) :] for pair, key in own.items()}
+    averaged = [name for name, r in autoencoder.dropped.items() if r is DropReason.EMA]
+    return survey_ema(parameters, checkpoint.tensors, prefix, averaged)
 
 
 def read_config(checkpoint: Checkpoint, path: Path | None) -> GivenConfig | None:

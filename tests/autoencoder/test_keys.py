@@ -9,8 +9,8 @@ from tests.autoencoder.topologies import (
     make_topology,
     topologies,
 )
+from tests.support.litema import ema_name
 from vaeconv.autoencoder import keys
-from vaeconv.autoencoder.ema import shadow_name
 from vaeconv.autoencoder.keys import (
     ATTENTION,
     IDENTITY,
@@ -87,7 +87,7 @@ def test_every_name_is_found_and_nothing_else(topology: Topology) -> None:
 @settings(max_examples=100, deadline=None)
 def test_average_names_never_collide(topology: Topology) -> None:
     names = [pair.compvis for pair in expand_rules(topology)]
-    assert len({shadow_name(name) for name in names}) == len(names)
+    assert len({ema_name(name) for name in names}) == len(names)
 
 
 @given(topologies())

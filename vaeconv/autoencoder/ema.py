@@ -8,7 +8,7 @@ with all dots removed. The way back is ambiguous, so names are only ever built f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -19,15 +19,6 @@ DECAY, NUM_UPDATES = "decay", "num_updates"  # behind the prefix
 _MAX_DEPTH = 32  # dots in a key
 # (1 + n) / (10 + n) warms the average up; before some 20 steps the random start shows.
 WARM_UPDATES = 20
-
-
-def shadow_name(name: str) -> str:
-    """Name the shadow of a raw parameter.
-
-    >>> shadow_name("decoder.conv_in.weight")
-    'model_ema.decoderconv_inweight'
-    """
-    return PREFIX + name.replace(".", "")
 
 
 class EmaSurvey(NamedTuple):
@@ -81,7 +72,12 @@ def find_averages(parameters: Mapping[str, str], keys: Iterable[str]) -> dict[st
     }
 
 
-def survey_ema(parameters: Mapping[str, str], keys: Mapping[str, object], prefix: str) -> EmaSurvey:
+def survey_ema(
+    parameters: Mapping[str, str],
+    keys: Mapping[str, object],
+    prefix: str,
+    averaged: Collection[str],
+) -> EmaSurvey:
     """Look for shadows of an autoencoder's parameters.
 
     Args:
@@ -89,6 +85,7 @@ def survey_ema(parameters: Mapping[str, str], keys: Mapping[str, object], prefix
             behind it.
         keys: All keys of the state dict.
         prefix: The autoencoder's prefix; a nested average lies under it, too.
+        averaged: Those keys that belong to an EMA, of whatever.
     """
     spellings = {
         spelled: name for name, bare in parameters.items() for spelled in (bare, prefix + bare)
@@ -102,4 +99,5 @@ def survey_ema(parameters: Mapping[str, str], keys: Mapping[str, object], prefix
         groups = {PREFIX: joined, **groups}
     found, shadows = next(iter(groups.items()), (PREFIX, {}))
     others = {group: shadows for group, shadows in groups.items() if group != found}
-    return EmaSurvey(shadows, 0, False, found, others)
+    covers_unet = any("diffusion_model" in key for key in averaged)
+    return EmaSurvey(shadows, len(averaged), covers_unet, found, others)
