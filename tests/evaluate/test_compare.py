@@ -28,6 +28,8 @@ from vaeconv.evaluate.grids import (
 )
 
 BAR = 22
+FACTOR = 8  # by which images of 32 pixels are enlarged
+TILE = SIZE * FACTOR
 BOX = (255, 0, 140)
 
 
@@ -36,9 +38,22 @@ def run_compare(*args: object) -> Result:
 
 
 def rows_of(path: Path) -> Rows:
+    """The pixels of a merged picture or a sheet, as they are."""
     with Image.open(path) as image:
         assert image.mode == "RGB"
         return np.asarray(image)
+
+
+def reduced(rows: Rows, factor: int = FACTOR) -> Rows:
+    """The pixels that were enlarged, each to a block of one colour."""
+    small = rows[::factor, ::factor]
+    np.testing.assert_array_equal(small.repeat(factor, axis=0).repeat(factor, axis=1), rows)
+    return small
+
+
+def pixels_of(path: Path) -> Rows:
+    """The pixels of the images in a merged picture without labels."""
+    return reduced(rows_of(path))
 
 
 def options(**more: Any) -> CompareOptions:
@@ -63,7 +78,7 @@ def test_merged_pictures_have_the_candidates_and_then_the_original(
         *(f"00{at}_merged.png" for at in range(5)), "sheet.png",
     ]  # fmt: skip
     for at in range(5):
-        merged = rows_of(bare / f"00{at}_merged.png")
+        merged = pixels_of(bare / f"00{at}_merged.png")
         assert merged.shape == (SIZE, 3 * SIZE, 3)
         original = prepared(photos / f"00{at}.png")
         np.testing.assert_array_equal(merged[:, 2 * SIZE :], original)
@@ -86,7 +101,7 @@ def test_psnr_is_that_of_the_pixels(bare: Path, photos: Path, tmp_path: Path) ->
     assert report["order"] == document["order"]
     for picture in document["pictures"]:
         assert report["psnr"][Path(picture["path"]).name] == list(picture["psnr"].values())
-        merged = rows_of(Path(picture["path"]))
+        merged = pixels_of(Path(picture["path"]))
         parts = [merged[:, at * SIZE : (at + 1) * SIZE] for at in range(3)]
         for name, part in zip(("one", "two"), parts, strict=False):
             expected = peak_signal_noise_ratio(parts[2], part)
@@ -95,11 +110,11 @@ def test_psnr_is_that_of_the_pixels(bare: Path, photos: Path, tmp_path: Path) ->
 
 def test_the_contact_sheet_has_all_of_them(bare: Path) -> None:
     sheet = rows_of(bare / "sheet.png")
-    assert sheet.shape == (5 * SIZE + 4 * 4, 3 * SIZE, 3)
+    assert sheet.shape == (5 * TILE + 4 * 4, 3 * TILE, 3)
     for at in range(5):
-        top = at * (SIZE + 4)
-        np.testing.assert_array_equal(sheet[top : top + SIZE], rows_of(bare / f"00{at}_merged.png"))
-        assert (sheet[top + SIZE : top + SIZE + 4] == 255).all()
+        top = at * (TILE + 4)
+        np.testing.assert_array_equal(sheet[top : top + TILE], rows_of(bare / f"00{at}_merged.png"))
+        assert (sheet[top + TILE : top + TILE + 4] == 255).all()
 
 
 def test_a_sheet_of_two_columns_and_none(tmp_path: Path, photos: Path) -> None:
@@ -107,10 +122,10 @@ def test_a_sheet_of_two_columns_and_none(tmp_path: Path, photos: Path) -> None:
     done = compare(models, photos, tmp_path / "two", options(labels=False, sheet=2))
     assert done.sheet == tmp_path / "two" / "sheet.png"
     sheet = rows_of(done.sheet)
-    assert sheet.shape == (3 * SIZE + 2 * 4, 4 * SIZE + 4, 3)
+    assert sheet.shape == (3 * TILE + 2 * 4, 4 * TILE + 4, 3)
     second = rows_of(tmp_path / "two" / "001_merged.png")
-    np.testing.assert_array_equal(sheet[:SIZE, 2 * SIZE + 4 :], second)
-    assert (sheet[2 * (SIZE + 4) :, 2 * SIZE + 4 :] == 255).all(), "nothing is there"
+    np.testing.assert_array_equal(sheet[:TILE, 2 * TILE + 4 :], second)
+    assert (sheet[2 * (TILE + 4) :, 2 * TILE + 4 :] == 255).all(), "nothing is there"
     assert compare(models, photos, tmp_path / "none", options(sheet=0, limit=2)).sheet is None
     assert sorted(path.name for path in (tmp_path / "none").iterdir()) == [
         "000_merged.png", "001_merged.png",
@@ -122,26 +137,71 @@ def test_labels_stand_under_the_pictures(bare: Path, tmp_path: Path, photos: Pat
     compare(models, photos, tmp_path / "m", options(limit=2))
     for name in ("000_merged.png", "001_merged.png"):
         merged = rows_of(tmp_path / "m" / name)
-        assert merged.shape == (SIZE + BAR, 3 * SIZE, 3)
-        np.testing.assert_array_equal(merged[:SIZE], rows_of(bare / name))
+        assert merged.shape == (TILE + BAR, 3 * TILE, 3)
+        np.testing.assert_array_equal(merged[:TILE], rows_of(bare / name))
         for at in range(3):
-            bar = merged[SIZE:, at * SIZE : (at + 1) * SIZE]
+            bar = merged[TILE:, at * TILE : (at + 1) * TILE]
             assert (bar < 128).any(), "something is written"
             assert (bar[:, [0, -1]] == 255).all(), "and it ends before the next begins"
 
 
+def bars(*panels: tuple[str, str]) -> list[Rows]:
+    """What stands under images of 260 pixels, one for each."""
+    grey = np.full((260, 260, 3), 128, np.uint8)
+    merged = np.asarray(
+        merge_panels([Panel(name, grey, value) for name, value in panels], labels=True)
+    )
+    return [merged[260:, at * 260 : (at + 1) * 260] for at in range(len(panels))]
+
+
+def lines_of(bar: Rows) -> int:
+    """How many lines of text a bar has."""
+    is_inked = (bar < 128).any(axis=(1, 2))
+    return int((np.diff(is_inked.astype(int), prepend=0) == 1).sum())
+
+
 def test_a_label_says_name_and_psnr() -> None:
-    grey = np.full((200, 200, 3), 128, np.uint8)
+    assert (bars(("", ""))[0] == 255).all()
+    one, other = bars(("ft-EMA", "24.31 dB"), ("ft-EMA", "24.32 dB"))
+    assert (one != other).any()
+    assert len(one) == BAR
+    (marked,) = bars(("日本", ""))
+    (question,) = bars(("??", ""))
+    assert (marked != question).any(), "it is drawn, and not replaced"
 
-    def bar(label: str) -> Rows:
-        return np.asarray(merge_panels([Panel(label, grey)], labels=True))[200:]
 
-    assert (bar("") == 255).all()
-    assert (bar("ft-EMA  24.31 dB") != bar("ft-EMA  24.32 dB")).any()
-    long = bar("x" * 300)
-    assert (long < 128).any()
-    assert (long[:, :2] == 255).all()
-    assert (bar("日本") != 255).any(), "what the font lacks is marked"
+def test_a_long_name_takes_lines_and_the_number_stays_whole() -> None:
+    long = "ft-mse-840000-ema-pruned-with-a-very-long-name-of-20261126.safetensors"
+    short, two, endless = bars(("a", "24.31 dB"), (long, "24.31 dB"), ("x" * 300, "24.31 dB"))
+    assert [lines_of(bar) for bar in (short, two, endless)] == [1, 3, 4]
+    for bar in (short, two, endless):
+        assert (bar[:, [0, 1, -2, -1]] == 255).all()
+        assert len(bar) == BAR + 3 * 17
+    (number,) = bars(("", "24.31 dB"))
+    drawn = number[np.flatnonzero((number < 128).any(axis=(1, 2)))]
+    for bar in (two, endless):  # the same ink as of the number alone
+        last = np.flatnonzero((bar < 128).any(axis=(1, 2)))[-1]
+        np.testing.assert_array_equal(bar[last - len(drawn) + 1 : last + 1], drawn)
+
+
+def test_a_new_line_in_a_name_begins_a_line() -> None:
+    assert [lines_of(bar) for bar in bars(("two\nlines", ""), ("two lines", ""))] == [2, 1]
+
+
+def test_rows_of_a_comparison_are_of_one_height(tmp_path: Path, photos: Path) -> None:
+    """Whatever their numbers are: a sheet needs that."""
+    widths = {bars(("w" * 19, value))[0].shape for value in ("9.99 dB", "24.31 dB", "equal")}
+    assert len(widths) == 1
+
+
+@pytest.mark.parametrize(
+    ("side", "factor"), [(1, 256), (100, 3), (255, 2), (256, 1), (257, 1), (512, 1)]
+)
+def test_a_tile_has_256_pixels_at_least(side: int, factor: int) -> None:
+    rows = np.random.default_rng(1).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    merged = np.asarray(merge_panels([Panel("", rows), Panel("", rows)], labels=False))
+    assert merged.shape == (side * factor, 2 * side * factor, 3)
+    np.testing.assert_array_equal(reduced(merged, factor)[:, :side], rows)
 
 
 # --- zoom ---
@@ -196,7 +256,7 @@ def test_differences_of_all_candidates_count_together_whatever_their_sign() -> N
 
 def test_zoom_marks_and_enlarges_the_square() -> None:
     panels = [Panel("", rows) for rows in differing((10, 4, 6, 30))]
-    merged = np.asarray(merge_panels(panels, labels=False, zoom=6))
+    merged = reduced(np.asarray(merge_panels(panels, labels=False, zoom=6)), 11)
     assert merged.shape == (48, 48, 3)
     ring = np.zeros((24, 24), bool)
     ring[4:10, 10:16] = True
@@ -219,8 +279,8 @@ def test_zoom_from_the_command_line(tmp_path: Path, photos: Path) -> None:
         result = run_compare(*args, "--out", folder, "--zoom", zoom, labels)
         assert result.exit_code == 0, result.stderr
         merged = rows_of(folder / "000_merged.png")
-        assert merged.shape == (2 * SIZE + (BAR if labels == "--labels" else 0), 2 * SIZE, 3)
-        marked = (merged[:SIZE, :SIZE] == BOX).all(axis=2).sum()
+        assert merged.shape == (2 * TILE + (BAR if labels == "--labels" else 0), 2 * TILE, 3)
+        marked = (reduced(merged[:TILE, :TILE]) == BOX).all(axis=2).sum()
         assert marked == 4 * min(zoom, SIZE) - 4
 
 
@@ -268,7 +328,7 @@ def test_what_is_there_is_kept(tmp_path: Path, photos: Path) -> None:
         (folder / "kept").unlink()
     (folder / "003_merged.png").write_text("mine")
     assert run_compare(KL, "--images", photos, "--out", folder, "--overwrite").exit_code == 0
-    assert rows_of(folder / "003_merged.png").shape == (SIZE + BAR, 2 * SIZE, 3)
+    assert rows_of(folder / "003_merged.png").shape == (TILE + BAR, 2 * TILE, 3)
     assert (folder / "notes.txt").read_text() == "mine"
     with pytest.raises(OutputExistsError):
         compare([spec(KL)], photos, folder, options())
@@ -307,7 +367,7 @@ def test_names_of_strangers_stay_in_the_folder(tmp_path: Path, photos: Path) -> 
     # Each is the picture that its name says.
     for at, name in enumerate(sorted(names)):
         original = prepared(photos / f"00{stored.index(name) % 5}.png")
-        np.testing.assert_array_equal(rows_of(done.pictures[at][0])[:, SIZE:], original)
+        np.testing.assert_array_equal(pixels_of(done.pictures[at][0])[:, SIZE:], original)
 
 
 def test_skipped_pictures_are_named(tmp_path: Path, photos: Path) -> None:
@@ -348,7 +408,7 @@ def test_pictures_of_which_none_can_be_read(tmp_path: Path) -> None:
         (["{kl}", "{kl}", "--images", "{photos}", "--out", "{out}"], 2, "two models"),
         (["{kl}", "--images", "{out}", "--out", "{out}"], 3, "no such folder"),
         (["{kl}", "--images", "{photos}", "--out", "{out}/no/such"], 5, "does not exist"),
-        (["{kl}", "--images", "{photos}", "--out", "{kl}"], 5, "is not a folder"),
+        (["{kl}", "--images", "{photos}", "--out", "{photos}/000.png"], 2, "is a folder, and"),
     ],
 )  # fmt: skip
 def test_refusals(tmp_path: Path, photos: Path, args: list[str], code: int, said: str) -> None:
@@ -396,7 +456,7 @@ def test_a_reconstruction_that_is_not_finite_is_drawn_black(tmp_path: Path, phot
     weights["decoder.conv_out.bias"] = torch.full_like(weights["decoder.conv_out.bias"], torch.nan)
     broken = save_ckpt(tmp_path / "broken.ckpt", weights)
     done = compare([spec(broken)], photos, tmp_path / "m", options(labels=False, limit=1))
-    merged = rows_of(done.pictures[0][0])
+    merged = pixels_of(done.pictures[0][0])
     assert (merged[:, :SIZE] == 0).all()
     np.testing.assert_array_equal(merged[:, SIZE:], prepared(photos / "000.png"))
 

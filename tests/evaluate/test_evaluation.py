@@ -32,6 +32,7 @@ from tests.evaluate.runs import (
     measure,
     prepared,
     rebuilt,
+    run,
     run_eval,
     spec,
     start,
@@ -40,7 +41,7 @@ from tests.evaluate.runs import (
 )
 from tests.support.samples import save_ckpt, weights_of
 from vaeconv import PruneOptions, prune
-from vaeconv.errors import CheckFailedError, InputError, MissingDependencyError
+from vaeconv.errors import CheckFailedError, InputError, MissingDependencyError, UsageError
 from vaeconv.evaluate import evaluation, inception
 from vaeconv.evaluate.meter import METRICS
 from vaeconv.evaluate.models import Candidate
@@ -583,6 +584,74 @@ def test_grey_models_see_grey_pictures(tmp_path: Path, photos: Path, nets: dict[
     found = measure([grey_model(tmp_path)], photos, tmp_path / "parts",
                     metrics=("psnr", "ssim", "psim"), weights=nets)  # fmt: skip
     assert found["models"][0]["metrics"]["psim"]["number"] == 5
+
+
+def rgba_model(tmp_path: Path) -> Path:
+    from dataclasses import replace
+
+    from tests.support.samples import TINY
+
+    return save_ckpt(tmp_path / "rgba.ckpt", weights_of(replace(TINY, in_channels=4, out_ch=4)))
+
+
+def test_rgba_models_see_rgba_images(tmp_path: Path, photos: Path, nets: dict[str, Path]) -> None:
+    """PSNR is over all four channels; the networks see what lies on white."""
+    folder = tmp_path / "clear"
+    folder.mkdir()
+    for at, path in enumerate(sorted(photos.iterdir())):
+        with Image.open(path) as image:
+            image.putalpha(60 * at)
+            image.save(folder / path.name)
+    model = rgba_model(tmp_path)
+    found = measure([model], folder, tmp_path / "parts",
+                    metrics=("psnr", "ssim", "psim"), weights=nets)  # fmt: skip
+    assert found["models"][0]["metrics"]["psim"]["number"] == 5
+    assert found["pictures"]["skipped"] == {}
+    opaque = measure([model], photos, tmp_path / "opaque")
+    assert found["per_picture"]["models"][0]["psnr"] != opaque["per_picture"]["models"][0]["psnr"]
+    result = run("compare", model, "--images", folder, "--out", tmp_path / "m", "--size", SIZE,
+                 "--device", "cpu", "--no-labels")  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    with Image.open(tmp_path / "m" / "000_merged.png") as merged:
+        shown = np.asarray(merged)
+    assert (shown[:, shown.shape[1] // 2 :] == 255).all(), "nothing but paper shows through"
+    latents = run("latents", folder, tmp_path / "r.safetensors", "--model", model, "--size", SIZE,
+                  "--device", "cpu")  # fmt: skip
+    assert latents.exit_code == 0, latents.stderr
+
+
+@pytest.mark.parametrize(("taken", "made", "said"), [
+    (2, 2, "takes images of 2 channels; image files have 1 (grey), 3 (RGB) or 4 (RGBA)"),
+    (3, 4, "takes images of 3 channels and makes images of 4"),
+])  # fmt: skip
+def test_channels_that_no_image_has_are_refused_before_the_work(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, taken: int, made: int, said: str
+) -> None:
+    from dataclasses import replace
+
+    from tests.support.samples import TINY
+    from vaeconv.parity.side import Side
+
+    def fail(side: Side) -> None:
+        raise AssertionError("it was loaded")
+
+    monkeypatch.setattr(Side, "load", fail)
+    odd = save_ckpt(
+        tmp_path / "odd.ckpt", weights_of(replace(TINY, in_channels=taken, out_ch=made))
+    )
+    result = run_eval(odd, "--images", photos, "--out", tmp_path / "e.json")
+    assert result.exit_code == 3
+    assert said in result.stderr
+
+
+def test_a_run_that_would_measure_nothing_is_refused(tmp_path: Path, photos: Path) -> None:
+    with pytest.raises(UsageError, match="metrics are empty"):
+        measure([KL], photos, tmp_path / "p", metrics=())
+    with pytest.raises(UsageError, match="too small for SSIM"):
+        measure([KL], photos, tmp_path / "p", metrics=("ssim",), protocol=SMALL._replace(size=8))
+    with pytest.raises(UsageError):
+        measure([KL], photos, tmp_path / "p", limit=0)
+    assert measure([KL], photos, tmp_path / "p", limit=99)["pictures"]["number"] == 5
 
 
 @pytest.mark.parametrize(

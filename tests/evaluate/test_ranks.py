@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import signal
 import socket
 import subprocess
+import sys
+import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,6 +24,7 @@ from tests.evaluate.runs import (
     RAW,
     SIZE,
     Document,
+    environment,
     measure,
     numbers_of,
     run_eval,
@@ -28,10 +35,12 @@ from tests.evaluate.runs import (
     variables_of,
 )
 from tests.evaluate.test_resume import ALL, DAMAGED, cut, lines_of
-from vaeconv.errors import InputError, UsageError
+from vaeconv.errors import InputError, OutputError, UsageError
+from vaeconv.evaluate import shards
 from vaeconv.evaluate.frechet import moments_of
 from vaeconv.evaluate.meter import METRICS
-from vaeconv.evaluate.ranks import Ranks, joined_ranks
+from vaeconv.evaluate.ranks import Ranks, joined_ranks, read_ranks
+from vaeconv.evaluate.shards import ShardWriter
 
 
 @pytest.fixture(autouse=True)
@@ -290,6 +299,129 @@ def test_an_unexpected_number_of_processes_is_refused(
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(UsageError, match="3 processes"), joined_ranks(2):
         pass
+
+
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets a launcher's variables, and no others of them."""
+
+    def launch(**variables: str) -> None:
+        for name in VARIABLES:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return launch
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, (0, 1, 0)),
+        (dict.fromkeys(VARIABLES, ""), (0, 1, 0)),
+        (dict.fromkeys(VARIABLES, "  "), (0, 1, 0)),
+        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, (0, 1, 0)),
+        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, (3, 4, 1)),
+        ({"RANK": "3", "WORLD_SIZE": "4"}, (3, 4, 0)),
+    ],
+)
+def test_an_empty_variable_is_not_set(
+    launched: Callable[..., None], variables: dict[str, str], expected: tuple[int, ...]
+) -> None:
+    launched(**variables)
+    assert read_ranks() == expected
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two', which is no whole number"),
+        ({"WORLD_SIZE": "-1"}, "WORLD_SIZE is '-1', which is no whole number"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is 0, and there is one process at least"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2, but RANK is not set"),
+        ({"RANK": "1.5"}, "RANK is '1.5', which is no whole number"),
+        ({"RANK": "\u0663"}, "RANK is '\u0663', which is no whole number"),
+        ({"RANK": "1"}, "RANK is 1, but WORLD_SIZE is not set"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK is 2, but WORLD_SIZE is 2"),
+        ({"LOCAL_RANK": "x"}, "LOCAL_RANK is 'x', which is no whole number"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "2"},
+            "LOCAL_RANK is 2, but WORLD_SIZE is 2",
+        ),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR is not"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "h"}, "MASTER_PORT is not"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "x"},
+            "MASTER_PORT is 'x', which is no whole number",
+        ),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "70000"},
+            "MASTER_PORT is 70000, which is no port",
+        ),
+    ],
+)
+def test_garbage_in_a_variable_is_wrong_usage_that_names_it(
+    launched: Callable[..., None], variables: dict[str, str], said: str
+) -> None:
+    launched(**variables)
+    with pytest.raises(UsageError, match=re.escape(said)), joined_ranks():
+        pass
+
+
+def test_a_run_does_not_go_on_beside_another(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a launcher was killed, and what it started still measures."""
+    monkeypatch.setattr(shards, "_PATIENCE", 0.2)
+    whole = measure([KL], photos, tmp_path / "parts")
+    cut(tmp_path / "parts" / "shard-0000-0000.jsonl", -3)
+    other = ShardWriter(tmp_path / "parts", 1, 0)
+    with pytest.raises(OutputError, match="another run is measuring into it"):
+        measure([KL], photos, tmp_path / "parts")
+    with pytest.raises(OutputError, match="another run is measuring into it"):
+        measure([KL], photos, tmp_path / "parts", restart=True)
+    other.close()
+    assert_equal(measure([KL], photos, tmp_path / "parts"), whole)
+
+
+def test_a_process_ends_with_its_launcher(tmp_path: Path) -> None:
+    """Python that starts Python that watches its parent, which is then killed."""
+    inner = (
+        "import time, os; from vaeconv.evaluate.ranks import _stop_with_launcher;"
+        "_stop_with_launcher(); print(os.getpid(), flush=True); time.sleep(60)"
+    )
+    outer = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', sys.argv[1]]);"
+    outer += "time.sleep(60)"
+    for launcher, ends in (("torchrun", True), ("", False)):
+        process = subprocess.Popen(
+            [sys.executable, "-c", outer, inner],
+            env=environment(TORCHELASTIC_RUN_ID=launcher),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        worker = int(process.stdout.readline())
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + (20 if ends else 2)
+        while time.monotonic() < deadline and is_running(worker):
+            time.sleep(0.05)
+        assert is_running(worker) is not ends
+        if not ends:
+            os.kill(worker, signal.SIGKILL)
+        process.stdout.close()
+
+
+def is_running(process: int) -> bool:
+    """Whether a process is there and is no zombie, which nobody may have waited for."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
 
 
 def test_every_process_refuses(tmp_path: Path, photos: Path) -> None:

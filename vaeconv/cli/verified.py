@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vaeconv.checkpoint.folder import CONFIG, STEM
+from vaeconv.checkpoint.writable import check_writable
 from vaeconv.cli.render import human_size, print_json, print_notes, text_table
 from vaeconv.errors import CheckFailedError, OutputError, one_line
 from vaeconv.names import check_ending
 from vaeconv.parity.report import (
     annotation,
     append_summary,
+    check_summary,
     comparisons_of,
     distance_table,
     junit,
@@ -66,14 +68,12 @@ class Outputs:
         for path in (self.report, self.html, self.junit, self.pictures):
             if path is None:
                 continue
-            if not path.absolute().parent.is_dir():
-                raise OutputError(
-                    "its folder does not exist", where=str(path), hint=f"mkdir -p '{path.parent}'"
-                )
+            check_writable(path, is_folder=path is self.pictures)
             if path.exists() and any(path.samefile(file) for file in _files_of(sources)):
                 raise OutputError(
                     "is one of the files compared", where=str(path), hint="write to another place"
                 )
+        check_summary()
 
     def collector(self) -> Callable[[Decoded], None] | None:
         """Give what keeps decoded pictures; None where nobody wants them."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,7 +112,7 @@ def fetch(download: Download, *, quiet: bool) -> None:
     """
     import torch
 
-    with translated(download.target):
+    with translated(download.target), suppress(FileExistsError):  # a file is there: said below
         download.target.parent.mkdir(parents=True, exist_ok=True)
     check_writable(download.target)
     try:

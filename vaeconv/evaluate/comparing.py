@@ -235,7 +235,7 @@ class _Comparison:
             ratio = psnr(original.float() / 255, rounded.float() / 255).item()
             found.append(ratio if math.isfinite(ratio) else None)
             said = f"{ratio:.2f} dB" if math.isfinite(ratio) else "equal"
-            panels.append(Panel(f"{candidate.name}  {said}", _to_rows(rounded[0])))
+            panels.append(Panel(candidate.name, _to_rows(rounded[0]), said))
         panels.append(Panel(self._last, _to_rows(original[0])))
         options = self._options
         return merge_panels(panels, labels=options.labels, zoom=options.zoom), tuple(found)

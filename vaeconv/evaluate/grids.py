@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vaeconv.checkpoint.atomic import replace_small_file
 from vaeconv.errors import OutputError
+from vaeconv.parity.lettering import Lettering, wrap
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 
 FORMATS = ("png", "webp")
 _WEBP_SIDE = 16383
-_BAR = 22  # pixels of a label's line
+_EM, _BAR, _LINE = 13, 22, 17  # pixels of a label's letters, of one line, of each further line
+_LINES = 3  # that a name may take
+_WIDEST = "999.99 dB"  # a value's room, so that all rows of a comparison are of one height
+_TILE = 256  # pixels that a smaller image is enlarged to, at least
 _PAPER, _INK = (255, 255, 255), (32, 32, 32)
 _BOX = (255, 0, 140)
 
@@ -28,16 +32,18 @@ class Panel(NamedTuple):
     """One picture of a row.
 
     Attributes:
-        label: What stands under it.
+        label: What stands under it: a name.
         pixels: uint8 ``[h, w, 3]``.
+        value: A number that stands behind the name, or under it; never shortened.
     """
 
     label: str
     pixels: Pixels
+    value: str = ""
 
 
 def merge_panels(panels: Sequence[Panel], *, labels: bool, zoom: int = 0) -> Any:
-    """Put pictures side by side, without a gap as in the cards.
+    """Put pictures side by side, without a gap as in the cards; small ones are enlarged.
 
     Args:
         panels: Candidates, and the original last.
@@ -52,26 +58,50 @@ def merge_panels(panels: Sequence[Panel], *, labels: bool, zoom: int = 0) -> Any
 
     height, width = panels[0].pixels.shape[:2]
     pictures = [Image.fromarray(panel.pixels) for panel in panels]
+    crops = []
     if zoom:
         box = find_largest_difference([panel.pixels for panel in panels], min(zoom, height, width))
         corner = box[0], box[1], box[0] + box[2], box[1] + box[2]
-        crops = [
-            picture.crop(corner).resize((width, width), Image.Resampling.NEAREST)
-            for picture in pictures
-        ]
+        crops = [picture.crop(corner) for picture in pictures]
         for picture in pictures:
             frame = corner[0], corner[1], corner[2] - 1, corner[3] - 1
             ImageDraw.Draw(picture).rectangle(frame, outline=_BOX)
-    total = height + (width if zoom else 0) + (_BAR if labels else 0)
+    factor = enlargement(height, width)
+    height, width = height * factor, width * factor
+    lettering = Lettering(_EM)
+    texts = [_label_lines(panel, lettering, width) if labels else [] for panel in panels]
+    most = max(map(len, texts))
+    bar = _BAR + (most - 1) * _LINE if most else 0
+    total = height + (width if zoom else 0) + bar
     sheet = Image.new("RGB", (width * len(panels), total), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    for at, panel in enumerate(panels):
-        sheet.paste(pictures[at], (at * width, 0))
+    nearest = Image.Resampling.NEAREST
+    for at, lines in enumerate(texts):
+        left = at * width
+        sheet.paste(pictures[at].resize((width, height), nearest), (left, 0))
         if zoom:
-            sheet.paste(crops[at], (at * width, height))
-        if labels:
-            _write(draw, panel.label, at * width, total - _BAR, width)
+            sheet.paste(crops[at].resize((width, width), nearest), (left, height))
+        for number, line in enumerate(lines):
+            margin = (width - lettering.width(line)) / 2
+            top = total - bar + 3 + number * _LINE
+            lettering.draw(draw, left + margin, top, line, _INK)
     return sheet
+
+
+def enlargement(height: int, width: int) -> int:
+    """Tell by which whole factor an image is enlarged so that no side is below 256 pixels."""
+    return max(1, math.ceil(_TILE / min(height, width)))
+
+
+def _label_lines(panel: Panel, lettering: Lettering, width: int) -> list[str]:
+    """Write name and value in one line where there is room, and the value in its own if not."""
+    room = width - 4
+    name = wrap(panel.label, lettering.width, room, _LINES)
+    if not panel.value:
+        return name
+    if len(name) == 1 and lettering.width(f"{name[0]}  {_WIDEST}") <= room:
+        return [f"{name[0]}  {panel.value}".strip()]
+    return [*name, panel.value]
 
 
 def find_largest_difference(pictures: Sequence[Pixels], side: int) -> tuple[int, int, int]:
@@ -131,15 +161,3 @@ def save_picture(image: Any, path: Path) -> None:
     else:
         image.save(buffer, "PNG", optimize=False, compress_level=6)
     replace_small_file(path, buffer.getvalue(), durable=False)
-
-
-def _write(draw: Any, text: str, left: int, top: int, width: int) -> None:
-    """Write a label in the middle of its panel, cut where it is too long."""
-    from PIL import ImageFont
-
-    font = ImageFont.load_default(13)
-    plain = text.encode("latin-1", "replace").decode("latin-1")  # what the built-in font has
-    while plain and draw.textlength(plain, font=font) > width - 4:
-        plain = plain[:-1]
-    margin = (width - draw.textlength(plain, font=font)) / 2
-    draw.text((left + margin, top + 3), plain, font=font, fill=_INK)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from vaeconv.checkpoint.atomic import replace_small_file
-from vaeconv.errors import OutputError, one_line
+from vaeconv.checkpoint.writable import make_folder
+from vaeconv.parity.lettering import Lettering, spell, wrap
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
     from vaeconv.parity.behaviour import Decoded, Outcome
 
@@ -35,8 +36,6 @@ _PAPER, _INK, _FAINT = (255, 255, 255), (28, 28, 30), (110, 110, 116)
 _MIN_CELL, _MIN_EM, _MAX_EM = 224, 14, 40  # pixels
 _EMS = 18  # that a panel is wide
 _BAR_EMS = 8  # that its colour bar is, at least
-# The font that comes with Pillow has little beyond ASCII.
-_SPELLED = {"×": "x", "…": "…", "·": "·"}
 
 
 class HeatMap(NamedTuple):
@@ -71,13 +70,7 @@ def write_pictures(folder: Path, decoded: Sequence[Decoded], labels: tuple[str, 
     Raises:
         OutputError: The folder cannot be made, or a file not written.
     """
-    try:
-        folder.mkdir(exist_ok=True)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise OutputError(
-            f"cannot be made: {reason}", where=str(folder), hint="name a folder, old or new"
-        ) from error
+    make_folder(folder)
     paths = []
     for index, one in enumerate(decoded):
         path = folder / f"{index:02d}-{_slug(one.dtype)}-{_slug(one.name)}.png"
@@ -197,7 +190,7 @@ class _Sheet:
     """Three cells side by side, with room for text above and below."""
 
     def __init__(self, height: int, width: int) -> None:
-        from PIL import Image, ImageDraw, ImageFont
+        from PIL import Image, ImageDraw
 
         self.cell = max(width, _MIN_CELL)
         self.em = min(max(self.cell // _EMS, _MIN_EM), _MAX_EM)
@@ -209,20 +202,18 @@ class _Sheet:
         )
         self.image: Image.Image = Image.new("RGB", size, _PAPER)
         self.draw: ImageDraw.ImageDraw = ImageDraw.Draw(self.image)
-        self.font: ImageFont.FreeTypeFont | ImageFont.ImageFont = ImageFont.load_default(self.em)
+        self.lettering = Lettering(self.em)
 
     def left(self, cell: int) -> int:
         return self.margin + cell * (self.cell + self.margin)
 
     def write(
-        self, x: int, y: int, text: str, *, room: int, faint: bool = False, anchor: str = "la"
+        self, x: int, y: int, text: str, *, room: int, faint: bool = False, is_right: bool = False
     ) -> None:
-        fitting = _fit(
-            _spell(one_line(text)), lambda piece: self.draw.textlength(piece, self.font), room
-        )
-        self.draw.text(
-            (x, y), fitting, fill=_FAINT if faint else _INK, font=self.font, anchor=anchor
-        )
+        (line,) = wrap(spell(text), self.lettering.width, room)
+        if is_right:
+            x -= round(self.lettering.width(line))
+        self.lettering.draw(self.draw, x, y, line, _FAINT if faint else _INK)
 
     def paste(self, rgb: Pixels, x: int, y: int, size: tuple[int, int]) -> None:
         from PIL import Image
@@ -265,15 +256,4 @@ def _draw_legend(sheet: _Sheet, heat: HeatMap, y: int, width: int) -> None:
         half = width // 2
         sheet.write(left, below, "0", room=half, faint=True)
         text = f"{heat.largest:.1e}"
-        sheet.write(left + width, below, text, room=half, faint=True, anchor="ra")
-
-
-def _spell(text: str) -> str:
-    """Replace what the font lacks."""
-    return "".join(_SPELLED.get(mark, mark if mark.isascii() else "?") for mark in text)
-
-
-def _fit(text: str, measure: Callable[[str], float], room: float) -> str:
-    """Cut a text that is wider than its room."""
-    pieces = (text, *(f"{text[:end]}…" for end in range(len(text) - 1, -1, -1)))
-    return next((piece for piece in pieces if measure(piece) <= room), "")
+        sheet.write(left + width, below, text, room=half, faint=True, is_right=True)

@@ -18,6 +18,7 @@ from vaeconv.parity.measure import Distance
 from vaeconv.parity.verdict import Comparison, SideFacts, Verification
 from vaeconv.parity.weights import Match, TensorResult, WeightResult
 
+_SUMMARY = "GITHUB_STEP_SUMMARY"
 _OFFENDERS = 20  # tensors that the document lists
 
 
@@ -252,13 +253,32 @@ def _escaped(text: str) -> str:
     return " ".join(text.split())
 
 
+def check_summary() -> None:
+    """Check before the work that the job's summary can be written, where there is one.
+
+    Raises:
+        OutputError: It cannot.
+    """
+    path = os.environ.get(_SUMMARY)
+    if not path:
+        return
+    try:
+        with Path(path).open("a"):
+            pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OutputError(
+            f"cannot be written: {reason}", where=f"{_SUMMARY}={path}", hint="unset it, or mend it"
+        ) from error
+
+
 def append_summary(result: Verification) -> None:
     """Append to the job's summary, where there is one (``GITHUB_STEP_SUMMARY``).
 
     Raises:
         OutputError: It cannot be written.
     """
-    path = os.environ.get("GITHUB_STEP_SUMMARY")
+    path = os.environ.get(_SUMMARY)
     if not path:
         return
     try:
