@@ -15,6 +15,14 @@ from vaeconv.autoencoder.topology import Layout
 from vaeconv.averages import check_average, choose_average, shadow_of
 from vaeconv.checkpoint.base import Checkpoint
 from vaeconv.checkpoint.open import open_checkpoint
+from vaeconv.effects import (
+    Rule,
+    pattern_rules,
+    reading_rules,
+    refuse_idle,
+    variant_rule,
+    writing_rules,
+)
 from vaeconv.executor import CopyOptions
 from vaeconv.metadata import Change, make_header
 from vaeconv.names import OutputKind, check_order, is_address, output_kind
@@ -134,6 +142,7 @@ def convert(
     options = options or ConvertOptions()
     kind, target = output_kind(output)
     is_folder = kind is OutputKind.FOLDER
+    refuse_idle(_option_rules(source, kind, target, options))
     check_order([source], target)
     if is_address(os.fspath(source)):  # before anything is fetched
         check_target(target, [source], overwrite=options.overwrite)
@@ -144,6 +153,12 @@ def convert(
         download=options.download,
         on_fetch=options.on_fetch,
     ) as checkpoint:
+        refuse_idle(
+            [
+                variant_rule(options.variant, kind, [checkpoint]),
+                *pattern_rules("--drop", options.drop, checkpoint.tensors),
+            ]
+        )
         survey = survey_checkpoint(
             checkpoint,
             prefix=_wanted_prefix(options, is_folder=is_folder),
@@ -205,6 +220,35 @@ def convert(
         )
         notes = (*plan.notes, *written_notes(written))
         return result._replace(written=written, plan=plan._replace(notes=notes))
+
+
+def _option_rules(
+    source: str | os.PathLike[str], kind: OutputKind, target: Path, options: ConvertOptions
+) -> list[Rule]:
+    is_folder, scaling = kind is OutputKind.FOLDER, options.scaling
+    config = "it goes into a config, and a CompVis file has none"
+    return [
+        *reading_rules([source], download=options.download),
+        *writing_rules(
+            kind,
+            target,
+            dtype=options.dtype,
+            copy=options.copy,
+            manifest=options.manifest,
+            hash_source=options.hash_source,
+            metadata=options.metadata,
+        ),
+        Rule("--family", scaling.family is not None, is_folder, config),
+        Rule("--scaling-factor", scaling.scaling_factor is not None, is_folder, config),
+        Rule("--shift-factor", scaling.shift_factor is not None, is_folder, config),
+        Rule("--legacy-names", options.legacy_names, is_folder, "a CompVis file has its own names"),
+        Rule(
+            "--prefix",
+            bool(options.prefix),
+            not is_folder or options.source_prefix is None,
+            "a folder's keys have none, and --source-prefix says which autoencoder to read",
+        ),
+    ]
 
 
 def _wanted_prefix(options: ConvertOptions, *, is_folder: bool) -> str | None:

@@ -20,6 +20,7 @@ from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.checkpoint.source import hash_bytes
 from vaeconv.checkpoint.state_tree import NAMELESS_HINT
 from vaeconv.checkpoint.tensor import Tensor
+from vaeconv.effects import reading_rules, refuse_idle, variant_rule
 from vaeconv.ema_names import names_average
 from vaeconv.errors import AmbiguousInputError, InputError
 from vaeconv.option_checks import check_fields
@@ -152,8 +153,10 @@ def inspect(source: str | os.PathLike[str], options: InspectOptions | None = Non
     Raises:
         InputError: It cannot be opened at all, or is damaged.
         HubError: The Hub or the network failed.
+        UsageError: An option has no effect.
     """
     options = options or InspectOptions()
+    refuse_idle(reading_rules([source], download=options.download))
     with open_checkpoint(
         source,
         variant=options.variant,
@@ -161,6 +164,7 @@ def inspect(source: str | os.PathLike[str], options: InspectOptions | None = Non
         download=options.download,
         on_fetch=options.on_fetch,
     ) as checkpoint:
+        refuse_idle([variant_rule(options.variant, None, [checkpoint])])
         survey, problem = None, None
         try:
             survey = survey_checkpoint(

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
+from vaeconv.effects import Rule, reading_rules, writing_rules
 from vaeconv.executor import CopyOptions
+from vaeconv.names import OutputKind
 from vaeconv.option_checks import CAST_DTYPES, Range, check_fields
 from vaeconv.parts import Part
-from vaeconv.plan import Row
+from vaeconv.plan import KEEP, Row
 
 _INFERENCE = frozenset(Part) - {Part.LOSS}
 
@@ -94,3 +97,43 @@ class PruneOptions:
         """The parts that stay."""
         kept = frozenset({Part.VAE}) if self.vae_only else _INFERENCE
         return (kept | self.keep) - self.drop
+
+    def rules(self, kind: OutputKind, target: Path, source: str | os.PathLike[str]) -> list[Rule]:
+        """When each option has an effect, as far as names of inputs and output tell."""
+        default = frozenset({Part.VAE}) if self.vae_only else _INFERENCE
+        said = "it is kept all the same"
+        parts = [Rule(f"--keep {p.value}", True, p not in default, said) for p in self.keep]
+        said = "it is dropped all the same"
+        parts += [
+            Rule(f"--drop {p.value}", True, p in default and p not in self.keep, said)
+            for p in self.drop - self.keep
+        ]
+        both = sorted(p.value for p in self.keep & self.drop)
+        has_vae = self.vae is not None
+        return [
+            *reading_rules([source, self.vae], download=self.download),
+            *writing_rules(
+                kind,
+                target,
+                dtype=self.dtype,
+                copy=self.copy,
+                manifest=self.manifest,
+                hash_source=self.hash_source,
+                metadata=self.metadata,
+            ),
+            Rule("--fp16-except", bool(self.fp16_except), self.dtype != KEEP, "nothing is cast"),
+            Rule(
+                "--max-shard-size",
+                self.max_shard_size is not None,
+                kind is OutputKind.FOLDER,
+                "only a folder's weights are cut into several files",
+            ),
+            *sorted(parts),
+            *[Rule(f"--keep {name}", True, False, f"--drop {name} says the opposite")
+              for name in both],
+            Rule("--vae", has_vae, not self.vae_only,
+                 "--vae-only keeps an autoencoder alone; vaeconv convert writes the other one so"),
+            Rule("--drop vae", Part.VAE in self.drop, not has_vae, "--vae puts another one there"),
+            Rule("--require-fp16-decode", self.require_fp16, self.probe is not None,
+                 "there is no probe"),
+        ]  # fmt: skip

@@ -247,9 +247,10 @@ class PrunePlanner:
         if self._survey or self._options.prefix is not None:
             return []
         kind = find_kind(self._checkpoint.tensors)
+        also = f"some loaders look for {kind.also} there, " if kind.also else ""
         return [
-            f"note: its keys begin with {kind.prefix}, as beside {kind.title}; "
-            "--prefix chooses another"
+            f"note: its keys begin with {kind.prefix}, as beside {kind.title}; {also}"
+            f"--prefix {kind.also or 'NAME'} chooses another"
         ]
 
     def _check(self, rows: list[Row]) -> None:

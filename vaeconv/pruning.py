@@ -14,10 +14,12 @@ from vaeconv.autoencoder.scaling import ScalingOptions
 from vaeconv.autoencoder.topology import Layout
 from vaeconv.checkpoint.base import Checkpoint
 from vaeconv.checkpoint.open import open_checkpoint
+from vaeconv.effects import Rule, pattern_rules, refuse_idle, variant_rule
 from vaeconv.errors import CheckFailedError, UsageError
 from vaeconv.metadata import Change, make_header
 from vaeconv.names import OutputKind, check_order, is_address, output_kind
 from vaeconv.output import Output, Written, check_target, write_output, written_notes
+from vaeconv.parts import Part
 from vaeconv.plan import Plan
 from vaeconv.prune_options import Probed, PruneOptions
 from vaeconv.prune_plan import Group, PrunePlanner
@@ -86,6 +88,7 @@ def prune(
     """
     options = options or PruneOptions()
     kind, target = output_kind(output)
+    refuse_idle(options.rules(kind, target, source))
     sources = [source, *([options.vae] if options.vae is not None else [])]
     check_order(sources, target)
     if any(is_address(os.fspath(one)) for one in sources):  # before anything is fetched
@@ -105,9 +108,21 @@ def prune(
         ]
         checkpoint, *others = checkpoints
         survey = _survey(checkpoint, options)
+        has_autoencoder = bool(others) or (survey is not None and Part.VAE in options.kept)
+        refuse_idle(
+            [
+                variant_rule(options.variant, kind, checkpoints),
+                Rule("--prefix", options.prefix is not None, has_autoencoder,
+                     "no autoencoder is kept"),
+                Rule("--source-prefix", options.source_prefix is not None, survey is not None,
+                     "there is no autoencoder in it"),
+            ]
+        )  # fmt: skip
         planner = PrunePlanner(checkpoint, survey, options)
         baked = (others[0], survey_checkpoint(others[0])) if others else None
         plan = planner.plan(baked)
+        names = {*checkpoint.tensors, *(row.name for row in plan.rows)}
+        refuse_idle(pattern_rules("--fp16-except", options.fp16_except, names))
         if kind is OutputKind.FOLDER:
             _check_folder(checkpoint, survey, plan)
         config = probe = None

@@ -20,16 +20,18 @@ class Kind(NamedTuple):
         title: What people call it.
         keys: Beginnings of keys of its diffusion model, behind that model's own prefix.
         prefix: What the autoencoder's keys begin with.
+        also: A prefix under which loaders, ComfyUI and sd-scripts among them, look instead.
     """
 
     title: str
     keys: tuple[str, ...]
     prefix: str
+    also: str = ""
 
 
 KINDS: tuple[Kind, ...] = (
     Kind("a Stable Diffusion UNet", ("input_blocks.", "middle_block.", "output_blocks."), COMPVIS),
-    Kind("SD3", ("joint_blocks.",), COMFY),
+    Kind("SD3", ("joint_blocks.",), COMFY, COMPVIS),
     Kind("HiDream", ("double_stream_blocks.", "caption_projection."), COMFY),
     Kind("AuraFlow", ("double_layers.",), COMFY),
     Kind("Hunyuan-DiT", ("mlp_t5.", "text_embedding_padding"), COMFY),

@@ -88,6 +88,7 @@ def card(
         vaeconv card out/ --check --eval coco.json
     """  # fmt: skip
     from vaeconv.cli.render import print_json
+    from vaeconv.effects import Rule, refuse_idle
     from vaeconv.errors import CheckFailedError, one_line
     from vaeconv.publish.card import CardInputs, card_title, make_card, write_card
     from vaeconv.publish.checking import check_card
@@ -95,6 +96,16 @@ def card(
     from vaeconv.publish.meta import CardMeta, read_meta
     from vaeconv.publish.sbom import write_sbom
 
+    why = "--check reads the card that is there, and writes nothing"
+    refuse_idle(
+        [
+            *[Rule(f"--{name}", bool(given), not check, why)
+              for name, given in (("parity", parity), ("pictures", pictures), ("meta", meta),
+                                  ("template", template), ("sbom", sbom), ("print", show),
+                                  ("dry-run", dry_run))],
+            Rule("--print", show, not json, "--json has the text in its document"),
+        ]
+    )  # fmt: skip
     evaluations = tuple(read_document(path, "eval") for path in evaluation or ())
     if check:
         problems = check_card(folder, evaluations)

@@ -113,6 +113,7 @@ def compare(
     from vaeconv.cli.left_out import left_out_notes
     from vaeconv.cli.progress import ByteProgress, StepProgress
     from vaeconv.cli.render import print_json, print_notes
+    from vaeconv.effects import reading_rules, refuse_idle
     from vaeconv.errors import UsageError, one_line
     from vaeconv.evaluate.comparing import CompareOptions, write_comparison
     from vaeconv.evaluate.comparing import compare as run
@@ -126,6 +127,7 @@ def compare(
     if not specs or images is None or out is None:
         raise UsageError("models, --images and --out are needed")
     check_ending(out, (), "--out")
+    refuse_idle(reading_rules([spec.path for spec in specs], download=download))
     if picture_format not in FORMATS:
         raise UsageError(f"--format {picture_format} is none of {', '.join(FORMATS)}")
     shown = not (quiet or json)

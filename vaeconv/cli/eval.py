@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from vaeconv.cli import eval_options as own
 from vaeconv.cli.options import (
     AllowZeros,
@@ -16,6 +20,10 @@ from vaeconv.cli.options import (
     Verbose,
     with_dot,
 )
+
+if TYPE_CHECKING:
+    from vaeconv.effects import Rule
+    from vaeconv.evaluate.protocol import Protocol
 
 
 def eval(
@@ -84,11 +92,28 @@ def eval(
         vaeconv eval --add coco.json --add laion.json --format markdown
     """  # fmt: skip
     from vaeconv.cli.evaluated import EvalJob, run_job
+    from vaeconv.effects import Rule, refuse_idle
     from vaeconv.evaluate.evaluation import EvalOptions
     from vaeconv.evaluate.protocol import preset
     from vaeconv.parity.side import SideOptions
 
     weights = {"inception": inception_weights, "vgg16": vgg_weights, "lpips heads": lpips_weights}
+    refuse_idle(
+        [
+            *_knob_rules(preset(protocol), resize=resize, resize_filter=resize_filter,
+                         posterior=posterior, seed=seed),
+            *_weight_rules(metrics, weights),
+            *_model_rules(
+                bool(models or models_file or reproduce_card),
+                {"images": images, "out": out, "limit": limit, "strict": strict,
+                 "latent-stats": latent_stats, "restart": restart, "compile": compile_models,
+                 "channels-last": channels_last, "expect-world-size": expect_world_size,
+                 "ema": ema, "source-prefix": source_prefix, "salvage": salvage,
+                 "download": download},
+            ),
+            Rule("--format", output_format is not own.Format.TABLE, not json, "--json is JSON"),
+        ]
+    )  # fmt: skip
     options = EvalOptions(
         protocol=preset(protocol).changed(
             size=size,
@@ -141,3 +166,40 @@ def eval(
         verbose=verbose,
     )
     run_job(job, options)
+
+
+def _knob_rules(
+    begun: Protocol,
+    *,
+    resize: str | None,
+    resize_filter: str | None,
+    posterior: str | None,
+    seed: int | None,
+) -> list[Rule]:
+    from vaeconv.effects import Rule
+
+    is_drawn = (posterior or begun.posterior) == "sample"
+    is_resized = (resize or begun.resize) != "none"
+    return [
+        Rule("--seed", seed is not None, is_drawn, "only --posterior sample draws"),
+        Rule("--filter", resize_filter is not None, is_resized, "--resize none filters nothing"),
+    ]
+
+
+def _weight_rules(metrics: str, given: Mapping[str, Path | None]) -> list[Rule]:
+    from vaeconv.effects import Rule
+    from vaeconv.evaluate.nets import NETS
+
+    wanted = {name.strip() for name in metrics.lower().split(",")}
+    why = "no metric of --metrics uses them"
+    return [
+        Rule(net.option, given[net.name] is not None, not wanted.isdisjoint(net.serves), why)
+        for net in NETS
+    ]
+
+
+def _model_rules(has_models: bool, given: dict[str, object]) -> list[Rule]:
+    from vaeconv.effects import Rule
+
+    why = "there are no models to evaluate"
+    return [Rule(f"--{name}", bool(value), has_models, why) for name, value in given.items()]

@@ -184,9 +184,12 @@ def prune(
         vaeconv prune --ema --out-dir pruned/ a.ckpt b.ckpt c.ckpt
     """  # fmt: skip
     from vaeconv.cli.pruned import print_batch, print_single
+    from vaeconv.effects import Rule, refuse_idle
     from vaeconv.executor import CopyOptions
     from vaeconv.prune_options import PruneOptions
 
+    has_probe = probe or require_fp16_decode
+    refuse_idle([Rule("--device", device != "auto", has_probe, "only --probe computes")])
     jobs = _pair(paths, out_dir)
     options = PruneOptions(
         dtype=dtype.value,
@@ -207,7 +210,7 @@ def prune(
         manifest=manifest,
         metadata=parse_metadata(metadata),
         keep_metadata=not no_metadata,
-        probe=_make_probe(device) if probe or require_fp16_decode else None,
+        probe=_make_probe(device) if has_probe else None,
         require_fp16=require_fp16_decode,
         copy=CopyOptions(
             check=check, allow_nonfinite=allow_nonfinite, allow_zeros=allow_zeros, clamp=clamp
@@ -223,7 +226,9 @@ def prune(
         return
     code = print_batch(
         jobs,
-        lambda source, target: _run(source, target, options, dry_run=dry_run, shown=shown),
+        lambda source, target: _run(
+            source, target, _fitting(options, (source, target), jobs), dry_run=dry_run, shown=shown
+        ),
         json=json,
         quiet=quiet,
     )
@@ -242,6 +247,22 @@ def _run(source: str, target: str, options: PruneOptions, *, dry_run: bool, show
         copy = options.copy._replace(on_progress=copying.advance)
         options = replace(options, copy=copy, on_fetch=fetching.advance)
         return prune(source, target, options, dry_run=dry_run)
+
+
+def _fitting(
+    options: PruneOptions, job: tuple[str, str], jobs: Sequence[tuple[str, str]]
+) -> PruneOptions:
+    """Leave out of one job of several what only others can use, such as the shards of folders."""
+    from vaeconv.names import output_kind
+
+    def idle(source: str, target: str) -> set[str]:
+        rules = options.rules(*output_kind(target), source)
+        return {rule.option for rule in rules if rule.is_given and not rule.has_effect}
+
+    everywhere = set(idle(*job)).intersection(*(idle(*one) for one in jobs))
+    spare = idle(*job) - everywhere
+    fields = {option[2:].replace("-", "_") for option in spare}
+    return replace(options, **{name: getattr(type(options)(), name) for name in fields})
 
 
 def _make_probe(device: str) -> Probe:

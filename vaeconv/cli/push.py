@@ -127,10 +127,12 @@ def push(
     """  # fmt: skip
     from vaeconv.cli.progress import StepProgress
     from vaeconv.cli.render import print_json
+    from vaeconv.effects import Rule, refuse_idle
     from vaeconv.publish.originals import Original, push_both
     from vaeconv.publish.push_options import PushOptions
     from vaeconv.publish.pushing import push as run
 
+    refuse_idle([Rule("--report", bool(report), parity, "--no-parity wants none")])
     shown = not (quiet or json)
     with StepProgress(enabled=shown) as steps:
         options = PushOptions(

@@ -83,11 +83,21 @@ def release(
     from vaeconv.checkpoint.atomic import replace_small_file
     from vaeconv.cli.progress import StepProgress
     from vaeconv.cli.render import print_json
+    from vaeconv.effects import Rule, refuse_idle
     from vaeconv.errors import OutputExistsError, VaeconvError, one_line
     from vaeconv.names import check_ending
     from vaeconv.publish.release import release as run
     from vaeconv.publish.release_config import commented_file, read_release
 
+    why = "--init only writes the file"
+    refuse_idle(
+        [
+            Rule("--from", first is not None, not init, why),
+            Rule("--until", last is not None, not init, why),
+            Rule("--sign", sign is not None, not init, why),
+            Rule("--dry-run", dry_run, not init, why),
+        ]
+    )
     if init:
         check_ending(file, (".toml",), "a release file")
         if file.exists():

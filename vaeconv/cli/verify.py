@@ -210,12 +210,16 @@ def verify(
     from vaeconv.autoencoder.scaling import ScalingOptions
     from vaeconv.cli.progress import ByteProgress, StepProgress
     from vaeconv.cli.verified import Outputs, publish_result
+    from vaeconv.effects import Rule, refuse_idle
     from vaeconv.parity.behaviour import Limits
     from vaeconv.parity.side import SideOptions
     from vaeconv.parity.verification import VerifyOptions
     from vaeconv.parity.verification import verify as run
 
     shown = not (quiet or json)
+    refuse_idle(
+        [Rule("--pictures", pictures is not None, not weights_only, "--weights-only draws none")]
+    )
     outputs = Outputs(report=report, pictures=pictures, html=html, junit=junit)
     outputs.check([path for path in (a, b, drop_in_for, latents and str(latents)) if path])
     with ByteProgress("fetching", enabled=shown) as fetching, StepProgress(enabled=shown) as steps:

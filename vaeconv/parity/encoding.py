@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vaeconv.checkpoint.atomic import replace_small_file
+from vaeconv.effects import reading_rules, refuse_idle
 from vaeconv.errors import CheckpointNotFoundError, UsageError
 from vaeconv.names import check_ending, check_order, is_address
 from vaeconv.option_checks import Device, Range, check_arguments
@@ -81,6 +82,7 @@ def encode_pictures(
     how.validate()
     images, output = Path(images), Path(output)
     check_ending(output, (".safetensors", ".sft"), "a file of latents")
+    refuse_idle(reading_rules([model], download=how.download, variant=how.variant))
     sources = (images, model)
     check_order(sources, output)
     if is_address(os.fspath(model)):  # before anything is fetched

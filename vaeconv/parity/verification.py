@@ -17,6 +17,7 @@ from vaeconv.autoencoder.families import ASSUMED, BY_NAME, fitting_families
 from vaeconv.autoencoder.scaling import ScalingOptions
 from vaeconv.autoencoder.topology import Topology
 from vaeconv.checkpoint.source import hash_bytes
+from vaeconv.effects import Rule, reading_rules, refuse_idle
 from vaeconv.errors import CheckFailedError, UnmappedKeysError, UsageError
 from vaeconv.option_checks import RUN_DTYPES, Device, Range, check_fields
 from vaeconv.parity.behaviour import Decoded, Limits, Outcome, Runner
@@ -87,6 +88,31 @@ class VerifyOptions:
         check_fields(self, device=Device, dtype=RUN_DTYPES, batch_size=Range(1), tile=Range(0))
 
 
+def _option_rules(
+    a: str | os.PathLike[str],
+    b: str | os.PathLike[str] | None,
+    base: str | os.PathLike[str] | None,
+    options: VerifyOptions,
+) -> list[Rule]:
+    """When options have an effect: most are for models that run."""
+    default, runs, why = VerifyOptions(), not options.weights_only, "--weights-only runs nothing"
+    return [
+        *reading_rules(
+            [a, b, base], download=any(s.download for s in (options.a, options.b, options.base))
+        ),
+        *reading_rules([a], download=False, variant=options.a.variant, option="--variant-a"),
+        *reading_rules([b], download=False, variant=options.b.variant, option="--variant-b"),
+        Rule("--no-encode", not options.encode, runs, why),
+        Rule("--device", options.device != default.device, runs, why),
+        Rule("--dtype", options.dtype != default.dtype, runs, why),
+        Rule("--atol", options.limits.atol is not None, runs, why),
+        Rule("--min-psnr", options.limits.min_psnr is not None, runs, why),
+        Rule("--latents", options.latents is not None, runs, why),
+        Rule("--batch-size", options.batch_size is not None, runs, why),
+        Rule("--tile", options.tile != default.tile, runs, why),
+    ]
+
+
 @dataclass(slots=True)
 class _Clock:
     seconds: dict[str, float] = field(default_factory=dict)
@@ -134,6 +160,7 @@ def verify(
         raise UsageError(
             "there is nothing to compare it with", hint="name B, or --drop-in-for BASE"
         )
+    refuse_idle(_option_rules(a, b, drop_in_for, options))
     named = [("A", a, options.a), ("B", b, options.b), ("BASE", drop_in_for, options.base)]
     with ExitStack() as stack:
         clock = _Clock()
