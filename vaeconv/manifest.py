@@ -79,6 +79,20 @@ def kept_files(
     return Kept(same, others, tuple(rest))
 
 
+def remove_outputs(target: Path, kept: Collection[str]) -> None:
+    """Remove weights that a manifest lists as its own, as long as nobody changed them.
+
+    Args:
+        target: The folder.
+        kept: Names of files that stay.
+    """
+    for name, entry in _read_earlier(target)[0].items():
+        path = target / name
+        is_own = name.startswith(_WEIGHTS) and "source" not in entry and name not in kept
+        if is_own and path.is_file() and _is_unchanged(path, entry, check=True):
+            path.unlink()
+
+
 def _read_earlier(target: Path) -> tuple[dict[str, Any], Any]:
     try:
         document = json.loads((target / MANIFEST).read_bytes())

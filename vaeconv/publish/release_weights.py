@@ -7,8 +7,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from vaeconv.autoencoder.topology import Layout
+from vaeconv.checkpoint.folder import weights_name
 from vaeconv.conversion import ConvertOptions, convert
-from vaeconv.manifest import MANIFEST
+from vaeconv.manifest import MANIFEST, remove_outputs
 from vaeconv.parity.behaviour import Limits
 from vaeconv.parity.report import report_document, write_report
 from vaeconv.parity.side import SideOptions
@@ -25,6 +26,7 @@ def convert_folder(work: Work) -> Outcome:
     """Write the diffusers folder, one variant after the other."""
     project, written = work.project, []
     manifest = project.diffusers / MANIFEST
+    remove_outputs(project.diffusers, [weights_name(variant) for _, variant in project.variants])
     manifest.unlink(missing_ok=True)  # each variant adds to what is there
     for dtype, variant in project.variants:
         done = convert(project.source, project.diffusers, _to_folder(project, dtype, variant))
