@@ -782,6 +782,7 @@ def test_written_files_and_manifest_tell_their_hashes(tmp_path: Path) -> None:
         assert file.size == len(data)
         assert file.sha256 in (None, hashlib.sha256(data).hexdigest())
     manifest = json.loads((tmp_path / "out" / "vaeconv.json").read_bytes())
+    assert len(manifest["source"].pop("fingerprint")) == 64
     assert manifest["source"] == {
         "name": "m.ckpt",
         "size": (tmp_path / "m.ckpt").stat().st_size,

@@ -675,7 +675,7 @@ def test_a_batch_reports_in_one_document(tmp_path: Path) -> None:
         (["--max-shard-size", "lots", "a.ckpt", "o"], 2, "500MB"),
         (["--keep", "wheels", "a.ckpt", "o.ckpt"], 2, "wheels"),
         (["a.ckpt", "a.ckpt"], 5, "is the input itself"),
-        (["--vae", "o.ckpt", "a.ckpt", "o.ckpt"], 5, "is the input itself"),
+        (["--vae", "o.ckpt", "a.ckpt", "o.ckpt"], 2, "has nothing else"),
     ],
 )
 def test_wrong_usage_is_one_line(

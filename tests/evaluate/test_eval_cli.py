@@ -405,7 +405,9 @@ def test_plots_without_matplotlib_say_what_to_install(
 
 
 def test_a_folder_of_plots_that_cannot_be_made(again: Path, tmp_path: Path) -> None:
-    assert run("eval", "--add", again, "--plots", again).exit_code == 5
+    assert run("eval", "--add", again, "--plots", again).exit_code == 2, "it ends as a file does"
+    (tmp_path / "file").touch()
+    assert run("eval", "--add", again, "--plots", tmp_path / "file").exit_code == 5
     assert run("eval", "--add", again, "--plots", tmp_path / "no" / "such").exit_code == 5
 
 

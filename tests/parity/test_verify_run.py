@@ -431,7 +431,8 @@ def test_a_device_of_high_number_is_not_there(refs: Path, ckpt: Path, out: Path)
 
 def test_weights_alone_need_no_device() -> None:
     args = ("verify", FIXTURES / "tiny-kl.safetensors", FIXTURES / "tiny-diffusers")
-    assert run(*args, "--weights-only", "--device", "cuda:63").exit_code == 0
+    assert run(*args, "--weights-only").exit_code == 0
+    assert run(*args, "--weights-only", "--device", "cuda:63").exit_code == 2
 
 
 @pytest.mark.parametrize("wanted", ["cpu", "auto"])

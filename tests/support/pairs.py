@@ -100,11 +100,12 @@ def check(
     **options: Any,
 ) -> Verification:
     """Verify in this process, on the CPU unless told otherwise."""
+    device = {} if options.get("weights_only") else {"device": "cpu"}
     chosen = VerifyOptions(
         latents=references,
         limits=Limits(atol, min_psnr),
         b=SideOptions(variant=variant),
-        **{"device": "cpu", **options},
+        **{**device, **options},
     )
     return verify(one, other, chosen, drop_in_for=drop_in_for)
 
