@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -232,7 +233,7 @@ def _run_step(
     if on_step:
         on_step(name)
     state.begin(name)
-    done = STEPS[name](work)
+    done = STEPS[name](work._replace(retire=partial(state.retire, name)))
     state.end(name, inputs, done.outputs, done.facts)
     return StepResult(name, "done", done.facts), done.pushed
 

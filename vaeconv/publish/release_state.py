@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,6 +71,10 @@ class State:
         if known:
             self._steps[name] = known._replace(inputs=None)
             self._write()
+
+    def retire(self, name: str, kept: Iterable[Path]) -> None:
+        """Remove what a step wrote before and will not write again; what people changed stays."""
+        self._remove_stale(name, {self.name_of(path) for path in kept})
 
     def end(self, name: str, inputs: str, outputs: Sequence[Path], facts: dict[str, Any]) -> None:
         """Note what a step did, and remove what it wrote before and does no longer."""

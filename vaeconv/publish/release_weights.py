@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from vaeconv.autoencoder.topology import Layout
-from vaeconv.checkpoint.folder import weights_name
+from vaeconv.checkpoint.folder import CONFIG, weights_name
 from vaeconv.conversion import ConvertOptions, convert
 from vaeconv.manifest import MANIFEST, remove_outputs
 from vaeconv.parity.behaviour import Limits
@@ -26,6 +26,9 @@ def convert_folder(work: Work) -> Outcome:
     """Write the diffusers folder, one variant after the other."""
     project, written = work.project, []
     manifest = project.diffusers / MANIFEST
+    # Before: a manifest names weights that stay beside those that it is about.
+    names = [CONFIG, MANIFEST, *(weights_name(variant) for _, variant in project.variants)]
+    work.retire(project.diffusers / name for name in names)
     remove_outputs(project.diffusers, [weights_name(variant) for _, variant in project.variants])
     manifest.unlink(missing_ok=True)  # each variant adds to what is there
     for dtype, variant in project.variants:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,12 +18,14 @@ class Work(NamedTuple):
         is_forced: Whether it is to be done again, whatever is done.
         sign: A private key to sign with; None for no signature.
         on_progress: Called with what is being done, and how much of it is done of how much.
+        retire: Removes what the step wrote before, but for the files that it is given.
     """
 
     project: Project
     is_forced: bool = False
     sign: Path | None = None
     on_progress: Callable[[str, int, int], None] | None = None
+    retire: Callable[[Iterable[Path]], None] = lambda kept: None
 
 
 class Outcome(NamedTuple):
