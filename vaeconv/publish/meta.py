@@ -23,8 +23,7 @@ class CardMeta:
         repo_id: ``owner/name`` of the repository in the diffusers layout.
         original_repo_id: Of the one with the CompVis file.
         original_file: That file.
-        license: Identifier of the licence, as the Hub knows it, such as ``mit``; ``other`` for one
-            that it does not know.
+        license: Identifier of the licence, as the Hub knows it; ``other`` for another one.
         license_name: Name of a licence that is ``other``, such as ``my-license-1.0``.
         license_link: Address of its text, or the file in the release.
         base_model: ``owner/name`` of what it was trained from.
