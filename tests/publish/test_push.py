@@ -272,13 +272,9 @@ def test_repositories_of_other_types(pushes: Pushes, monkeypatch: pytest.MonkeyP
     assert len(pushes.hub.asked("GET", f"^{place}/")) == 2
 
 
-@pytest.mark.parametrize("where", ["there", "here"])
-def test_what_a_gitignore_would_leave_out(pushes: Pushes, where: str) -> None:
+def test_what_a_gitignore_would_leave_out(pushes: Pushes) -> None:
     """The client leaves it out and does not say so."""
-    ignore = {".gitignore": b"*.json\n"}
-    pushes.hub.create_repo(pushes.repo_id, ignore if where == "there" else {})
-    if where == "here":
-        (pushes.folder / ".gitignore").write_bytes(ignore[".gitignore"])
+    pushes.hub.create_repo(pushes.repo_id, {".gitignore": b"*.json\n"})
     before = pushes.repo.head()
     with pytest.raises(HubError, match=r"a line of \.gitignore keeps config\.json out"):
         pushes.run()
@@ -418,9 +414,9 @@ def test_a_name_that_the_hub_refuses(pushes: Pushes) -> None:
     ("repo_id", "token", "said"),
     [
         ("user/x", "hf_wrongSecret", ("401", "hf auth login")),
-        ("user/x", None, ("401", "hf auth login")),
-        ("other/x", TOKEN, ("403", "write access")),
-        ("user/x", "hf_readingSecretToken", ("403", "write access")),
+        ("user/x", None, ("no token is set", "hf auth login")),
+        ("other/x", TOKEN, ("is not other, and not a member", "write access")),
+        ("user/x", "hf_readingSecretToken", ("may only read", "write access")),
     ],
 )
 def test_who_may_not_push(
@@ -436,7 +432,7 @@ def test_who_may_not_push(
 def test_a_private_repository_of_somebody_else_is_none(pushes: Pushes) -> None:
     pushes.hub.create_repo("other/secret", private=True)
     pushes.repo_id = "other/secret"
-    with pytest.raises(HubError, match=r"403|404|409"):
+    with pytest.raises(HubError, match="not a member of it"):
         pushes.run()
     assert pushes.hub.repo("other/secret").commit_count() == 0
 

@@ -90,20 +90,41 @@ def test_a_changed_file_is_found(signed: tuple[Path, Path], name: str) -> None:
         verify_signature(*signed)
 
 
-def test_a_missing_and_a_new_file_are_found(signed: tuple[Path, Path]) -> None:
-    (signed[0] / "extra.bin").write_text("new")
-    with pytest.raises(CheckFailedError):
-        verify_signature(*signed)
-    (signed[0] / "extra.bin").unlink()
-    (signed[0] / "config.json").unlink()
-    with pytest.raises(CheckFailedError):
-        verify_signature(*signed)
+def differences(signed: tuple[Path, Path], key: Path | None = None) -> list[str]:
+    with pytest.raises(CheckFailedError, match="the signature does not fit") as caught:
+        verify_signature(signed[0], key or signed[1])
+    return list(caught.value.details) or [caught.value.what.partition("does not fit: ")[2]]
+
+
+def test_what_changed_is_missing_or_was_added_is_named(
+    signed: tuple[Path, Path], tmp_path: Path
+) -> None:
+    folder = signed[0]
+    (folder / "extra.bin").write_text("new")
+    assert differences(signed) == ["added: extra.bin"]
+    (folder / "inner").mkdir()
+    (folder / "inner/more.bin").write_text("new")
+    (folder / "config.json").unlink()
+    name = "diffusion_pytorch_model.safetensors"
+    (folder / name).write_bytes((folder / name).read_bytes()[:-1] + b"x")
+    found = [f"changed: {name}", "missing: config.json", "added: extra.bin",
+             "added: inner/more.bin"]  # fmt: skip
+    assert differences(signed) == found
+    # Also where the signature itself is another's, or damaged.
+    _, other = make_key(tmp_path, "other")
+    first, *others = differences(signed, other)
+    assert "not by this key, or it is damaged" in first and others == found
+    bundle = json.loads((folder / SIGNATURE).read_text())
+    bundle["dsseEnvelope"]["signatures"][0]["sig"] = "AAAA"
+    (folder / SIGNATURE).write_text(json.dumps(bundle))
+    first, *others = differences(signed)
+    assert "not by this key, or it is damaged" in first and others == found
 
 
 def test_another_key_is_another_signer(signed: tuple[Path, Path], tmp_path: Path) -> None:
     _, other = make_key(tmp_path, "other")
-    with pytest.raises(CheckFailedError):
-        verify_signature(signed[0], other)
+    (said,) = differences(signed, other)
+    assert "not by this key" in said
 
 
 def test_what_cannot_be_signed_or_checked(signed: tuple[Path, Path], tmp_path: Path) -> None:

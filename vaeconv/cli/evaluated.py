@@ -24,6 +24,7 @@ from vaeconv.evaluate.tables import format_latex, format_markdown, identity_of, 
 from vaeconv.json_text import dump_json
 from vaeconv.names import check_ending
 from vaeconv.parity.images import LeftOut
+from vaeconv.publish.places import hide_places
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +128,10 @@ def run_evaluation(
             raise
     if result is None:
         return None
-    document = {"schema_version": SCHEMA_VERSION, "command": "eval", "ok": True, **result}
+    # It may be published, and names no folders of this machine.
+    document = hide_places(
+        {"schema_version": SCHEMA_VERSION, "command": "eval", "ok": True, **result}
+    )
     data = dump_json(document, indent=1)
     replace_small_file(job.out, data.encode() + b"\n", durable=True)
     if shown:

@@ -54,6 +54,14 @@ def push(
         list[str] | None,
         typer.Option(metavar="GLOB", show_default=False, help="Leave these out; repeatable."),
     ] = None,
+    follow_symlinks: Annotated[
+        bool,
+        typer.Option(
+            "--follow-symlinks",
+            help="Publish what links lead to also where that is outside DIR, as in a folder of the "
+            "Hub's cache.",
+        ),
+    ] = False,
     original: Annotated[
         tuple[str, Path] | None,
         typer.Option(
@@ -63,10 +71,20 @@ def push(
             "the other.",
         ),
     ] = None,
+    card: Annotated[
+        str,
+        typer.Option(
+            metavar="merge|replace",
+            help="A card that people edited on the Hub: merge keeps their words and stops at a "
+            "contradiction, replace publishes the one in DIR.",
+        ),
+    ] = "merge",
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="Check, look at the repository, say what would go, change nothing."
+            "--dry-run",
+            help="Check the folder, the token and the repository, say what would be added, "
+            "replaced and deleted, and change nothing.",
         ),
     ] = False,
     allow_zeros: AllowZeros = False,
@@ -112,8 +130,10 @@ def push(
 ) -> None:
     """Publish a folder on the Hub as one commit, after checking that it may be.
 
-    What is there already is not sent again, and where nothing changed, there is no commit. The
-    token is the client's own: hf auth login, HF_TOKEN, or OIDC in a CI job.
+    What is there already is not sent again, and where nothing changed, there is no commit. Weights
+    of an older release that would be loaded in place of the new ones, and reports that no longer
+    fit, are deleted in the same commit. The token is the client's own: hf auth login, HF_TOKEN, or
+    OIDC in a CI job.
 
     Examples:
 
@@ -144,6 +164,8 @@ def push(
             repo_type=repo_type,
             include=tuple(include or ()),
             exclude=tuple(exclude or ()),
+            follow_symlinks=follow_symlinks,
+            card=card,
             parity=parity,
             allow_zeros=allow_zeros,
             reports=tuple(report or ()),
@@ -167,18 +189,28 @@ def push(
 
 
 def _print(done: Pushed, *, dry_run: bool, names: bool) -> None:
+    from vaeconv.cli.render import print_notes
     from vaeconv.errors import one_line
 
+    if done.left_out:
+        print_notes([f"note: never published, and left out: {', '.join(done.left_out)}"])
+    print_notes(f"note: {note}" for note in done.notes)
     verb = "would publish" if dry_run else "published"
-    if not done.changed:
+    if not (done.changed or done.deleted):
         lines = [f"nothing changed: {done.repo_id} has all {len(done.unchanged)} files"]
     elif not (done.is_new or dry_run):
         lines = [f"nothing changed: a pull request to {done.repo_id} has all files"]
     else:
         lines = [f"{verb} {len(done.changed)} files to {done.repo_id}, branch {done.revision}"]
+    if dry_run or done.creates:
+        lines.append(f"  {_state(done, dry_run=dry_run)}")
     if names:
-        lines += [f"  {path}" for path in done.changed]
+        lines += [
+            f"  {path}" + " (replaces another)" * (path in done.replaced) for path in done.changed
+        ]
         lines += [f"  {path} (there)" for path in done.unchanged]
+    gone = "would be deleted" if dry_run else "deleted"
+    lines += [f"  {path} ({gone}: of an older release)" for path in done.deleted]
     if done.oid:
         lines.append(f"  commit {done.oid}{f', tag {done.tag}' if done.tag else ''}")
     if done.url:
@@ -186,3 +218,13 @@ def _print(done: Pushed, *, dry_run: bool, names: bool) -> None:
     if done.is_verified:
         lines.append("  downloaded again, and equal")
     sys.stdout.writelines(one_line(line) + "\n" for line in lines)
+
+
+def _state(done: Pushed, *, dry_run: bool) -> str:
+    """Say whether the repository is there, and who may see it."""
+    from vaeconv.publish.access import visibility
+
+    verb = "is there"
+    if done.creates:
+        verb = "would be created" if dry_run else "was created"
+    return f"the repository {verb}, {visibility(done.is_private)}"

@@ -25,6 +25,7 @@ from vaeconv.parity.report import (
     write_bytes,
     write_report,
 )
+from vaeconv.publish.places import hide_places, hide_places_in_text
 
 if TYPE_CHECKING:
     from vaeconv.parity.behaviour import Decoded
@@ -80,17 +81,19 @@ class Outputs:
         return self.decoded.append if self.pictures or self.html else None
 
     def write(self, result: Verification, document: dict[str, Any]) -> list[Path]:
-        """Write them all.
+        """Write them all; they may be published, and name no folders of this machine.
 
         Raises:
             OutputError: One cannot be written.
         """
         written: list[Path] = []
+        places = [side.name for side in result.sides]
         if self.report:
-            write_report(self.report, document)
+            write_report(self.report, hide_places(document))
             written.append(self.report)
         if self.junit:
-            write_bytes(self.junit, junit(result))
+            text = hide_places_in_text(junit(result).decode(), known=places)
+            write_bytes(self.junit, text.encode())
             written.append(self.junit)
         if self.pictures:
             from vaeconv.parity.pictures import write_pictures
@@ -99,7 +102,8 @@ class Outputs:
         if self.html:
             from vaeconv.parity.page import make_page
 
-            write_bytes(self.html, make_page(result, self.decoded).encode())
+            page = make_page(result, self.decoded)
+            write_bytes(self.html, hide_places_in_text(page, known=places).encode())
             written.append(self.html)
         return written
 

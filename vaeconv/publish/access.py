@@ -1,17 +1,37 @@
-"""What would become of a repository, and whether the token may do it; nothing is changed."""
+"""Whether a token may do what a push is going to do, and what would become of a repository.
+
+Everything here is asked before anything is changed.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from vaeconv.errors import HubError
-from vaeconv.publish.hub_session import Deadline, ask
-from vaeconv.publish.push_options import PushOptions
+from vaeconv.publish.hub_session import Deadline, ask, status_of
+from vaeconv.publish.push_options import TYPES, PushOptions
 from vaeconv.publish.remote import Remote, with_remote
+from vaeconv.publish.tagging import check_tag
 
 _WRITES = ("repo.write", "repo.content.write")  # permissions of a fine-grained token
+_LOG_IN = "log in with: hf auth login, or set HF_TOKEN"
+
+
+class Access(NamedTuple):
+    """A repository, and what is to be said of it.
+
+    Attributes:
+        exists: Whether it is there.
+        private: Whether it is private, or will be; None for the default of its namespace.
+        notes: What else there is to know.
+    """
+
+    exists: bool
+    private: bool | None
+    notes: tuple[str, ...] = ()
 
 
 class Destination(NamedTuple):
@@ -35,10 +55,15 @@ class Destination(NamedTuple):
 
     def describe(self) -> str:
         """Say in a line what would become of it."""
-        seen = {True: "private", False: "public", None: "as public as its owner's default is"}
         verb = "is there" if self.exists else "would be created"
         branch = "" if self.head or not self.exists else f"; the branch {self.revision} would be"
-        return f"{self.repo_id} {verb}, {seen[self.private]}{branch}"
+        return f"{self.repo_id} {verb}, {visibility(self.private)}{branch}"
+
+
+def visibility(private: bool | None) -> str:
+    """Say who may see a repository."""
+    seen = {True: "private", False: "public", None: "as public as its owner's default is"}
+    return seen[private]
 
 
 def look_at(repo_id: str, options: PushOptions, deadline: Deadline) -> Destination:
@@ -52,66 +77,109 @@ def look_at(repo_id: str, options: PushOptions, deadline: Deadline) -> Destinati
 
 
 def _look(remote: Remote, options: PushOptions) -> Destination:
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    # A job's identity is exchanged for a token of this repository, which has no owner to ask for.
-    is_exchanged = "/" in os.environ.get("HF_OIDC_RESOURCE", "")
-    if not is_exchanged:
-        _check_token(remote)
-    try:
-        info = ask(
-            lambda: remote.api.repo_info(remote.repo_id, repo_type=remote.repo_type),
-            remote.deadline,
-        )
-    except RepositoryNotFoundError:
-        if is_exchanged:
-            raise
-        return Destination(remote.repo_id, remote.revision, False, options.private, None, None)
-    if options.private and info.private is False:
-        raise HubError(
-            "it is public, and was to be private",
-            where=remote.repo_id,
-            hint="change its visibility in its settings on the Hub, or leave private out",
-        )
-    head = remote.find_head()
-    tagged = remote.find_tag(options.tag) if options.tag else None
-    if tagged and tagged != head:
-        raise HubError(
-            f"the tag {options.tag} stands on another commit, {tagged}",
-            where=remote.repo_id,
-            hint="choose another tag, or remove that one: hf repo tag delete",
-        )
-    return Destination(remote.repo_id, remote.revision, True, bool(info.private), head, tagged)
+    access = check_access(remote, options)
+    head = remote.find_head() if access.exists else None
+    tagged = remote.find_tag(options.tag) if options.tag and access.exists else None
+    if options.tag and tagged:
+        check_tag(remote, options.tag, head)
+    return Destination(remote.repo_id, remote.revision, access.exists, access.private, head, tagged)
 
 
-def _check_token(remote: Remote) -> None:
-    """Check that there is a token, and that it may write into the namespace.
+def check_access(remote: Remote, options: PushOptions, *, namesakes: bool = False) -> Access:
+    """Check the token, its rights and the repository.
+
+    Args:
+        remote: Where to.
+        options: How.
+        namesakes: Look also for repositories of that name and another type.
 
     Raises:
-        HubError: There is none, or it may not.
+        HubError: A push would be refused; every reason is named.
+    """
+    problems: list[str] = []
+    notes: list[str] = []
+    if not _is_exchanged():
+        account = _ask_account(remote)
+        if account is None:
+            notes.append("the Hub did not say whose token it is: rights are not checked")
+        else:
+            problems += _rights_problems(account, remote, options)
+    info = remote.info()
+    private = options.private
+    if info is not None:
+        private = bool(getattr(info, "private", False))
+        if getattr(info, "disabled", False):
+            problems.append("it is disabled by the Hub")
+        if options.private is not None and options.private != private:
+            state = {True: "private", False: "public"}
+            problems.append(
+                f"it is {state[private]}, and was to be {state[options.private]}: change that in "
+                "its settings on the Hub, or leave the option out"
+            )
+        if getattr(info, "gated", False):
+            notes.append("the repository is gated: who downloads it is asked first")
+    elif namesakes:
+        notes += _namesakes(remote)
+    if problems:
+        raise HubError(
+            problems[0]
+            if not problems[1:]
+            else f"a push would be refused for {len(problems)} reasons",
+            where=remote.repo_id,
+            hint="use a token with write access to this namespace",
+            details=problems if problems[1:] else (),
+        )
+    return Access(info is not None, private, tuple(notes))
+
+
+def _is_exchanged() -> bool:
+    """Whether a job's identity is exchanged for a token, which has no owner to ask for."""
+    return "/" in os.environ.get("HF_OIDC_RESOURCE", "")
+
+
+def _ask_account(remote: Remote) -> Mapping[str, Any] | None:
+    """Ask whose the token is; None where the Hub has no time to say.
+
+    Raises:
+        HubError: There is no token, or the Hub does not accept it.
     """
     from huggingface_hub import get_token
 
-    log_in = "log in with: hf auth login, or set HF_TOKEN"
     if not get_token():
-        raise HubError("no token is set", where=remote.repo_id, hint=log_in)
-    account: Mapping[str, Any] = ask(remote.api.whoami, remote.deadline)
-    namespace = remote.repo_id.partition("/")[0]
+        raise HubError("no token is set", where=remote.repo_id, hint=_LOG_IN)
+    try:
+        found: Mapping[str, Any] = ask(remote.api.whoami, remote.deadline)
+    except Exception as error:
+        status = status_of(error)
+        if status == 401:
+            raise HubError(
+                "the token is not accepted: it is wrong, has expired or was revoked (401)",
+                where=remote.repo_id,
+                hint=_LOG_IN,
+            ) from error
+        if status is None:
+            raise
+        return None
+    return found
+
+
+def _rights_problems(
+    account: Mapping[str, Any], remote: Remote, options: PushOptions
+) -> Iterator[str]:
+    """Name what a token may not do, as far as the Hub tells."""
+    name, namespace = account.get("name"), remote.repo_id.partition("/")[0]
     token = (account.get("auth") or {}).get("accessToken") or {}
-    groups = {one.get("name"): one.get("roleInOrg") for one in account.get("orgs") or ()}
+    roles = {one.get("name"): one.get("roleInOrg") for one in account.get("orgs") or ()}
     if token.get("role") == "read":
-        what = f"the token of {account.get('name')} may only read"
-    elif namespace != account.get("name") and namespace not in groups:
-        what = f"{account.get('name')} is not {namespace}, and not a member of it"
-    elif namespace != account.get("name") and groups[namespace] == "read":
-        what = f"{account.get('name')} may only read in {namespace}"
-    elif token.get("role") == "fineGrained" and not _may_write(token, remote.repo_id):
-        what = f"the token may not write in {namespace}"
-    else:
+        yield f"the token of {name} may only read"
+    if options.create_pr:  # which everybody may open
         return
-    raise HubError(
-        what, where=remote.repo_id, hint="use a token with write access to this namespace"
-    )
+    if token.get("role") == "fineGrained" and not _may_write(token, remote.repo_id):
+        yield f"the token may not write in {namespace}: it is fine-grained, and for others"
+    if namespace != name and namespace not in roles:
+        yield f"{name} is not {namespace}, and not a member of it"
+    elif namespace != name and roles[namespace] == "read":
+        yield f"{name} may only read in {namespace}"
 
 
 def _may_write(token: Mapping[str, Any], repo_id: str) -> bool:
@@ -125,3 +193,11 @@ def _may_write(token: Mapping[str, Any], repo_id: str) -> bool:
         and any(one in _WRITES for one in scope.get("permissions") or ())
         for scope in rights["scoped"]
     )
+
+
+def _namesakes(remote: Remote) -> Iterator[str]:
+    for kind in TYPES:
+        if kind == remote.repo_type:
+            continue
+        if ask(partial(remote.api.repo_exists, remote.repo_id, repo_type=kind), remote.deadline):
+            yield f"there is a {kind} of that name, which is another repository"

@@ -30,6 +30,7 @@ def commit_files(
     head: str | None,
     tree: Mapping[str, Any],
     *,
+    gone: Sequence[str] = (),
     message: str | None = None,
     create_pr: bool = False,
 ) -> Commit:
@@ -40,6 +41,7 @@ def commit_files(
         files: What changed.
         head: The commit that they were compared with; None for an empty repository.
         tree: What that commit has.
+        gone: Paths that are deleted in the same commit.
         message: Of the commit; None for one that names the files.
         create_pr: Open a pull request instead of a commit to the branch.
 
@@ -48,20 +50,23 @@ def commit_files(
         HubError: The repository leaves files out, or cannot be asked what became of the commit.
         Exception: What the client says, for ``explain``.
     """
-    operations = _operations(files)
+    from huggingface_hub import CommitOperationDelete
+
+    additions = _operations(files)
+    operations = [*additions, *(CommitOperationDelete(path) for path in gone)]
     where: dict[str, Any] = {
         "revision": None if create_pr else remote.revision,
         "create_pr": create_pr,
     }
-    if IGNORE in tree or any(file.path == IGNORE for file in files):
-        _check_ignored(remote, operations, where)
+    if IGNORE in tree:
+        _check_ignored(remote, additions, where)
     for wait in (*WAITS, None):
         try:
             remote.deadline.check()
             done = remote.api.create_commit(
                 remote.repo_id,
                 operations,
-                commit_message=message or _message(files),
+                commit_message=message or _message(files, gone),
                 parent_commit=head,
                 repo_type=remote.repo_type,
                 **where,
@@ -71,7 +76,7 @@ def commit_files(
         except Exception as error:
             if not is_lost(error):
                 raise
-            found = _find_lost(remote, files, head, create_pr=create_pr)
+            found = _find_lost(remote, files, gone, head, create_pr=create_pr)
             if found is not None:
                 return found
             # A pull request may be made a moment later, and no parent would refuse a second one.
@@ -116,7 +121,12 @@ def _check_ignored(remote: Remote, operations: Sequence[Any], where: Mapping[str
 
 
 def _find_lost(
-    remote: Remote, files: Sequence[ReleaseFile], head: str | None, *, create_pr: bool
+    remote: Remote,
+    files: Sequence[ReleaseFile],
+    gone: Sequence[str],
+    head: str | None,
+    *,
+    create_pr: bool,
 ) -> Commit | None:
     """Find a commit that was made though no answer came.
 
@@ -124,10 +134,10 @@ def _find_lost(
     """
     try:
         if create_pr:
-            pull = remote.find_pull(files)
+            pull = remote.find_pull(files, gone)
             return Commit(*pull) if pull else None
         oid = remote.child_of(head)
-        return Commit(oid, "") if oid and remote.has(files, oid) else None
+        return Commit(oid, "") if oid and remote.has(files, oid, gone) else None
     except Exception as error:
         if status_of(error) is not None:
             return None
@@ -142,7 +152,9 @@ def _has_changed(file: ReleaseFile) -> CheckFailedError:
     return CheckFailedError("it changed after it was checked", where=str(file.local))
 
 
-def _message(files: Sequence[ReleaseFile]) -> str:
-    names = [file.path for file in files]
+def _message(files: Sequence[ReleaseFile], gone: Sequence[str]) -> str:
+    names = [file.path for file in files] or list(gone)
     first = ", ".join(names[:3])
-    return f"Publish {first}" + (f" and {len(names) - 3} more" if names[3:] else "")
+    return f"{'Publish' if files else 'Remove'} {first}" + (
+        f" and {len(names) - 3} more" if names[3:] else ""
+    )

@@ -101,7 +101,9 @@ def push_both(
     with scratch_folder() as room:
         staged = room / original.repo_id.rpartition("/")[2]
         staged.mkdir()
-        others = replace(options, include=(), exclude=(), reports=tuple(proofs))
+        others = replace(
+            options, include=(), exclude=(), reports=tuple(proofs), follow_symlinks=True
+        )
         published = list_published(original.repo_id, others, deadline)
         if CARD in published:
             fetch(CARD, original.repo_id, others, deadline, staged)

@@ -56,6 +56,13 @@ def hide_places_in_text(text: str, *, root: Path | None = None, known: Iterable[
     return _Hider(root, known).sentence(text)
 
 
+def places_in(document: Any) -> list[str]:
+    """List the paths of machines that a report tells; see :func:`hide_places`."""
+    hider = _Hider(None, _find_places(document))
+    hider.hide(document)
+    return list(dict.fromkeys(hider.found))
+
+
 def _find_places(document: Any, field: str = "") -> Iterator[str]:
     """Find whole paths in the fields that hold some."""
     if isinstance(document, Mapping):
@@ -80,6 +87,7 @@ class _Hider:
         exact = "|".join(re.escape(one) for one in sorted(spellings, key=len, reverse=True))
         rest = rf"(?:[\\/]+{_PART}+)*[\\/]*"
         place = rf"(?:{exact}){_AFTER}{rest}|{_TOKEN}" if exact else _TOKEN
+        self.found: list[str] = []
         self._pattern = re.compile(rf"({_URL})|{_BEFORE}({place})", re.IGNORECASE)
 
     def hide(self, value: Any, field: str = "") -> Any:
@@ -102,6 +110,7 @@ class _Hider:
 
     def _shorten(self, path: str) -> str:
         """Leave what may be told of a path."""
+        self.found.append(path)
         if path.lower().startswith("file:"):
             path = unquote(urlsplit(path).path)
         stop = len(path.rstrip(". "))  # the end of a sentence is not the path's

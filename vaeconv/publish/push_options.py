@@ -12,7 +12,8 @@ from vaeconv.option_checks import Range, check_fields
 
 # The rules of git check-ref-format.
 _NO_REF = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|^[./-]|[./]$|/\.|\.lock(/|$)|^@?$")
-_TYPES = ("model", "dataset", "space")
+TYPES = ("model", "dataset", "space")
+CARDS = ("merge", "replace")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,9 @@ class PushOptions:
         repo_type: ``model``.
         include: Patterns of paths to publish.
         exclude: Patterns of paths to leave out.
+        follow_symlinks: Whether what links lead to is published where that is outside the folder.
+        card: ``merge`` keeps what people wrote on the card that is published, or stops where that
+            and the card here contradict each other; ``replace`` publishes the card here.
         parity: Whether every file of weights must be in a parity report that passed.
         allow_zeros: Let weights pass that are zero where no training leaves zeros.
         reports: Parity reports; none means those in the folder.
@@ -46,6 +50,8 @@ class PushOptions:
     repo_type: str = "model"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    follow_symlinks: bool = False
+    card: str = "merge"
     parity: bool = True
     allow_zeros: bool = False
     reports: tuple[Path, ...] = ()
@@ -74,9 +80,15 @@ def check_options(repo_id: str, options: PushOptions) -> None:
         is_named = False
     if not is_named:
         raise UsageError(f"{repo_id} is not owner/name")
-    if options.repo_type not in _TYPES:
+    if options.repo_type not in TYPES:
         raise UsageError(
-            f"{options.repo_type} is no type of repository", hint=f"known: {', '.join(_TYPES)}"
+            f"{options.repo_type} is no type of repository", hint=f"known: {', '.join(TYPES)}"
+        )
+    if options.card not in CARDS:
+        raise UsageError(f"--card {options.card} is none of {', '.join(CARDS)}")
+    if options.tag and options.tag == options.revision:
+        raise UsageError(
+            f"the tag {options.tag} would have the branch's name", hint="choose another tag"
         )
     for name in filter(None, (options.tag, options.revision)):
         if not is_ref(name):

@@ -9,18 +9,26 @@ from typing import NamedTuple
 
 from vaeconv.errors import CheckFailedError, counted
 from vaeconv.leftovers import scratch_folder
+from vaeconv.publish.access import check_access
 from vaeconv.publish.committing import commit_files
 from vaeconv.publish.hub_session import Deadline
+from vaeconv.publish.published import find_outdated, with_published_card
 from vaeconv.publish.push_options import PushOptions, check_options
 from vaeconv.publish.release_files import (
     ReleaseFile,
     check_release,
     hash_file,
-    list_release,
+    hash_files,
     parity_reports,
 )
 from vaeconv.publish.remote import Remote, differing, fetch, with_remote
+from vaeconv.publish.selection import select_files
 from vaeconv.publish.signing import SIGNATURE, settle_signature
+from vaeconv.publish.stale import (
+    loaded_file,
+    other_variants,
+    weights_of,
+)
 from vaeconv.publish.tagging import check_tag, put_tag
 
 _MB = 1_000_000
@@ -39,6 +47,13 @@ class Pushed(NamedTuple):
         tag: The tag that stands on the commit; None for none.
         is_new: Whether a commit was made.
         is_verified: Whether what was published was downloaded and compared.
+        replaced: Those of the changed paths that were there, and different.
+        deleted: Paths that were there of an older release, and would win over the new files or
+            contradict them.
+        left_out: Paths in the folder that are never published.
+        creates: Whether the repository is made, or would be.
+        is_private: Whether it is private; None where its namespace decides.
+        notes: What else there is to know.
     """
 
     repo_id: str
@@ -50,6 +65,12 @@ class Pushed(NamedTuple):
     tag: str | None
     is_new: bool
     is_verified: bool = False
+    replaced: tuple[str, ...] = ()
+    deleted: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    creates: bool = False
+    is_private: bool | None = None
+    notes: tuple[str, ...] = ()
 
 
 def push(
@@ -95,12 +116,13 @@ def publish_files(
         HubError: The Hub refused, or did not answer.
         InputError: The key cannot be used.
     """
+    left_out = select_files(folder, exclude=options.exclude).left_out
     if options.sign is None:
-        return push_files(files, repo_id, options, deadline, dry_run=dry_run)
+        return push_files(files, repo_id, options, deadline, dry_run=dry_run, left_out=left_out)
     with scratch_folder() as room:
         target = (room if dry_run else folder) / SIGNATURE
         signed = _with_signature(folder, files, repo_id, options, deadline, target)
-        return push_files(signed, repo_id, options, deadline, dry_run=dry_run)
+        return push_files(signed, repo_id, options, deadline, dry_run=dry_run, left_out=left_out)
 
 
 def checked_files(
@@ -120,20 +142,28 @@ def checked_files(
     report = options.on_progress or (lambda step, done, total: None)
     # A signature that is there may be of what was here before; a new one is made, or found.
     exclude = (*options.exclude, *([SIGNATURE] if options.sign else []))
-    files = list_release(
+    selection = select_files(
         folder,
         include=options.include,
         exclude=exclude,
-        on_progress=lambda done, total: report("hashing, MB", done // _MB, max(1, total // _MB)),
+        follow_symlinks=options.follow_symlinks,
     )
-    problems = check_release(
+    files = hash_files(
         folder,
-        files,
-        reports=options.reports or parity_reports(folder),
-        needs_parity=options.parity,
-        allow_zeros=options.allow_zeros,
-        remote=remote,
+        selection,
+        lambda done, total: report("hashing, MB", done // _MB, max(1, total // _MB)),
     )
+    problems = [
+        *selection.problems,
+        *check_release(
+            folder,
+            files,
+            reports=options.reports or parity_reports(folder),
+            needs_parity=options.parity,
+            allow_zeros=options.allow_zeros,
+            remote=remote,
+        ),
+    ]
     if problems:
         what, details = counted("not fit to be published", problems)
         raise CheckFailedError(what, where=str(folder), details=details)
@@ -174,14 +204,16 @@ def push_files(
     deadline: Deadline | None = None,
     *,
     dry_run: bool = False,
+    left_out: Sequence[str] = (),
 ) -> Pushed:
-    """Publish files that were checked."""
-    return with_remote(
+    """Publish files that were checked; what was left out of their folder goes into the result."""
+    done = with_remote(
         repo_id,
         options,
         deadline or Deadline(options.timeout),
         lambda remote: _run(remote, files, options, dry_run=dry_run),
     )
+    return done._replace(left_out=tuple(left_out))
 
 
 def _run(
@@ -189,44 +221,57 @@ def _run(
 ) -> Pushed:
     """Look at what is there, commit what differs, and put the tag."""
     report = options.on_progress or (lambda step, done, total: None)
+    access = check_access(remote, options, namesakes=dry_run)
     head = remote.find_head(private=options.private, may_create=not dry_run)
     tree = remote.tree(head)
-    changed = differing(files, tree)
-    result = Pushed(
-        remote.repo_id,
-        remote.revision,
-        head,
-        "",
-        tuple(file.path for file in changed),
-        tuple(file.path for file in files if file not in changed),
-        None,
-        is_new=False,
-    )
-    if options.tag and head:
-        check_tag(remote, options.tag, None if changed else head)
-    if dry_run:
-        return result._replace(oid=None)
-    if changed:
-        pull = remote.find_pull(files) if options.create_pr else None
-        if pull is None:
-            report("uploading", 0, 0)
-            made = commit_files(
-                remote,
-                changed,
-                head,
-                tree,
-                message=options.message,
-                create_pr=options.create_pr,
-            )
-            result = result._replace(oid=made.oid, url=made.url, is_new=True)
-        else:
-            result = result._replace(oid=pull.oid, url=pull.url)
-    if options.tag and result.oid:
-        put_tag(remote, options.tag, result.oid)
-        result = result._replace(tag=options.tag)
-    if options.verify and result.oid:
-        _verify(remote, files, result.oid, report)
-        result = result._replace(is_verified=True)
+    with scratch_folder() as room:
+        files, notes = with_published_card(remote, files, tree, head, options, room)
+        changed = differing(files, tree)
+        gone = find_outdated(remote, files, tree, head, room)
+        paths = {file.path for file in files}
+        if changed:
+            notes += [f"{path} stays, of an earlier push" for path in other_variants(paths, tree)]
+        result = Pushed(
+            remote.repo_id,
+            remote.revision,
+            head,
+            "",
+            tuple(file.path for file in changed),
+            tuple(file.path for file in files if file not in changed),
+            None,
+            is_new=False,
+            replaced=tuple(file.path for file in changed if file.path in tree),
+            deleted=tuple(gone),
+            creates=not access.exists,
+            is_private=access.private,
+            notes=(*access.notes, *notes),
+        )
+        if options.tag and head:
+            check_tag(remote, options.tag, None if changed or gone else head)
+        if dry_run:
+            return result._replace(oid=None)
+        if changed or gone:
+            pull = remote.find_pull(files, gone) if options.create_pr else None
+            if pull is None:
+                report("uploading", 0, 0)
+                made = commit_files(
+                    remote,
+                    changed,
+                    head,
+                    tree,
+                    gone=gone,
+                    message=options.message,
+                    create_pr=options.create_pr,
+                )
+                result = result._replace(oid=made.oid, url=made.url, is_new=True)
+            else:
+                result = result._replace(oid=pull.oid, url=pull.url)
+        if options.tag and result.oid:
+            put_tag(remote, options.tag, result.oid)
+            result = result._replace(tag=options.tag)
+        if options.verify and result.oid:
+            _verify(remote, files, result.oid, report)
+            result = result._replace(is_verified=True)
     return result
 
 
@@ -236,11 +281,20 @@ def _verify(
     oid: str,
     report: Callable[[str, int, int], None],
 ) -> None:
-    """Download what was published, and compare.
+    """Download what was published, compare, and see that it is what diffusers loads.
 
     Raises:
-        CheckFailedError: A file came back different.
+        CheckFailedError: A file came back different, or another one is loaded in its place.
     """
+    paths = remote.tree(oid).keys()
+    pushed = {file.path for file in files}
+    for weights in {one for one in map(weights_of, pushed) if one}:
+        for safetensors in (True, False):
+            first = loaded_file(weights, paths, safetensors=safetensors)
+            if first and first not in pushed:
+                raise CheckFailedError(
+                    f"diffusers loads {first}, which was not published", where=remote.repo_id
+                )
     with scratch_folder() as folder:
         for number, file in enumerate(files):
             report("downloading", number, len(files))

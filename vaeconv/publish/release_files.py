@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from vaeconv.checkpoint.folder import CONFIG, STEM
 from vaeconv.checkpoint.open import open_checkpoint
-from vaeconv.errors import InputError, OutputError, VaeconvError
+from vaeconv.errors import CheckFailedError, InputError, OutputError, VaeconvError, counted
 from vaeconv.names import KINDS
 from vaeconv.publish.card import CARD
 from vaeconv.publish.checking import check_card
 from vaeconv.publish.documents import read_document, read_manifest
+from vaeconv.publish.leaks import leak_problems, places_of
+from vaeconv.publish.selection import Selection, is_never_published, select_files
 from vaeconv.publish.signing import SIGNATURE, read_signed
+from vaeconv.publish.stale import twofold_problems
 from vaeconv.survey import survey_checkpoint
 from vaeconv.zeros import check_zeros
 
 _PIECE = 1 << 20
 _WEIGHTS = tuple(KINDS)
-# What is never published: version control, caches, leftovers of a run, results in the making.
-_HIDDEN = (".git", ".cache", ".huggingface", ".DS_Store", "__pycache__")
 
 
 class ReleaseFile(NamedTuple):
@@ -65,25 +65,29 @@ def list_release(
         on_progress: Called with the bytes that are hashed, and those that are to be.
 
     Raises:
+        CheckFailedError: There is what cannot be published.
         OutputError: It is not a folder, or has no files.
     """
-    if not folder.is_dir():
-        raise OutputError("is not a folder", where=str(folder))
-    wanted: list[tuple[Path, str]] = []
-    for local in sorted(folder.rglob("*")):
-        path = local.relative_to(folder).as_posix()
-        parts = path.split("/")
-        if not local.is_file() or any(part in _HIDDEN or ".vaeconv-" in part for part in parts):
-            continue
-        if include and not _matches(path, include):
-            continue
-        if not _matches(path, exclude):
-            wanted.append((local, path))
-    if not wanted:
+    selection = select_files(folder, include=include, exclude=exclude)
+    if selection.problems:
+        what, details = counted("not fit to be published", selection.problems)
+        raise CheckFailedError(what, where=str(folder), details=details)
+    return hash_files(folder, selection, on_progress)
+
+
+def hash_files(
+    folder: Path, selection: Selection, on_progress: Callable[[int, int], None] | None = None
+) -> list[ReleaseFile]:
+    """Hash the files that were selected.
+
+    Raises:
+        OutputError: There are none, or one cannot be read.
+    """
+    if not (selection.files or selection.problems):
         raise OutputError("there is nothing to publish", where=str(folder))
-    total, before = sum(local.stat().st_size for local, _ in wanted), 0
+    total, before = sum(local.stat().st_size for local, _ in selection.files), 0
     found = []
-    for local, path in wanted:
+    for local, path in selection.files:
         advance = partial(_advance, on_progress, before, total) if on_progress else None
         found.append(hash_file(local, path, advance))
         before += found[-1].size
@@ -92,10 +96,6 @@ def list_release(
 
 def _advance(on_progress: Callable[[int, int], None], before: int, total: int, done: int) -> None:
     on_progress(before + done, total)
-
-
-def _matches(path: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(path, pattern) for pattern in patterns)
 
 
 def hash_file(local: Path, path: str, on_bytes: Callable[[int], None] | None = None) -> ReleaseFile:
@@ -145,6 +145,7 @@ def check_release(
     ]
     by_path = {file.path: file for file in files}
     problems += _weights_problems(folder, files, allow_zeros=allow_zeros)
+    problems += twofold_problems(by_path)
     problems += _manifest_problems(folder, by_path)
     if CARD in by_path:
         found = check_card(folder, published={*by_path, *remote})
@@ -153,6 +154,9 @@ def check_release(
         problems.append(f"there is no {CARD}: vaeconv card writes one")
     if SIGNATURE in by_path:
         problems += _signature_problems(by_path)
+    places = places_of(folder)
+    for file in files:
+        problems += leak_problems(file.path, file.local, places)
     if needs_parity:
         problems += _parity_problems(files, reports)
     return problems
@@ -191,6 +195,8 @@ def _manifest_problems(folder: Path, files: Mapping[str, ReleaseFile]) -> list[s
     manifest = manifest or {"outputs": {}}
     for name, entry in {**manifest["outputs"], **manifest.get("others", {})}.items():
         file = files.get(name)
+        if is_never_published(name):
+            problems.append(f"{name} is in the manifest, and a file of that name is not published")
         if file and entry.get("sha256") not in (None, file.sha256):
             problems.append(
                 f"{name} is not what vaeconv wrote: its sha256 differs from the manifest's"
@@ -209,7 +215,7 @@ def _signature_problems(files: Mapping[str, ReleaseFile]) -> list[str]:
     ]
     return [
         f"{SIGNATURE} is about another {name}: remove it, or sign again with --sign"
-        for name in changed[:1]
+        for name in changed
     ]
 
 

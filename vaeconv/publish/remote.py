@@ -57,6 +57,15 @@ class Remote:
             lambda: call(self.repo_id, *args, repo_type=self.repo_type, **options), self.deadline
         )
 
+    def info(self) -> Any:
+        """What the Hub says of the repository; None where there is none that can be seen."""
+        from huggingface_hub.errors import RepositoryNotFoundError
+
+        try:
+            return self._ask("repo_info")
+        except RepositoryNotFoundError:
+            return None
+
     def head(self) -> str | None:
         """The commit that the branch is at."""
         sha: str | None = self._ask("repo_info", revision=self.revision).sha
@@ -96,9 +105,12 @@ class Remote:
 
         return {one.path: one for one in ask(read, self.deadline) if hasattr(one, "blob_id")}
 
-    def has(self, files: Sequence[ReleaseFile], commit: str | None) -> bool:
-        """Tell whether files are at a commit as they are here."""
-        return commit is not None and not differing(files, self.tree(commit))
+    def has(
+        self, files: Sequence[ReleaseFile], commit: str | None, gone: Sequence[str] = ()
+    ) -> bool:
+        """Tell whether files are at a commit as they are here, and others are not."""
+        tree = self.tree(commit)
+        return commit is not None and not differing(files, tree) and not set(gone) & tree.keys()
 
     def child_of(self, parent: str | None) -> str | None:
         """Find the commit that came right after another one; None where there is none."""
@@ -107,10 +119,10 @@ class Remote:
         place = oids.index(parent) if parent in oids else len(oids)
         return oids[place - 1] if place else None
 
-    def find_pull(self, files: Sequence[ReleaseFile]) -> Pull | None:
-        """Find an open pull request that has these files already."""
+    def find_pull(self, files: Sequence[ReleaseFile], gone: Sequence[str] = ()) -> Pull | None:
+        """Find an open pull request that has these files already, and none of those."""
         for number, oid in self._pulls():
-            if self.has(files, oid):
+            if self.has(files, oid, gone):
                 details = self._ask("get_discussion_details", number)
                 if details.status in ("open", "draft"):
                     return Pull(oid, details.url)
@@ -157,9 +169,6 @@ class Remote:
                 for one in operations
             ]
         }
-        for one in operations:
-            if one.path_in_repo == IGNORE:
-                body["gitIgnore"] = Path(one.path_or_fileobj).read_text("utf-8", "replace")
 
         def call() -> list[str]:
             response = get_session().post(

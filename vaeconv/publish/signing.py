@@ -7,10 +7,11 @@ people edit, and the signature.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vaeconv.errors import CheckFailedError, InputError, MissingDependencyError, OutputError
 from vaeconv.leftovers import scratch_folder
@@ -19,6 +20,8 @@ from vaeconv.publish.card import CARD
 SIGNATURE = "model.sig"
 # What the Hub adds to a repository, and its client to a download.
 _IGNORED = (SIGNATURE, CARD, ".gitattributes", ".cache", ".git")
+_IGNORED_HERE = (*_IGNORED, ".gitignore", ".github")  # model-signing ignores git's own files
+_MISMATCH = "Signature mismatch"  # how model-signing says that the signature is good, and files not
 
 
 def settle_signature(
@@ -177,9 +180,78 @@ def verify_signature(
         config.set_hashing_config(_hashing(hashing, folder, leave_out)).verify(folder, bundle)
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise CheckFailedError(
-            f"the signature does not fit: {reason}", where=str(folder)
-        ) from error
+        raise _not_signed(folder, bundle, reason, leave_out) from error
+
+
+def _not_signed(
+    folder: Path, bundle: Path, reason: str, leave_out: Iterable[Path]
+) -> CheckFailedError:
+    """Say what is wrong: every file that differs, and whether the signature is another's."""
+    try:
+        found = find_differences(folder, bundle, leave_out=leave_out)
+    except InputError as error:
+        return CheckFailedError(f"the signature does not fit: {error.what}", where=str(folder))
+    details = [f"{kind}: {name}" for kind, names in found._asdict().items() for name in names]
+    counts = [f"{len(names)} {kind}" for kind, names in found._asdict().items() if names]
+    if not (counts and reason.startswith(_MISMATCH)):
+        details.insert(0, f"the signature is not by this key, or it is damaged: {reason}")
+        counts.insert(0, "it is not by this key, or damaged")
+    if len(details) == 1:
+        return CheckFailedError(f"the signature does not fit: {details[0]}", where=str(folder))
+    return CheckFailedError(
+        f"the signature does not fit: {', '.join(counts)}", where=str(folder), details=details
+    )
+
+
+class Differences(NamedTuple):
+    """Files that are not as they were signed.
+
+    Attributes:
+        changed: Those whose content is another.
+        missing: Those that are not there.
+        added: Those that were not signed.
+    """
+
+    changed: tuple[str, ...]
+    missing: tuple[str, ...]
+    added: tuple[str, ...]
+
+
+def find_differences(
+    folder: Path, signature: Path, *, leave_out: Iterable[Path] = ()
+) -> Differences:
+    """Compare the files of a folder with those that a signature is about, whoever signed.
+
+    Raises:
+        InputError: It is no signature of OpenSSF model signing.
+    """
+    signed = read_signed(signature)
+    left = {path.absolute() for path in (*leave_out, signature)}
+    here = {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and path.relative_to(folder).parts[0] not in _IGNORED_HERE
+        and path.absolute() not in left
+    }
+    return Differences(
+        changed=tuple(
+            name for name in signed if name in here and _sha256(here[name]) != signed[name]
+        ),
+        missing=tuple(name for name in signed if name not in here),
+        added=tuple(name for name in here if name not in signed),
+    )
+
+
+def _sha256(path: Path) -> str | None:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    except OSError:
+        return None
+    return digest.hexdigest()
 
 
 def read_signed(signature: Path) -> dict[str, str]:

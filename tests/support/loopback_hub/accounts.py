@@ -23,14 +23,23 @@ _LISTS = ("tags", "datasets", "language", "base_model", "metrics")
 @route("GET", "/api/whoami-v2")
 def whoami(ask: Ask) -> Answer:
     account = ask.account()
-    role = "write" if account.can_write else "read"
+    token: dict[str, Any] = {
+        "displayName": "loopback",
+        "role": "write" if account.can_write else "read",
+    }
+    if account.scopes is not None:
+        scoped = [
+            {"entity": {"type": "user", "name": name}, "permissions": list(rights)}
+            for name, rights in account.scopes.items()
+        ]
+        token |= {"role": "fineGrained", "fineGrained": {"global": [], "scoped": scoped}}
     return reply(
         {
             "type": "user",
             "name": account.name,
             "fullname": account.name,
             "orgs": [{"type": "org", "name": name} for name in account.orgs],
-            "auth": {"accessToken": {"displayName": "loopback", "role": role}},
+            "auth": {"accessToken": token},
         }
     )
 

@@ -51,6 +51,7 @@ class LoopbackHub:
         self.part_size = part_size
         self.regular_limit = regular_limit
         self.repos: dict[str, Repository] = {}
+        self.others: set[str] = set()  # such as "datasets/user/name"
         self.trusted: set[tuple[str, str]] = set()
         self.uploads: dict[str, Upload] = {}
         self.requests: list[Request] = []

@@ -43,6 +43,16 @@ def model_info(ask: Ask) -> Answer:
     )
 
 
+@route("GET", "/api/datasets/{id}")
+@route("GET", "/api/spaces/{id}")
+def other_info(ask: Ask) -> Answer:
+    """Answer about a repository of another type: there are some by name only."""
+    repo_id, kind = ask.parts[0], ask.request.path.split("/")[2]
+    if f"{kind}/{repo_id}" not in ask.hub.others:
+        raise Refusal(404, "Repository not found", "RepoNotFound")
+    return reply({"id": repo_id, "sha": "0" * 40, "private": False, "siblings": []})
+
+
 @route("GET", "/api/models/{id}/refs")
 def refs(ask: Ask) -> Answer:
     repo = ask.repo()

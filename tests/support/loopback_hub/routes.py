@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -24,6 +24,7 @@ class Account:
     orgs: tuple[str, ...] = ()
     can_write: bool = True
     only: str | None = None  # the one repository it is for, where it makes none
+    scopes: Mapping[str, Sequence[str]] | None = None  # rights of a fine-grained token, by name
 
     def owns(self, namespace: str) -> bool:
         return namespace in (self.name, *self.orgs)
