@@ -294,6 +294,23 @@ def test_merging() -> None:
     assert merge_cards(HERE, edited, "there").text == HERE, "in marked sections we have the say"
 
 
+def test_a_card_that_nobody_edited_is_replaced(
+    hub: LoopbackHub, release: Path, repo_id: str
+) -> None:
+    card = release / "README.md"
+    for text in (f"{HERE}\nMine.\n", f"{HERE}\nMine, in other words.\n", HERE):
+        card.write_text(text)
+        push(release, repo_id)
+        assert hub.repo(repo_id).files()["README.md"].decode() == text
+    # What was merged holds words of people, and is no card of a folder.
+    hub.move_head(repo_id, {"README.md": f"{HERE}\nTheirs.\n".encode()})
+    card.write_text(HERE.replace("Use.", "Use it."))
+    push(release, repo_id)
+    card.write_text(f"{HERE}\nMine.\n")
+    with pytest.raises(CheckFailedError, match=r"on the Hub it says 'Theirs\.'"):
+        push(release, repo_id)
+
+
 def test_an_edit_between_the_look_and_the_commit(
     hub: LoopbackHub, release: Path, repo_id: str
 ) -> None:

@@ -31,6 +31,7 @@ def commit_files(
     tree: Mapping[str, Any],
     *,
     gone: Sequence[str] = (),
+    description: str = "",
     message: str | None = None,
     create_pr: bool = False,
 ) -> Commit:
@@ -42,6 +43,7 @@ def commit_files(
         head: The commit that they were compared with; None for an empty repository.
         tree: What that commit has.
         gone: Paths that are deleted in the same commit.
+        description: What stands below the message.
         message: Of the commit; None for one that names the files.
         create_pr: Open a pull request instead of a commit to the branch.
 
@@ -67,6 +69,7 @@ def commit_files(
                 remote.repo_id,
                 operations,
                 commit_message=message or _message(files, gone),
+                commit_description=description,
                 parent_commit=head,
                 repo_type=remote.repo_type,
                 **where,

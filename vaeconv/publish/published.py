@@ -17,6 +17,11 @@ from vaeconv.publish.remote import Remote, differing
 from vaeconv.publish.stale import outdated_documents, winning_files
 
 
+def card_line(blob: str) -> str:
+    """The line of a commit that knows a card again: of a folder, and not edited since."""
+    return f"vaeconv-card: {blob}"
+
+
 def with_published_card(
     remote: Remote,
     files: Sequence[ReleaseFile],
@@ -27,7 +32,8 @@ def with_published_card(
 ) -> tuple[list[ReleaseFile], list[str]]:
     """Put the card that is published into the one that is pushed.
 
-    The commit names the head that it was read at, so that no later edit is lost.
+    One that a push published as it was in its folder has no words of people: the one here replaces
+    it. The commit names the head that it was read at, so that no later edit is lost.
 
     Raises:
         CheckFailedError: They contradict each other, or the card of both may not be published.
@@ -36,6 +42,8 @@ def with_published_card(
     if card is None or head is None or options.card == "replace" or not differing([card], tree):
         return list(files), []
     if CARD not in tree:
+        return list(files), []
+    if remote.says(card_line(tree[CARD].blob_id)):
         return list(files), []
     where = f"{remote.repo_id}/{CARD}"
     place = Path(remote.download(CARD, head, str(room)))

@@ -61,7 +61,7 @@ class PushOptions:
     on_progress: Callable[[str, int, int], None] | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self, repo_type=_TYPES, timeout=Range(0, is_open=True))
+        check_fields(self, repo_type=TYPES, card=CARDS, timeout=Range(0, is_open=True))
 
 
 def check_options(repo_id: str, options: PushOptions) -> None:
@@ -80,12 +80,6 @@ def check_options(repo_id: str, options: PushOptions) -> None:
         is_named = False
     if not is_named:
         raise UsageError(f"{repo_id} is not owner/name")
-    if options.repo_type not in TYPES:
-        raise UsageError(
-            f"{options.repo_type} is no type of repository", hint=f"known: {', '.join(TYPES)}"
-        )
-    if options.card not in CARDS:
-        raise UsageError(f"--card {options.card} is none of {', '.join(CARDS)}")
     if options.tag and options.tag == options.revision:
         raise UsageError(
             f"the tag {options.tag} would have the branch's name", hint="choose another tag"

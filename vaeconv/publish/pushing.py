@@ -10,9 +10,10 @@ from typing import NamedTuple
 from vaeconv.errors import CheckFailedError, counted
 from vaeconv.leftovers import scratch_folder
 from vaeconv.publish.access import check_access
+from vaeconv.publish.card import CARD
 from vaeconv.publish.committing import commit_files
 from vaeconv.publish.hub_session import Deadline
-from vaeconv.publish.published import find_outdated, with_published_card
+from vaeconv.publish.published import card_line, find_outdated, with_published_card
 from vaeconv.publish.push_options import PushOptions, check_options
 from vaeconv.publish.release_files import (
     ReleaseFile,
@@ -225,6 +226,7 @@ def _run(
     head = remote.find_head(private=options.private, may_create=not dry_run)
     tree = remote.tree(head)
     with scratch_folder() as room:
+        own = {file.path: file.blob for file in files}.get(CARD)
         files, notes = with_published_card(remote, files, tree, head, options, room)
         changed = differing(files, tree)
         gone = find_outdated(remote, files, tree, head, room)
@@ -260,6 +262,11 @@ def _run(
                     head,
                     tree,
                     gone=gone,
+                    description="".join(
+                        card_line(file.blob)
+                        for file in changed
+                        if file.path == CARD and file.blob == own
+                    ),
                     message=options.message,
                     create_pr=options.create_pr,
                 )

@@ -119,6 +119,11 @@ class Remote:
         place = oids.index(parent) if parent in oids else len(oids)
         return oids[place - 1] if place else None
 
+    def says(self, line: str) -> bool:
+        """Whether a commit of the branch has a line in its description."""
+        commits = self._ask("list_repo_commits", revision=self.revision)
+        return any(line in (commit.message or "").splitlines() for commit in commits)
+
     def find_pull(self, files: Sequence[ReleaseFile], gone: Sequence[str] = ()) -> Pull | None:
         """Find an open pull request that has these files already, and none of those."""
         for number, oid in self._pulls():
