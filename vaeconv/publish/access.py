@@ -110,12 +110,13 @@ def check_access(remote: Remote, options: PushOptions, *, namesakes: bool = Fals
         private = bool(getattr(info, "private", False))
         if getattr(info, "disabled", False):
             problems.append("it is disabled by the Hub")
-        if options.private is not None and options.private != private:
-            state = {True: "private", False: "public"}
+        if options.private and not private:
             problems.append(
-                f"it is {state[private]}, and was to be {state[options.private]}: change that in "
-                "its settings on the Hub, or leave the option out"
+                "it is public, and was to be private: change that in its settings on the Hub, or "
+                "leave the option out"
             )
+        elif options.private is False and private:
+            notes.append("the repository is private, and stays so")
         if getattr(info, "gated", False):
             notes.append("the repository is gated: who downloads it is asked first")
     elif namesakes:
