@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format check bench picture fixtures clean
+.PHONY: help setup demo test test-all test-numerics lint format check bench picture fixtures clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile
@@ -43,6 +43,11 @@ test: $(READY)  ## run the tests
 
 test-all: $(READY)  ## run the slow tests as well
 	$(BIN)/python -m pytest -n $(WORKERS) -m "slow or not slow"
+
+# Seven configurations, two of them with all tests: half an hour on two cores. One alone:
+# .venv/bin/python -m tests.support.processors "AVX2, two threads"
+test-numerics: $(READY)  ## run the tests that compute as other processors would
+	$(BIN)/python -m tests.support.processors -n $(WORKERS)
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .

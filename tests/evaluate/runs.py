@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
 from fixtures.make_fixtures import FOLDER as FIXTURES
+from tests.support.closeness import near, near_metric
 from vaeconv.cli import app
 from vaeconv.evaluate import inception
 from vaeconv.evaluate.evaluation import EvalOptions, evaluate
@@ -150,9 +152,9 @@ def run_eval(*args: object, metrics: str = "psnr,ssim", **env: str | None) -> Re
 
 
 def environment(**more: str) -> dict[str, str]:
-    """An environment for a process of its own, with one thread."""
+    """An environment for a process of its own."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **more}
+    return {**os.environ, "PYTHONPATH": path, **more}
 
 
 def start(*args: object, module: str = "tests.evaluate.runs", **env: str) -> subprocess.Popen[str]:
@@ -168,7 +170,7 @@ def start(*args: object, module: str = "tests.evaluate.runs", **env: str) -> sub
 
 
 def torchrun(processes: int, *args: object, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a module in several processes, each with one thread."""
+    """Run a module in several processes."""
     entry = Path(sys.executable).with_name("torchrun")
     process = subprocess.Popen(
         [str(entry), "--standalone", "--nproc-per-node", str(processes), "-m", *map(str, args)],
@@ -179,10 +181,10 @@ def torchrun(processes: int, *args: object, **env: str) -> subprocess.CompletedP
         text=True,
     )
     try:
-        said, complaints = process.communicate(timeout=120)
+        said, complaints = process.communicate(timeout=300)
     except subprocess.TimeoutExpired:
         process.terminate()  # it ends its processes, which are not in its group
-        said, complaints = process.communicate(timeout=60)
+        said, complaints = process.communicate(timeout=300)
     return subprocess.CompletedProcess(process.args, process.returncode, said, complaints)
 
 
@@ -207,6 +209,22 @@ def rebuilt(model: Any, rows: Rows) -> Rows:
         decoded = model.decode(latents).sample[0]
     unit = (decoded / 2 + 0.5).clamp(0, 1)
     return (unit * 255).round().to(torch.uint8).numpy().transpose(1, 2, 0)
+
+
+METRIC = re.compile(r"(?<=/)(psnr|ssim|psim|lpips|rfid)(?=/|$)")
+
+
+def assert_results_near(found: Any, expected: Any, *, rounded: bool = True) -> None:
+    """Two documents hold the same counts, and numbers as near as other batches may make them."""
+    one, other = numbers_of(found), numbers_of(expected)
+    assert one.keys() == other.keys()
+    for path, value in other.items():
+        if metric := METRIC.search(path):
+            limit = near_metric(metric[1], value, rounded=rounded)
+        else:  # counts, and statistics of latents, which are relative to the largest of them
+            scale = max((abs(other[at]) for at in other if "/latents/" in at), default=0.0)
+            limit = near(value, scale=scale if "/latents/" in path else 0.0)
+        assert one[path] == limit, path
 
 
 def without_seconds(document: Document) -> Document:

@@ -17,6 +17,7 @@ from skimage.metrics import peak_signal_noise_ratio
 from typer.testing import Result
 
 from tests.evaluate.runs import FOLDER, KL, RAW, SIZE, SMALL, Rows, prepared, rebuilt, run, spec
+from tests.support.closeness import near
 from vaeconv.errors import OutputExistsError, UsageError
 from vaeconv.evaluate.comparing import CompareOptions, compare
 from vaeconv.evaluate.grids import (
@@ -105,7 +106,7 @@ def test_psnr_is_that_of_the_pixels(bare: Path, photos: Path, tmp_path: Path) ->
         parts = [merged[:, at * SIZE : (at + 1) * SIZE] for at in range(3)]
         for name, part in zip(("one", "two"), parts, strict=False):
             expected = peak_signal_noise_ratio(parts[2], part)
-            assert picture["psnr"][name] == pytest.approx(expected, rel=1e-5)
+            assert picture["psnr"][name] == near(expected)
 
 
 def test_the_contact_sheet_has_all_of_them(bare: Path) -> None:

@@ -29,6 +29,7 @@ from tests.evaluate.runs import (
     SMALL,
     Document,
     Rows,
+    assert_results_near,
     measure,
     prepared,
     rebuilt,
@@ -39,6 +40,7 @@ from tests.evaluate.runs import (
     variables_of,
     write_tiles,
 )
+from tests.support.closeness import assert_near, gap, magnitude, near, near_metric
 from tests.support.samples import save_ckpt, weights_of
 from vaeconv import PruneOptions, prune
 from vaeconv.errors import CheckFailedError, InputError, MissingDependencyError, UsageError
@@ -188,14 +190,16 @@ def test_the_numbers_are_those_of_a_plain_loop(
         original = prepared(crops / f"{at:03d}.png")
         expected = judge(original, rebuilt(model, original), nets)
         for name, value in expected.items():
-            assert columns[name][at] == pytest.approx(value, rel=2e-4, abs=2e-4), (at, name)
+            assert columns[name][at] == near_metric(name, value), (at, name)
 
 
 def test_mean_and_deviation_are_those_of_all_pictures(full: Document) -> None:
     for model, columns in zip(full["models"], full["per_picture"]["models"], strict=True):
         for name, values in columns.items():
-            assert model["metrics"][name]["mean"] == pytest.approx(np.mean(values), rel=1e-12)
-            assert model["metrics"][name]["std"] == pytest.approx(np.std(values), rel=1e-9)
+            assert model["metrics"][name]["mean"] == near(np.mean(values), "fp64")
+            assert model["metrics"][name]["std"] == near(
+                np.std(values), "fp64", scale=magnitude(values)
+            )
 
 
 @pytest.mark.usefixtures("small_inception")
@@ -206,7 +210,7 @@ def test_rfid_is_that_of_the_features_of_crops_and_reconstructions(
     originals = [prepared(path) for path in sorted(crops.iterdir())]
     seen = [features(pictures, nets["inception"], inception.InceptionV3())
             for pictures in (originals, [rebuilt(model, rows) for rows in originals])]  # fmt: skip
-    assert rows_of(full)["raw"]["rfid"] == pytest.approx(distance(*seen), rel=1e-3)
+    assert rows_of(full)["raw"]["rfid"] == near_metric("rfid", distance(*seen))
 
 
 def test_the_whole_inception_runs_from_the_command_line(
@@ -235,7 +239,7 @@ def test_the_whole_inception_runs_from_the_command_line(
     expected = ((one.mean(0) - other.mean(0)) ** 2).sum() - 2 * shared
     expected += sum((found**2).sum() for found in centred)
     found = json.loads(out.read_text())["models"][0]["metrics"]["rfid"]
-    assert found == pytest.approx(expected, rel=1e-3)
+    assert found == near_metric("rfid", expected)
 
 
 # --- every layout, every way to run ---
@@ -249,8 +253,7 @@ def test_every_layout_gives_the_same_numbers(tmp_path: Path, photos: Path) -> No
     assert layouts == ["compvis", "compvis", "diffusers", "compvis"]
     first, *others = (model["metrics"] for model in found["models"])
     for metrics in others:
-        for name in ("psnr", "ssim"):
-            assert metrics[name] == pytest.approx(first[name], rel=1e-4)
+        assert_results_near(metrics, first)
 
 
 def test_batches_of_any_size_give_the_same_numbers(
@@ -265,18 +268,17 @@ def test_batches_of_any_size_give_the_same_numbers(
         for size in (None, 2, 5)
     )  # fmt: skip
     for other in others:
-        for name in metrics:
-            assert other[name] == pytest.approx(one[name], rel=1e-5, abs=1e-5)
+        assert_results_near(other, one, rounded=False)
 
 
 def test_memory_formats_and_half_precision(tmp_path: Path, photos: Path) -> None:
     plain = measure([KL], photos, tmp_path / "plain")["models"][0]["metrics"]["psnr"]["mean"]
     last = measure([KL], photos, tmp_path / "last", channels_last=True)
-    assert last["models"][0]["metrics"]["psnr"]["mean"] == pytest.approx(plain, rel=1e-4)
+    assert last["models"][0]["metrics"]["psnr"]["mean"] == near_metric("psnr", plain)
     half = measure([KL], photos, tmp_path / "half", protocol=SMALL._replace(dtype="bf16"))
     found = half["models"][0]["metrics"]["psnr"]["mean"]
-    assert found != pytest.approx(plain, rel=1e-7)
-    assert found == pytest.approx(plain, rel=0.02)
+    assert found != plain
+    assert gap(found, plain) < 0.02
 
 
 def test_rounding_changes_the_numbers_a_little(tmp_path: Path, photos: Path) -> None:
@@ -284,7 +286,7 @@ def test_rounding_changes_the_numbers_a_little(tmp_path: Path, photos: Path) -> 
     exact = measure([KL], photos, tmp_path / "b", protocol=SMALL._replace(rounds=False))
     for one, other in zip(rounded, exact["per_picture"]["models"][0]["psnr"], strict=True):
         assert one != other
-        assert one == pytest.approx(other, abs=0.01)
+        assert gap(one, other) < 1e-3
 
 
 def test_a_limit_takes_the_first_pictures(tmp_path: Path, photos: Path) -> None:
@@ -292,7 +294,9 @@ def test_a_limit_takes_the_first_pictures(tmp_path: Path, photos: Path) -> None:
     some = measure([KL], photos, tmp_path / "some", limit=2)
     assert some["pictures"]["number"] == 2
     assert some["per_picture"]["names"] == everything["names"][:2]
-    assert some["per_picture"]["models"][0]["psnr"] == everything["models"][0]["psnr"][:2]
+    assert some["per_picture"]["models"][0]["psnr"] == near_metric(
+        "psnr", everything["models"][0]["psnr"][:2]
+    )
 
 
 def test_a_zip_of_pictures_is_their_folder(tmp_path: Path, photos: Path) -> None:
@@ -316,8 +320,8 @@ def psnr_of(tmp_path: Path, name: str, photos: Path, **options: Any) -> list[flo
 
 def test_samples_follow_from_seed_and_picture_alone(tmp_path: Path, photos: Path) -> None:
     one = psnr_of(tmp_path, "one", photos)
-    assert psnr_of(tmp_path, "two", photos, batch_size=3) == pytest.approx(one, rel=1e-5)
-    assert psnr_of(tmp_path, "few", photos, limit=2) == one[:2]
+    assert psnr_of(tmp_path, "two", photos, batch_size=3) == near_metric("psnr", one)
+    assert psnr_of(tmp_path, "few", photos, limit=2) == near_metric("psnr", one[:2])
     other = psnr_of(tmp_path, "seed", photos, seed=1)
     mode = measure([KL], photos, tmp_path / "mode")["per_picture"]["models"][0]["psnr"]
     for values in zip(one, other, mode, strict=True):
@@ -332,12 +336,13 @@ def test_latent_statistics_are_those_of_all_latents(tmp_path: Path, photos: Path
         inputs = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()).float() / 127.5 - 1
         latents = model.encode(inputs).latent_dist.mode().double()
     stats = found["models"][0]["latents"]
-    assert stats["mean"] == pytest.approx(latents.mean().item(), abs=1e-6)
-    assert stats["std"] == pytest.approx(latents.std(correction=0).item(), rel=1e-5)
-    assert stats["scaling_factor"] == pytest.approx(1 / latents.std(correction=0).item(), rel=1e-5)
+    scale = magnitude(latents)
+    assert stats["mean"] == near(latents.mean().item(), scale=scale)
+    assert stats["std"] == near(latents.std(correction=0).item(), scale=scale)
+    assert_near(1 / stats["scaling_factor"], latents.std(correction=0).item(), scale=scale)
     channels = latents.transpose(0, 1).flatten(1)
-    assert stats["channel_mean"] == pytest.approx(channels.mean(1).tolist(), abs=1e-6)
-    assert stats["channel_std"] == pytest.approx(channels.std(1, correction=0).tolist(), rel=1e-5)
+    assert stats["channel_mean"] == near(channels.mean(1).tolist(), scale=scale)
+    assert stats["channel_std"] == near(channels.std(1, correction=0).tolist(), scale=scale)
     assert stats["values_per_channel"] == channels.shape[1]
     assert "latents" not in found["per_picture"]["models"][0]
     assert measure([KL], photos, tmp_path / "none")["models"][0]["latents"] is None
@@ -392,7 +397,7 @@ def test_pictures_against_themselves(
         "mean": None, "std": None, "number": 0, "infinite": 5, "invalid": 0,
     }  # fmt: skip
     assert found["per_picture"]["models"][0]["psnr"] == ["inf"] * 5
-    assert metrics["ssim"]["mean"] == pytest.approx(1, abs=1e-6)
+    assert metrics["ssim"]["mean"] == near_metric("ssim", 1)
     assert 0 <= metrics["rfid"] < 1e-3
     assert abs(metrics["psim"]["mean"]) < 1e-6
     assert abs(metrics["lpips"]["mean"]) < 1e-6
@@ -407,8 +412,8 @@ def test_equal_pictures_are_counted_and_not_averaged(
     assert [value == "inf" for value in values] == [False, True, False, True, False]
     finite = [value for value in values if value != "inf"]
     assert (psnr["number"], psnr["infinite"]) == (3, 2)
-    assert psnr["mean"] == pytest.approx(np.mean(finite))
-    assert psnr["std"] == pytest.approx(np.std(finite))
+    assert psnr["mean"] == near(np.mean(finite), "fp64")
+    assert psnr["std"] == near(np.std(finite), "fp64", scale=magnitude(finite))
 
 
 def flat_pictures(folder: Path, count: int, side: int) -> Path:
@@ -458,7 +463,7 @@ def test_values_beyond_the_range_are_clamped(
     for path, value in zip(sorted(photos.iterdir()), white, strict=True):
         rows = prepared(path)
         paper = np.full_like(rows, 255)
-        assert value == pytest.approx(peak_signal_noise_ratio(rows, paper), rel=1e-5)
+        assert value == near(peak_signal_noise_ratio(rows, paper))
 
 
 @pytest.mark.usefixtures("small_inception")
@@ -472,8 +477,8 @@ def test_reconstructions_that_are_not_finite_are_counted(
     for name in METRICS[1:]:
         assert (metrics[name]["number"], metrics[name]["invalid"]) == (4, 1), name
         assert [value is None for value in columns[name]] == [at == 2 for at in range(5)]
-        assert metrics[name]["mean"] == pytest.approx(
-            np.mean([value for value in columns[name] if value is not None])
+        assert metrics[name]["mean"] == near(
+            np.mean([value for value in columns[name] if value is not None]), "fp64"
         )
 
 
@@ -518,10 +523,7 @@ def test_skipped_pictures_are_counted_by_reason(
     ]
     assert len(found["per_picture"]["names"]) == 5
     clean = measure([KL], photos, tmp_path / "clean", batch_size=2)
-    for name in ("psnr", "ssim"):
-        assert found["models"][0]["metrics"][name] == pytest.approx(
-            clean["models"][0]["metrics"][name], rel=1e-4, abs=1e-5
-        )
+    assert_results_near(found["models"][0]["metrics"], clean["models"][0]["metrics"])
 
 
 def test_strict_fails_and_names_one(tmp_path: Path, damaged: Path) -> None:
@@ -802,11 +804,5 @@ def test_the_gpu_finds_what_the_cpu_finds(
     }  # fmt: skip
     assert found["cuda"]["environment"]["device"].startswith("cuda")
     for one, other in zip(found["cpu"]["models"], found["cuda"]["models"], strict=True):
-        assert other["metrics"]["psnr"]["mean"] == pytest.approx(
-            one["metrics"]["psnr"]["mean"], abs=1e-2
-        )
-        for name in metrics[1:]:
-            assert other["metrics"][name]["mean"] == pytest.approx(
-                one["metrics"][name]["mean"], rel=1e-3
-            )
-        assert other["latents"]["std"] == pytest.approx(one["latents"]["std"], rel=1e-4)
+        for part in ("metrics", "latents"):
+            assert_results_near({part: other[part]}, {part: one[part]})

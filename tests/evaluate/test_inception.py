@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tests.support.closeness import assert_near
 from vaeconv.evaluate.inception import InceptionV3, resize_as_tensorflow_1
 from vaeconv.evaluate.meter import Meter
 
@@ -232,7 +233,7 @@ def test_features_are_those_of_the_second_writing(net: InceptionV3) -> None:
     assert found.shape == (1, 2048)
     assert found.dtype == torch.float32
     assert expected.std() > 0.1
-    torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-4)
+    assert_near(found.double(), expected)
 
 
 def test_torch_fidelity_agrees(net: InceptionV3, tmp_path: Path) -> None:
@@ -248,7 +249,7 @@ def test_torch_fidelity_agrees(net: InceptionV3, tmp_path: Path) -> None:
     )
     for height, width in ((32, 32), (37, 91), (299, 299), (400, 310)):
         given = pictures(2, height, width)
-        torch.testing.assert_close(net(given), judge(given)[0], atol=1e-5, rtol=1e-5)
+        assert_near(net(given), judge(given)[0])
 
 
 def test_a_picture_does_not_depend_on_its_batch(net: InceptionV3) -> None:
@@ -257,7 +258,7 @@ def test_a_picture_does_not_depend_on_its_batch(net: InceptionV3) -> None:
     assert (together[0] - together[1]).abs().max() > 0.1
     for n in range(2):
         alone = net(given[n : n + 1])
-        torch.testing.assert_close(alone[0], together[n], atol=1e-4, rtol=1e-4)
+        assert_near(alone[0], together[n])
 
 
 def test_it_computes_the_same_again_and_leaves_the_pictures(net: InceptionV3) -> None:
@@ -277,15 +278,15 @@ def test_averages_leave_the_padding_out(net: InceptionV3, block: str) -> None:
     outputs = pool.get_submodule("conv").out_channels
     pooled = module(x)[:, -outputs:]
     assert pooled.std() > 0.01
-    torch.testing.assert_close(pooled, pooled[..., :1, :1].expand_as(pooled), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(pooled, pool(x), atol=1e-5, rtol=1e-5)
+    assert_near(pooled, pooled[..., :1, :1].expand_as(pooled))
+    assert_near(pooled, pool(x))
 
 
 def test_the_last_block_takes_the_maximum(net: InceptionV3) -> None:
     x = torch.rand(1, 2048, 3, 3, generator=torch.Generator().manual_seed(4))
     found = net.Mixed_7c(x)[:, -192:, 1, 1]
     expected = net.Mixed_7c.branch_pool(x.amax(dim=(2, 3), keepdim=True))[..., 0, 0]
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert_near(found, expected)
 
 
 # --- resizing ---
@@ -320,7 +321,7 @@ def test_resizing_is_by_the_definition(height: int, width: int, side: int) -> No
     for n in range(2):
         for c in range(2):
             expected = torch.tensor(resized_by_definition(values[n, c].tolist(), side))
-            torch.testing.assert_close(found[n, c], expected, atol=2e-3, rtol=0)
+            assert_near(found[n, c], expected)
 
 
 def test_resizing_begins_at_the_corner_and_is_not_antialiased() -> None:
@@ -355,12 +356,12 @@ def test_the_meter_takes_half_weights_with_a_classifier_and_without_counters(
     other = InceptionV3().eval()
     other.load_state_dict({name: value.float() for name, value in half.items()}, strict=False)
     with torch.inference_mode():
-        torch.testing.assert_close(seen.features, other(given), atol=1e-5, rtol=1e-5)
+        assert_near(seen.features, other(given))
     # Pictures that were not rounded are, for a net of uint8; grey ones are three times the same.
     for step in (0.4, -0.4):
         unrounded = meter.look((given.clamp(1, 254) + step) / 255)
         rounded = meter.look(given.clamp(1, 254))
-        torch.testing.assert_close(unrounded.features, rounded.features)
+        assert_near(unrounded.features, rounded.features)
     grey = meter.look(given[:, :1])
     coloured = meter.look(given[:, :1].expand(-1, 3, -1, -1))
-    torch.testing.assert_close(grey.features, coloured.features)
+    assert_near(grey.features, coloured.features)

@@ -12,6 +12,7 @@ import torch
 import torchmetrics.functional.image.lpips as judge_module
 from torch import Tensor, nn
 
+from tests.support.closeness import assert_near
 from vaeconv.evaluate.meter import Meter
 from vaeconv.evaluate.nets import LPIPS_HEADS, find_weights
 from vaeconv.evaluate.vgg import VGG16, WIDTHS, lpips, psim, read_heads
@@ -109,7 +110,7 @@ def test_layers_have_unit_length_and_the_sizes_that_are_known(net: VGG16) -> Non
     for one in layers:
         assert (one >= 0).all()  # behind the ReLU
         lengths = one.square().sum(dim=1).sqrt()
-        torch.testing.assert_close(lengths, torch.ones_like(lengths), atol=1e-5, rtol=0)
+        assert_near(lengths, torch.ones_like(lengths))
 
 
 def test_layers_are_those_of_the_plain_net_behind_the_relus(net: VGG16) -> None:
@@ -121,7 +122,7 @@ def test_layers_are_those_of_the_plain_net_behind_the_relus(net: VGG16) -> None:
         for place, found in zip((3, 8, 15, 22, 29), net(given), strict=True):
             expected = plain[: place + 1]((given - shift) / scale)
             expected = torch.nn.functional.normalize(expected, dim=1)
-            torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+            assert_near(found, expected)
 
 
 def test_a_pixel_without_any_activation_is_no_division_by_zero(net: VGG16) -> None:
@@ -143,7 +144,7 @@ def test_lpips_is_that_of_torchmetrics(net: VGG16, heads: list[Tensor], judge: A
         expected = judge(one, two).flatten()
     assert (expected > 0.002).all()
     assert expected.max() > 0.1
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    assert_near(found, expected)
 
 
 def test_each_layer_has_its_own_heads(net: VGG16, heads: list[Tensor], judge: Any) -> None:
@@ -154,7 +155,7 @@ def test_each_layer_has_its_own_heads(net: VGG16, heads: list[Tensor], judge: An
         for at in range(5):
             alone = [head if n == at else head * 0 for n, head in enumerate(heads)]
             found = lpips(*layers, alone)
-            torch.testing.assert_close(found, parts[at].flatten(), atol=1e-5, rtol=1e-4)
+            assert_near(found, parts[at].flatten())
 
 
 def test_psim_is_twice_what_cosines_lack(net: VGG16) -> None:
@@ -170,7 +171,7 @@ def test_psim_is_twice_what_cosines_lack(net: VGG16) -> None:
             expected += 2 * (1 - cosines).mean(dim=(1, 2))
         found = psim(net(one), net(two))
     assert (expected > 0.02).all()
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    assert_near(found, expected)
 
 
 def test_lpips_with_ones_for_heads_is_psim(net: VGG16) -> None:
@@ -178,9 +179,9 @@ def test_lpips_with_ones_for_heads_is_psim(net: VGG16) -> None:
     with torch.inference_mode():
         layers = net(one), net(two)
     ones = [torch.ones(width) for width in WIDTHS]
-    torch.testing.assert_close(lpips(*layers, ones), psim(*layers))
+    assert_near(lpips(*layers, ones), psim(*layers))
     halves = [one / 2 for one in ones]
-    torch.testing.assert_close(lpips(*layers, halves), psim(*layers) / 2)
+    assert_near(lpips(*layers, halves), psim(*layers) / 2)
 
 
 def test_equal_pictures_and_the_other_way_round(net: VGG16, heads: list[Tensor]) -> None:
@@ -189,8 +190,8 @@ def test_equal_pictures_and_the_other_way_round(net: VGG16, heads: list[Tensor])
         first, second, again = net(one), net(two), net(one.clone())
     for found in (psim(first, again), lpips(first, again, heads)):
         assert found.tolist() == [0, 0, 0]
-    torch.testing.assert_close(psim(first, second), psim(second, first))
-    torch.testing.assert_close(lpips(first, second, heads), lpips(second, first, heads))
+    assert_near(psim(first, second), psim(second, first))
+    assert_near(lpips(first, second, heads), lpips(second, first, heads))
 
 
 def test_a_picture_does_not_depend_on_its_batch(net: VGG16, heads: list[Tensor]) -> None:
@@ -199,14 +200,14 @@ def test_a_picture_does_not_depend_on_its_batch(net: VGG16, heads: list[Tensor])
         together = lpips(net(one), net(two), heads)
         for n in range(3):
             alone = lpips(net(one[n : n + 1]), net(two[n : n + 1]), heads)
-            torch.testing.assert_close(alone, together[n : n + 1], atol=1e-5, rtol=1e-4)
+            assert_near(alone, together[n : n + 1])
 
 
 def test_not_square(net: VGG16, heads: list[Tensor], judge: Any) -> None:
     one, two = (x[:, :, :48, :] for x in batch())
     with torch.inference_mode():
         found = lpips(net(one), net(two), heads)
-        torch.testing.assert_close(found, judge(one, two).flatten(), atol=1e-5, rtol=1e-4)
+        assert_near(found, judge(one, two).flatten())
 
 
 # --- files ---
@@ -256,7 +257,7 @@ def test_the_meter_shows_pictures_as_lpips_expects_them(
         grey = meter.look(pixels[0][:, :1])
         coloured = meter.look(pixels[0][:, :1].expand(-1, 3, -1, -1))
     assert list(found) == ["psim", "lpips"]
-    torch.testing.assert_close(found["lpips"], expected, atol=1e-5, rtol=1e-4)
+    assert_near(found["lpips"], expected)
     assert (found["psim"] > found["lpips"]).all()
     for one, other in zip(grey.layers, coloured.layers, strict=True):
-        torch.testing.assert_close(one, other)
+        assert_near(one, other)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fixtures.make_fixtures import FOLDER as FIXTURES
+from tests.support.closeness import assert_near, near
 from tests.support.pairs import (
     assert_same,
     change_diffusers,
@@ -36,8 +37,8 @@ def test_a_pair_is_the_same_on_the_gpu(dtype: str) -> None:
     assert_same(result, tensors=120)
     assert {one.dtype for one in same(result).outcomes} == {"fp32", dtype}
     for outcome in same(result).outcomes:
-        assert outcome.limit == pytest.approx(
-            TOLERANCES[outcome.dtype] * max(1.0, outcome.distance.largest or 0.0)
+        assert outcome.limit == near(
+            TOLERANCES[outcome.dtype] * max(1.0, outcome.distance.largest or 0.0), "fp64"
         )
 
 
@@ -79,8 +80,7 @@ def test_tf32_is_off() -> None:
         (product, a.double() @ b.double()),
         (image, torch.nn.functional.conv2d(x.double(), w.double())),
     ):
-        error = (found.double() - judged).abs().max() / judged.abs().max()
-        assert error < 5e-6, "TF32 makes it about 5e-4"
+        assert_near(found, judged)  # TF32 makes it about 5e-4
 
 
 def test_two_runs_on_the_gpu_give_the_same_numbers(refs: Path, ckpt: Path, out: Path) -> None:
@@ -106,7 +106,7 @@ def test_the_gpu_decodes_what_the_cpu_decodes(refs: Path, ckpt: Path, out: Path)
         assert check(ckpt, out, refs, device=device, on_picture=pictures.append).ok
     for one, other in zip(found["cpu"], found["cuda"], strict=True):
         for mine, theirs in zip(one.pictures, other.pictures, strict=True):
-            assert abs(mine - theirs).max() < 1e-4
+            assert_near(mine, theirs)
 
 
 def test_batches_fit_the_memory_by_themselves(refs: Path, ckpt: Path, out: Path) -> None:
@@ -130,4 +130,4 @@ def test_latents_are_encoded_on_the_gpu(tmp_path: Path) -> None:
         args = ("--model", FIXTURES / "tiny-diffusers", "--size", 32, "--device", device)
         assert run("latents", tmp_path / "p.png", target, *args).exit_code == 0
         made[device] = load_file(target)["latent.p"]
-    torch.testing.assert_close(made["cuda"], made["cpu"], atol=1e-4, rtol=0)
+    assert_near(made["cuda"], made["cpu"])

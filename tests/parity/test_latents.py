@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from fixtures import make_fixtures as make
 from fixtures.make_fixtures import FOLDER as FIXTURES
+from tests.support.closeness import assert_near
 from tests.support.compvis import DDConfig
 from tests.support.pairs import run
 from vaeconv.autoencoder.config import Scaling
@@ -231,7 +232,7 @@ def test_a_file_is_read(tmp_path: Path) -> None:
     (picture,) = found.pictures
     assert picture.name == "b"
     judged = torch.from_numpy(pixels).double() / 255 * 2 - 1
-    assert torch.allclose(torch.from_numpy(picture.data).double(), judged, atol=1e-7)
+    assert_near(picture.data, judged)
     assert (picture.data.min(), picture.data.max()) == (-1, 1)
 
 
@@ -325,11 +326,11 @@ def test_the_fixture_decodes_and_encodes_to_what_it_says(
     assert decoded.std() > 0.05
     assert latent.std() > 0.05
     with torch.inference_mode():
-        torch.testing.assert_close(ours.decode(latent), decoded, atol=1e-4, rtol=0)
-        torch.testing.assert_close(theirs.decode(latent).sample, decoded, atol=1e-4, rtol=0)
-        torch.testing.assert_close(ours.encode(picture)[:, :4], latent, atol=1e-4, rtol=0)
+        assert_near(ours.decode(latent), decoded)
+        assert_near(theirs.decode(latent).sample, decoded)
+        assert_near(ours.encode(picture)[:, :4], latent)
         mode = theirs.encode(picture).latent_dist.mode()
-        torch.testing.assert_close(mode, latent, atol=1e-4, rtol=0)
+        assert_near(mode, latent)
 
 
 def test_the_fixture_is_of_pictures() -> None:

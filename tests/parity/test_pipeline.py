@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from fixtures.make_fixtures import FOLDER as FIXTURES
+from tests.support.closeness import assert_near, gap
 from vaeconv import ConvertOptions, ScalingOptions, convert
 from vaeconv.parity.loading import Model, load_compvis
 from vaeconv.parity.side import SideOptions, open_side
@@ -142,8 +142,8 @@ def test_a_pipeline_draws_what_the_compvis_decoder_draws(pipeline: Any, compvis:
     with torch.inference_mode():
         judged = to_pixels(compvis.decode(latents / SCALING))
         unscaled = to_pixels(compvis.decode(latents))
-    assert np.abs(picture - judged).max() < 1e-4
-    assert np.abs(picture - unscaled).max() > 1e-2, "the picture says nothing of the scaling"
+    assert_near(picture, judged)
+    assert gap(picture, unscaled) > 1e-2, "the picture says nothing of the scaling"
 
 
 def test_the_picture_is_another_with_the_raw_weights(pipeline: Any) -> None:
@@ -155,7 +155,7 @@ def test_the_picture_is_another_with_the_raw_weights(pipeline: Any) -> None:
     latents = draw(pipeline, "latent")
     with torch.inference_mode():
         judged = to_pixels(raw.decode(latents / SCALING))
-    assert np.abs(draw(pipeline, "np") - judged).max() > 1e-3
+    assert gap(draw(pipeline, "np"), judged) > 1e-3
 
 
 def test_the_pipeline_knows_the_size_and_the_scaling(pipeline: Any, converted: Path) -> None:

@@ -177,7 +177,7 @@ def launch(env: Mapping[str, str], log: Path) -> Iterator[Launcher]:
         subprocess.Popen(
             [sys.executable, "-m", "tests.publish.releases"],
             cwd=ROOT,
-            env={**env, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            env={**env, "PYTHONPATH": path},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=file,
@@ -203,7 +203,7 @@ def _run_child(told: dict[str, Any]) -> None:
 def _main() -> None:
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # threads that have computed are not there after a fork
     with tempfile.TemporaryDirectory() as folder:  # what is loaded late is loaded now
         make(write_project(Path(folder) / "project"), last="card")
     import vaeconv.cli.release  # noqa: F401

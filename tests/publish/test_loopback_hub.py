@@ -536,7 +536,7 @@ def test_diffusers_loads_from_it(hub: LoopbackHub, repo: Repository, tmp_path: P
     )
     command = [sys.executable, "-c", code, repo.id, str(folder)]
     done = subprocess.run(
-        command, env=hub.env(tmp_path), capture_output=True, text=True, timeout=120, check=False
+        command, env=hub.env(tmp_path), capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
     assert hub.asked("GET", "/blob/", "storage")

@@ -424,7 +424,7 @@ def test_an_interrupted_push_ends_at_once(hub: LoopbackHub, tmp_path: Path) -> N
     try:
         wait_for(lambda: hub.asked("POST", "/preupload/"), process)
         process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=30)
+        output, errors = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == 130

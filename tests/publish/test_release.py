@@ -51,6 +51,7 @@ from tests.publish.releases import (
     write_toml,
 )
 from tests.publish.test_signing import make_key
+from tests.support.closeness import assert_near
 from tests.support.lightning import fake_lightning
 from tests.support.litema import ema_name
 from tests.support.loopback_hub import Hang, LoopbackHub
@@ -75,15 +76,6 @@ BEFORE_CARD = list(STEPS[:5])
 
 
 # --- what the tests share ---
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small convolutions on many threads that share few cores mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
@@ -218,8 +210,8 @@ def test_both_libraries_load_it_and_agree(
     latent = torch.randn(1, 4, 6, 6, generator=torch.Generator().manual_seed(3))
     with torch.inference_mode():
         expected = compvis.decode(latent)
-        assert torch.allclose(model.decode(latent).sample, expected, atol=1e-4)
-        assert torch.allclose(half.float().decode(latent).sample, expected, atol=3e-2)
+        assert_near(model.decode(latent).sample, expected)
+        assert_near(half.float().decode(latent).sample, expected, "fp16")
 
 
 def card_of(hub: LoopbackHub, repo_id: str) -> tuple[dict[str, Any], str]:

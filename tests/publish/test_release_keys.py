@@ -59,15 +59,6 @@ TABLES: Tables = {
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small convolutions on many threads that share few cores mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True, scope="module")
 def no_nets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Weights of metric nets are nowhere, and nobody looks for them elsewhere."""
     gone = tmp_path_factory.mktemp("nets") / "gone.pth"

@@ -27,12 +27,12 @@ class Limits(NamedTuple):
     Attributes:
         atol: Largest difference, for every type; None for ``TOLERANCES``.
         min_psnr: Smallest PSNR of a decoded picture; given alone, it alone judges pictures.
-        floor: Accept no less than what this type does by default, whatever the models run in.
+        floor: Accept no less by default, whatever the models run in.
     """
 
     atol: float | None = None
     min_psnr: float | None = None
-    floor: str | None = None
+    floor: float = 0.0
 
     def validate(self) -> None:
         """Check types and values.
@@ -48,7 +48,7 @@ class Limits(NamedTuple):
             return self.atol
         if self.min_psnr is not None and kind == DECODE:
             return math.inf
-        return max(TOLERANCES[dtype], TOLERANCES[self.floor] if self.floor else 0.0)
+        return max(TOLERANCES[dtype], self.floor)
 
 
 class Outcome(NamedTuple):

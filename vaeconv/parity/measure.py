@@ -4,11 +4,14 @@
 diffusers with the same random weights, scaled so that results reach 3 to 9, for kl-f4, kl-f8 and
 kl-f16 of full size and a small one, decoding and encoding the built-in set on a CPU. Relative to
 the largest magnitude of a result, or to one where that is less, the largest difference of any value
-was 3.8e-6 in fp32, 2.4e-3 in fp16 and 2.2e-2 in bf16, much the same for every model: a few
-roundings of the last place (6e-8, 4.9e-4 and 3.9e-3). The limits leave a factor of four, and of
-25 in fp32, where a GPU sums in another order. What is really wrong is beyond that in fp32, which
-is why fp32 always runs first: another padding or two blocks exchanged by 1e-2 and more, another
-epsilon (1e-5 for 1e-6) by 3e-4 to 7e-4.
+was 3.8e-6 in fp32, 2.4e-3 in fp16 and 2.2e-2 in bf16: a few roundings of the last place (6e-8,
+4.9e-4 and 3.9e-3). Rounding grows with depth, and more so on latents of few pixels: for kl-f32 at a
+quarter of its width on 2x3 ones it was 1.2e-5, 1.4e-2 and 1.2e-1. The limits leave a factor of two
+and a half to that, and of eight in fp32, where a GPU sums in another order. What is really wrong is
+beyond that in fp32, which is why fp32 always runs first: another padding or two blocks exchanged by
+1e-2 and more, another epsilon (1e-5 for 1e-6) by 3e-4 to 7e-4.
+
+``MIXED`` is for fp16 weights against bf16 ones, which run in fp32: only the weights are rounded.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ if TYPE_CHECKING:
     import torch
 
 # Largest difference of values from -1 to 1, by the type that models run in.
-TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 8e-2}
+TOLERANCES = {"fp32": 1e-4, "fp16": 4e-2, "bf16": 3e-1}
+MIXED = 8e-2
 PEAK_RANGE = 2.0  # of a picture, from -1 to 1
 
 

@@ -30,6 +30,7 @@ from vaeconv.parity.devices import (
 from vaeconv.parity.files import compare_files
 from vaeconv.parity.latents import DECODE, ENCODE, ReferenceSet, built_in_set, load_set
 from vaeconv.parity.loading import Model
+from vaeconv.parity.measure import MIXED
 from vaeconv.parity.side import Side, SideOptions, check_averages, match_rounding, open_side
 from vaeconv.parity.verdict import Comparison, SideFacts, Verification
 from vaeconv.parity.weights import WeightResult
@@ -301,7 +302,7 @@ class _Run:
             comparison.labels,
             sides[0].topology,
             device,
-            limits=options.limits._replace(floor="bf16" if mixes else None),
+            limits=options.limits._replace(floor=MIXED if mixes else 0.0),
             judged=(ENCODE,) if comparison.decoder else kinds,
             locates=comparison.weights.is_same,
             batch_size=options.batch_size,
