@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 from fixtures.make_fixtures import FOLDER as FIXTURES
@@ -21,14 +20,6 @@ SOURCE = FIXTURES / "tiny-kl.ckpt"
 MIB = 1 << 20
 FETCHED = {"source": {"checkpoint": "hf://user/training/last.ckpt"}}
 SHORT: dict[str, dict[str, Any]] = {"eval": {"images": None}, "compare": {"images": None}}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

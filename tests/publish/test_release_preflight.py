@@ -13,7 +13,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from safetensors.numpy import load_file, save_file
 
 from fixtures.make_fixtures import FOLDER as FIXTURES
@@ -43,14 +42,6 @@ pytestmark = pytest.mark.filterwarnings(r"ignore:Use 'content=:DeprecationWarnin
 Tables = dict[str, dict[str, Any]]
 NUMBERS = itertools.count(1)
 SHORT: Tables = {"eval": {"images": None}, "compare": {"images": None}}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
