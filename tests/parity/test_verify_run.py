@@ -46,7 +46,6 @@ from vaeconv.parity.devices import pick_device, reproducible
 from vaeconv.parity.loading import Model
 from vaeconv.parity.measure import MIXED, TOLERANCES
 from vaeconv.parity.report import report_document
-from vaeconv.parity.side import SideOptions
 from vaeconv.parity.verdict import Verification
 
 MIB = 1 << 20
@@ -182,7 +181,7 @@ def test_rounding_of_the_deepest_models_is_no_difference(tmp_path: Path, dtype: 
     scaling = ScalingOptions(scaling_factor=0.5)
     convert(source, tmp_path / "out", ConvertOptions(scaling=scaling))
     refs = write_references(tmp_path / "r.safetensors", deep, side=2)
-    result = check(source, tmp_path / "out", refs, dtype=dtype, a=SideOptions(scaling=scaling))
+    result = check(source, tmp_path / "out", refs, dtype=dtype, scaling=scaling)
     assert_same(result)
 
 

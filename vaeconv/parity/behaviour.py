@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vaeconv.autoencoder.keys import expand_rules
 from vaeconv.autoencoder.topology import Layout, Topology
-from vaeconv.option_checks import RUN_DTYPES, Range, check_fields
+from vaeconv.option_checks import Range, check_fields
 from vaeconv.parity.devices import fitting_batch
 from vaeconv.parity.latents import DECODE, ENCODE, Reference, batches
 from vaeconv.parity.loading import Model
@@ -40,7 +40,7 @@ class Limits(NamedTuple):
         Raises:
             UsageError: One is not allowed.
         """
-        check_fields(self, atol=Range(0), floor=RUN_DTYPES)
+        check_fields(self, atol=Range(0), floor=Range(0))
 
     def tolerance(self, kind: str, dtype: str) -> float:
         """The largest difference that is accepted, where values go from -1 to 1."""
