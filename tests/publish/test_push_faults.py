@@ -266,7 +266,7 @@ def test_what_somebody_else_pushed_meanwhile_is_left(pushes: Pushes) -> None:
         Call(lambda: pushes.hub.move_head(pushes.repo_id, theirs)), **STAGES["commit"]
     )
     with pytest.raises(HubError, match=r"somebody else pushed .*\(412.*push again") as caught:
-        pushes.run(tag="v1")
+        pushes.run(tag="v1", card="replace")
     assert_one_line(caught.value)
     assert pushes.repo.files() == theirs
     assert (pushes.repo.commit_count(), pushes.repo.tags) == (2, {})
