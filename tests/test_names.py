@@ -275,3 +275,14 @@ def test_an_input_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(CheckpointNotFoundError) as caught:
         convert(tmp_path / "none.ckpt", tmp_path / "out", ConvertOptions())
     assert "swapped" not in str(caught.value)
+
+
+@pytest.mark.parametrize("command", ["convert", "prune", "inspect"])
+def test_names_that_are_too_long_are_no_internal_error(
+    tmp_path: Path, source: Path, command: str
+) -> None:
+    long = tmp_path / ("x" * 400 + ".ckpt")
+    pairs = [[long]] if command == "inspect" else [[long, tmp_path / "out"], [source, long]]
+    for pair in pairs:
+        done = run(command, *pair)
+        assert done.returncode in (3, 5) and done.stderr.count("\n") == 1, done.stderr

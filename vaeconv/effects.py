@@ -16,7 +16,7 @@ from vaeconv.checkpoint.base import Checkpoint
 from vaeconv.errors import UsageError
 from vaeconv.executor import CopyOptions
 from vaeconv.manifest import MANIFEST
-from vaeconv.names import OutputKind, is_address
+from vaeconv.names import OutputKind, is_address, is_file
 from vaeconv.plan import KEEP
 
 _VARIANTS = "variants are files in a diffusers folder"
@@ -71,7 +71,7 @@ def reading_rules(
     """
     texts = [os.fspath(source) for source in sources if source is not None]
     is_remote = any(map(is_address, texts))
-    is_folder = any(is_address(text) or not Path(text).is_file() for text in texts)
+    is_folder = any(is_address(text) or not is_file(Path(text)) for text in texts)
     return [
         Rule("--download", download, is_remote, "it is for files on the Hub"),
         Rule(option, variant is not None, is_folder, _VARIANTS),
@@ -90,7 +90,7 @@ def writing_rules(
 ) -> list[Rule]:
     """When options that convert and prune share have an effect."""
     is_folder, is_cast = kind is OutputKind.FOLDER, dtype != KEEP
-    has_manifest = is_folder or manifest or target.with_name(f"{target.name}.{MANIFEST}").is_file()
+    has_manifest = is_folder or manifest or is_file(target.with_name(f"{target.name}.{MANIFEST}"))
     return [
         Rule("--clamp", copy.clamp, is_cast, "nothing is cast with --dtype keep"),
         Rule("--allow-nonfinite", copy.allow_nonfinite, copy.check or is_cast,

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from enum import Enum
 from pathlib import Path
 
+from vaeconv.checkpoint.tree import is_folder
 from vaeconv.errors import CheckpointNotFoundError, UsageError
 
 
@@ -49,6 +50,14 @@ def is_address(text: str) -> bool:
     return "://" in text
 
 
+def is_file(path: Path) -> bool:
+    """Whether a file is there; a name that is too long for one is not."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def output_kind(output: str | os.PathLike[str]) -> tuple[OutputKind, Path]:
     """Tell the kind of an output by its name; a trailing slash always means a folder.
 
@@ -61,7 +70,7 @@ def output_kind(output: str | os.PathLike[str]) -> tuple[OutputKind, Path]:
     if text.endswith(("/", os.sep)):
         return OutputKind.FOLDER, path
     ending = ending_of(path.name)
-    if not ending or (ending not in KINDS and path.is_dir()):
+    if not ending or (ending not in KINDS and is_folder(path)):
         return OutputKind.FOLDER, path
     _check_ending(text, ending, KINDS, f"; for a folder of this name write {text}/")
     return KINDS[ending], path
@@ -81,7 +90,7 @@ def check_ending(path: str | os.PathLike[str], endings: Sequence[str], what: str
     text = os.fspath(path)
     _check_name(text, Path(text))
     ending = ending_of(Path(text).name)
-    if not endings and (text.endswith(("/", os.sep)) or Path(text).is_dir()):
+    if not endings and (text.endswith(("/", os.sep)) or is_folder(Path(text))):
         return
     if ending and ending not in endings:
         if not endings:
@@ -133,7 +142,7 @@ def batch_targets(sources: Sequence[str], folder: Path) -> list[tuple[str, str]]
     taken: dict[str, str] = {}
     for source in sources:
         target = str(folder / _target_name(source))
-        if source.endswith("/") or (not is_address(source) and Path(source).is_dir()):
+        if source.endswith("/") or (not is_address(source) and is_folder(Path(source))):
             target = target.removesuffix(".safetensors") + "/"
         if target in taken:
             raise UsageError(

@@ -32,7 +32,7 @@ from vaeconv.checkpoint.source import hash_bytes
 from vaeconv.errors import OutputError
 from vaeconv.executor import CopyOptions, copy_rows
 from vaeconv.manifest import MANIFEST, dump_manifest, kept_files, kept_notes, source_name
-from vaeconv.names import OutputKind, is_address
+from vaeconv.names import OutputKind, is_address, is_file
 from vaeconv.plan import Plan, Row
 from vaeconv.shards import shard_index, split_rows, stale_names
 
@@ -102,7 +102,7 @@ def check_target(
     texts = [os.fspath(source) for source in sources]
     local = [Path(text) for text in texts if not is_address(text) and os.path.lexists(text)]
     hint = "--overwrite replaces it"
-    if plan and target.is_file() and _looks_like_the_input(target, local, plan):
+    if plan and is_file(target) and _looks_like_the_input(target, local, plan):
         hint = "IN comes before OUT: are they swapped?"
     check_output(target, local, overwrite=overwrite, hint=hint)
 
