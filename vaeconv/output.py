@@ -184,7 +184,8 @@ class _Job:
         target = self.output.target
         written = [self._write_weights(target, target, self.plan.rows, overwrite=self.overwrite)]
         beside = target.with_name(target.name + "." + MANIFEST)
-        if manifest or beside.is_file():  # one that is there would tell of the file before
+        # One that is there would tell of the file before; a name may be too long for one.
+        if manifest or os.path.isfile(beside):  # noqa: PTH113
             facts = self._facts(written)
             data = dump_manifest(facts, {target.name: _entry(written[0], facts)})
             replace_small_file(beside, data, durable=self.copy.check)

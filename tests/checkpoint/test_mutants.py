@@ -225,7 +225,7 @@ def test_planted_skipping_of_checksums_is_found(
 ) -> None:
     kind = "torch zip"
     bench = benches(kind)
-    unchecked = replace(bench.options, copy=CopyOptions(check=False, allow_nonfinite=True))
+    unchecked = replace(bench.options, copy=CopyOptions(check=False))
     monkeypatch.setattr(bench, "options", unchecked)
     with pytest.raises(AssertionError, match="other weights passed"):
         run_mutants(bench, kind, 100)

@@ -164,7 +164,7 @@ def test_reasons_are_counted() -> None:
         {"at": 2, "skipped": "a decompression bomb"},
         {"at": 3, "skipped": "larger than 1 GiB"},
     ]
-    found = count_reasons(records)
+    found = count_reasons(records, "skipped")
     assert found == {"a decompression bomb": 1, "larger than 1 GiB": 2}
     assert list(found) == sorted(found)
-    assert count_reasons([{"at": 0, "models": []}]) == {}
+    assert count_reasons([{"at": 0, "models": []}], "skipped") == {}

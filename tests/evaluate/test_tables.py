@@ -37,7 +37,13 @@ def result(*models: Row, protocol: Protocol | None = None, **pictures: Any) -> d
     protocol = protocol or Protocol()
     return {
         "protocol": {**protocol._asdict(), "description": protocol.describe()},
-        "pictures": {"name": "val2017", "sha256": "ab" * 32, "number": 5000} | pictures,
+        "pictures": {
+            "name": "val2017",
+            "sha256": "ab" * 32,
+            "fingerprint": "cd" * 32,
+            "number": 5000,
+        }
+        | pictures,
         "nets": [{"name": "vgg16", "file": "v.pth", "sha256": "cd" * 32, "is_published": True}],
         "models": list(models) or [model()],
     }

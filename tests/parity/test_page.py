@@ -51,7 +51,8 @@ class Found(NamedTuple):
 
 def find(a: Path, b: Path | None, base: Path | None = None, **options: object) -> Found:
     pictures: list[Decoded] = []
-    how = VerifyOptions(device="cpu", on_picture=pictures.append, **options)
+    device = {} if options.get("weights_only") else {"device": "cpu"}
+    how = VerifyOptions(**device, on_picture=pictures.append, **options)
     return Found(verify(a, b, how, drop_in_for=base), pictures)
 
 

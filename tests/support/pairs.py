@@ -102,7 +102,7 @@ def check(
     """Verify in this process, on the CPU unless told otherwise."""
     device = {} if options.get("weights_only") else {"device": "cpu"}
     chosen = VerifyOptions(
-        latents=references,
+        latents=None if options.get("weights_only") else references,
         limits=Limits(atol, min_psnr),
         b=SideOptions(variant=variant),
         **{**device, **options},
