@@ -47,6 +47,7 @@ from tests.support.samples import (
     with_old_names,
 )
 from vaeconv import ConvertOptions, PruneOptions, ScalingOptions, convert, prune
+from vaeconv.errors import MalformedCheckpointError
 from vaeconv.parity.weights import Match
 
 Config = dict[str, Any]
