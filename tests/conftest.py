@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import signal
 import tempfile
 import time
 
@@ -28,6 +29,9 @@ if os.environ.get("VAECONV_TEST_HUB") != "1":  # the tests that talk to the real
     os.environ |= {"HF_HOME": _HOME.name, "TORCH_HOME": _HOME.name, "TZ": "UTC"}
     time.tzset()
 os.umask(0o022)
+# Where tests run in the background of a shell, Ctrl-C is ignored, and is in what they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Small convolutions on many threads that share few cores mostly wait for each other. torch reads
 # it when it is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
