@@ -31,8 +31,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "vaeconv.parts",
     ),
     ("vaeconv.option_checks",),
-    ("vaeconv.autoencoder", "vaeconv.checkpoint", "vaeconv.schema"),
-    ("vaeconv.names", "vaeconv.plan"),
+    ("vaeconv.autoencoder", "vaeconv.checkpoint"),
+    ("vaeconv.names", "vaeconv.plan", "vaeconv.schema"),
     (
         "vaeconv.candidates", "vaeconv.parameters", "vaeconv.position_ids", "vaeconv.shards",
         "vaeconv.workers", "vaeconv.zeros",

@@ -12,18 +12,23 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fixtures.make_fixtures import FOLDER as FIXTURES
 from tests.autoencoder.topologies import make_topology
+from tests.publish.pushes import FP16, PLAIN, make_release, write_manifest, write_parity
+from tests.publish.releases import make, write_project
 from tests.support.pairs import run
 from vaeconv.autoencoder.scaling import ScalingOptions
 from vaeconv.checkpoint.dtypes import BY_CODE
 from vaeconv.checkpoint.scan import find_zeros
 from vaeconv.conversion import ConvertOptions, convert
-from vaeconv.errors import ZeroWeightsError
+from vaeconv.errors import CheckFailedError, ZeroWeightsError
 from vaeconv.executor import CopyOptions
 from vaeconv.inspection import inspect
 from vaeconv.parity.compvis import CompVisAutoencoder
 from vaeconv.prune_options import PruneOptions
 from vaeconv.pruning import prune
+from vaeconv.publish.push_options import PushOptions
+from vaeconv.publish.pushing import checked_files
 
 State = dict[str, Tensor]
 KNOWN = ScalingOptions(scaling_factor=0.5)
@@ -180,3 +185,45 @@ def test_zeros_are_found_block_by_block(size: int) -> None:
     last = (size - 1) // 4096 * 4096
     assert find_zeros(one, 0, size, f32) == ([(0, last)] if last else [])
     assert find_zeros(bytearray(size), 0, size, BY_CODE["I32"]) == []
+
+
+@pytest.mark.parametrize("command", ["eval", "compare", "latents"])
+def test_what_runs_a_model_looks_for_zeros(command: str, tmp_path: Path) -> None:
+    source = blank(saved(tmp_path, weights()), 0.5)
+    out = tmp_path / ("latents.safetensors" if command == "latents" else "out.json")
+    images = FIXTURES / "pictures"
+    asked: tuple[object, ...] = {
+        "eval": (source, "--images", images, "--out", out, "--metrics", "psnr", "--size", 32),
+        "compare": (source, "--images", images, "--out", tmp_path / "sheet", "--size", 32),
+        "latents": (images, out, "--model", source, "--size", 32),
+    }[command]
+    refused = run(command, *asked)
+    assert refused.exit_code == 3, refused.stderr
+    assert "unfinished download" in refused.stderr and "--allow-zeros" in refused.stderr
+    assert not out.exists()
+    passed = run(command, *asked, "--allow-zeros")
+    assert passed.exit_code == 0, passed.stderr
+
+
+def test_no_zeros_are_published_unless_they_are_meant(tmp_path: Path) -> None:
+    folder = make_release(tmp_path / "release")
+    for name in (PLAIN, FP16):
+        blank(folder / name, 0.5)
+    write_manifest(folder)
+    write_parity(folder)
+    with pytest.raises(CheckFailedError) as caught:
+        checked_files(folder, PushOptions())
+    said = "\n".join(caught.value.details)
+    assert all(f"{name}: " in said for name in (PLAIN, FP16)) and "unfinished download" in said
+    assert checked_files(folder, PushOptions(allow_zeros=True))
+
+
+def test_a_release_file_says_that_zeros_are_meant(tmp_path: Path) -> None:
+    project = write_project(tmp_path / "project", {"source": {"checkpoint": "m.safetensors"}})
+    state = load_file(FIXTURES / "tiny-kl.safetensors")
+    save_file({n: t.zero_() if "norm" in n else t for n, t in state.items()},
+              project / "m.safetensors")  # fmt: skip
+    with pytest.raises(ZeroWeightsError, match="unfinished download"):
+        make(project, last="card")
+    meant = {"source": {"checkpoint": "m.safetensors", "allow_zeros": True}}
+    assert [step.outcome for step in make(project, meant, last="card").steps] == ["done"] * 6

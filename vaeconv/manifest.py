@@ -12,10 +12,13 @@ from typing import Any, NamedTuple
 from vaeconv._version import __version__
 from vaeconv.checkpoint.folder import CONFIG, STEM
 from vaeconv.checkpoint.source import FileSource, hash_bytes
-from vaeconv.errors import listed
+from vaeconv.checkpoint.text_file import read_text_file
+from vaeconv.errors import InputError, listed
 from vaeconv.json_text import dump_json
 
 MANIFEST = "vaeconv.json"
+MAX_MANIFEST = 64 << 20
+"""Bytes; one has some 300 for each file."""
 _VERSION = 1
 _WEIGHTS = (STEM, "diffusion_flax_model")  # beginnings of names under which diffusers has weights
 
@@ -23,8 +26,8 @@ _WEIGHTS = (STEM, "diffusion_flax_model")  # beginnings of names under which dif
 def source_name(folder: Path) -> str | None:
     """Read which file a folder was made from; None where nothing says so."""
     try:
-        name = json.loads((folder / MANIFEST).read_bytes())["source"]["name"]
-    except (OSError, ValueError, LookupError, TypeError):
+        name = json.loads(read_text_file(folder / MANIFEST, MAX_MANIFEST))["source"]["name"]
+    except (InputError, ValueError, LookupError, TypeError, RecursionError):
         return None
     return name if isinstance(name, str) else None
 
@@ -95,11 +98,11 @@ def remove_outputs(target: Path, kept: Collection[str]) -> None:
 
 def _read_earlier(target: Path) -> tuple[dict[str, Any], Any]:
     try:
-        document = json.loads((target / MANIFEST).read_bytes())
+        document = json.loads(read_text_file(target / MANIFEST, MAX_MANIFEST))
         entries = {**document["outputs"], **document.get("others", {})}
         found = {name: dict(entry) for name, entry in entries.items()}
         return found, document["source"]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (InputError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return {}, None
 
 

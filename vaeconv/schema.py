@@ -12,6 +12,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from vaeconv.checkpoint.text_file import read_text_file
 from vaeconv.errors import UsageError, VaeconvError, raise_all
 
 T = TypeVar("T")
@@ -46,15 +47,16 @@ def read_toml(path: Path) -> TomlTable:
         UsageError: It cannot be read, or is no TOML.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text_file(path)
         if sys.version_info >= (3, 11):
             import tomllib
         else:
             import tomli as tomllib
         document = TomlTable(tomllib.loads(text))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError(f"not a TOML file ({reason})", where=str(path)) from error
+    except VaeconvError as error:
+        raise UsageError(error.what, where=error.where, hint=error.hint) from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"not a TOML file ({error})", where=str(path)) from error
     document.text = text
     return document
 

@@ -383,8 +383,9 @@ def test_a_template_of_ones_own(release: Path, tmp_path: Path) -> None:
     [
         (b"{{ nothing }}", "the template does not work"),
         (b"{% if %}", "the template does not work"),
-        (b"\xff", "the template cannot be read"),
-        (None, "the template cannot be read"),
+        (b"{{ ''.__class__.__mro__ }}", "the template does not work"),
+        (b"\xff", "not a UTF-8 text file"),
+        (None, "No such file"),
     ],
 )
 def test_a_template_that_does_not_work(
@@ -433,6 +434,14 @@ def test_check_names_what_is_wrong(release: Path, kind: str) -> None:
     told = json.loads(run_here("card", release, "--check", "--json").stdout)
     assert told["ok"] is False and any(said in problem for problem in told["problems"])
     assert (release / "README.md").read_text() == text
+
+
+def test_check_lists_all_when_quiet_too(release: Path) -> None:
+    (release / "README.md").write_text(GOOD + "[a](none) [b](neither)\n")
+    result = run_here("card", release, "--check", "--quiet")
+    head, *details = result.stderr.splitlines()
+    assert (result.exit_code, result.stdout) == (4, "")
+    assert "not in order: 2 problems" in head and len(details) == 2
 
 
 def test_check_accepts_what_is_right(release: Path) -> None:

@@ -42,7 +42,7 @@ from tests.support.loopback_hub import FOREVER, Call, LoopbackHub, Repository, S
 from vaeconv.errors import CheckFailedError, HubError, UsageError, one_line
 from vaeconv.publish import hub_session, pushing
 from vaeconv.publish.push_options import PushOptions, is_ref
-from vaeconv.publish.pushing import push_files
+from vaeconv.publish.pushing import checked_files, push_files
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:Use 'content=:DeprecationWarning")
 
@@ -624,22 +624,15 @@ def test_a_gate_is_closed(release: Path, gate: str, monkeypatch: pytest.MonkeyPa
     assert others == [f"  - {one_line(problem)}" for problem in caught.value.details]
 
 
-def test_without_parity(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_parity(release: Path) -> None:
     (release / "parity.json").unlink()
-    seen: list[Any] = []
-    monkeypatch.setattr(pushing, "push_files", lambda files, *_, **__: seen.append(files))
-    pushing.push(release, "user/x", PushOptions(parity=False))
-    assert [file.path for file in seen[0]] == sorted(contents_of(release))
+    files = checked_files(release, PushOptions(parity=False))
+    assert [file.path for file in files] == sorted(contents_of(release))
 
 
-def test_a_report_from_elsewhere(
-    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_report_from_elsewhere(release: Path, tmp_path: Path) -> None:
     report = (release / "parity.json").rename(tmp_path / "elsewhere.json")
-    seen: list[Any] = []
-    monkeypatch.setattr(pushing, "push_files", lambda files, *_, **__: seen.append(files))
-    pushing.push(release, "user/x", PushOptions(reports=(report,)))
-    assert len(seen) == 1
+    assert checked_files(release, PushOptions(reports=(report,)))
 
 
 def test_closed_gates_ask_nothing(hub: LoopbackHub, release: Path) -> None:
@@ -710,3 +703,22 @@ def test_uploads_show_on_a_terminal_and_not_where_silence_is_asked_for(
     assert (process.returncode, repo.commit_count()) == (0, 1)
     assert (b"LFS files: 100%" in said) == (not options), said
     assert not options or said == b""
+
+
+def test_what_a_report_leaves_unproven_is_said(hub: LoopbackHub, release: Path) -> None:
+    reason = "the scaling of A, which states none"
+    write_parity(release, unproven=[reason])
+    for more in (["--dry-run"], []):
+        done = run_push(hub.env(release.parent / "home"), release, "user/unproven", *more)
+        assert done.returncode == 0
+        assert f"note: parity.json leaves unproven {reason}\n" in done.stderr
+    said = json.loads(push(hub, release, "user/unproven", "--json"))
+    assert said["notes"] == [f"parity.json leaves unproven {reason}"]
+
+
+def test_all_that_reports_say_is_listed(hub: LoopbackHub, release: Path) -> None:
+    write_parity(release, ok=False, problems=["activation differs", "the weights differ"])
+    done = run_push(hub.env(release.parent / "home"), release, "user/failed")
+    assert done.returncode == 4
+    for problem in ("activation differs", "the weights differ"):
+        assert f"  - parity.json says: {problem}\n" in done.stderr

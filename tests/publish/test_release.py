@@ -465,9 +465,18 @@ def test_min_psnr(project: Path, hub: LoopbackHub) -> None:
     assert hub.repo("user/psnr").commit_count() == 1
 
 
-def write_baseline(path: Path, rfid: float | None) -> None:
+# What two results must have in common to be compared, beside what they found.
+SAME = {
+    "command": "eval",
+    "protocol": {"description": "whole"},
+    "pictures": {"sha256": "0", "number": 4, "fingerprint": "bytes"},
+    "nets": [],
+}
+
+
+def write_baseline(path: Path, rfid: float | None, **of: Any) -> None:
     metrics = {} if rfid is None else {"rfid": rfid}
-    path.write_text(json.dumps({"command": "eval", "models": [{"metrics": metrics}]}))
+    path.write_text(json.dumps({**SAME, **of, "models": [{"metrics": metrics}]}))
 
 
 @pytest.fixture
@@ -493,19 +502,29 @@ def test_rfid_that_got_worse(
     project: Path, hub: LoopbackHub, with_rfid: Callable[[float], None]
 ) -> None:
     gate = {"eval": {"metrics": ["rfid", "psnr", "ssim"], "baseline": "before.json"}}
-    write_toml(project / "release.toml", repositories("rfid"), gate)
-    write_baseline(project / "before.json", 10.0)
+    metrics = {"eval": {"metrics": gate["eval"]["metrics"]}}
+    write_toml(project / "release.toml", repositories("rfid"), metrics)
     with_rfid(10.01)
+    assert "eval" in redone(project, last="eval")
+    measured = json.loads((project / "release/diffusers/eval.json").read_bytes())
+    before = {key: measured[key] for key in SAME}
+    write_toml(project / "release.toml", repositories("rfid"), gate)
+    write_baseline(project / "before.json", 10.0, **before)
     assert_refused(project, hub, r"rFID is 10\.01, and 10\.00 in the baseline")
-    write_baseline(project / "before.json", 10.01)
+    write_baseline(project / "before.json", 10.01, **before)
     assert redone(project, last="card") == ["eval"]
     assert redone(project, last="card") == []
-    write_baseline(project / "before.json", 9.0)  # what it is judged by has changed
+    write_baseline(project / "before.json", 9.0, **before)  # what it is judged by has changed
     assert_refused(project, hub, "rFID is 10.01, and 9.00 in the baseline")
     gate["eval"]["max_rfid_regression"] = 1.5
     write_toml(project / "release.toml", repositories("rfid"), gate)
     assert redone(project) == ["eval"]
     assert hub.repo("user/rfid").commit_count() == 1
+    write_baseline(
+        project / "before.json", 11.0, **{**before, "nets": [{"name": "inception", "sha256": "0"}]}
+    )
+    with pytest.raises(UsageError, match="does not compare"):
+        make(project)
 
 
 @pytest.mark.parametrize(
@@ -516,6 +535,8 @@ def test_rfid_that_got_worse(
         ({"rfid": 3.0}, {"baseline": "b.json"}, None),
         ({"rfid": float("nan")}, {"baseline": "b.json"}, CheckFailedError),
         ({}, {"baseline": "b.json"}, UsageError),
+        ({"rfid": 3.0}, {"baseline": "other.json"}, UsageError),
+        ({"rfid": 3.0}, {"baseline": "old.json"}, UsageError),
         ({"rfid": 3.0}, {"baseline": "none.json"}, UsageError),
         ({"rfid": 3.0}, {"baseline": "empty.json"}, InputError),
         ({"rfid": 3.0}, {"baseline": "missing.json"}, InputError),
@@ -531,6 +552,8 @@ def test_what_the_gates_of_the_evaluation_say(
 ) -> None:
     write_baseline(tmp_path / "b.json", 10.0)
     write_baseline(tmp_path / "none.json", None)
+    write_baseline(tmp_path / "other.json", 10.0, protocol={"description": "center-crop 256"})
+    write_baseline(tmp_path / "old.json", 10.0, pictures={"sha256": "0", "number": 4})
     (tmp_path / "empty.json").write_text('{"command": "eval", "models": []}')
     all_metrics = {"metrics": ["rfid", "psnr"]}
     config = read_release(
@@ -538,10 +561,10 @@ def test_what_the_gates_of_the_evaluation_say(
     )
     baseline = tmp_path / config.eval.baseline if config.eval.baseline else None
     if error is None:
-        check_metrics(config.eval, metrics, baseline)
+        check_metrics(config.eval, {**SAME, "models": [{"metrics": metrics}]}, baseline)
     else:
         with pytest.raises(error):
-            check_metrics(config.eval, metrics, baseline)
+            check_metrics(config.eval, {**SAME, "models": [{"metrics": metrics}]}, baseline)
 
 
 def test_a_card_that_is_wrong_is_a_gate(project: Path, hub: LoopbackHub) -> None:

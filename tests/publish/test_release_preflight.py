@@ -163,12 +163,12 @@ def test_a_file_with_many_slips(project: Path) -> None:
         ({"eval": {"images": "tiny-kl.ckpt"}}, "tiny-kl.ckpt: "),
         ({"eval": {"images": "pictures", "limit": 5}}, "[eval] limit is 5, and there are 4 images"),
         ({"compare": {"images": "broken"}}, "no image can be used, such as a.png"),
-        ({"eval": {"images": "pictures", "models": "none.toml"}}, "none.toml: not a TOML file"),
+        ({"eval": {"images": "pictures", "models": "none.toml"}}, "none.toml: No such file"),
         ({"eval": {"images": "pictures", "models": "models.toml"}}, "elsewhere: No such file"),
         (
             {"eval": {"images": "pictures", "metrics": ["rfid"], "baseline": "none.json",
                       "allow_missing_metrics": True}},
-            "none.json: not a report of vaeconv eval",
+            "none.json: No such file or directory",
         ),
         ({"eval": {"images": "pictures", "metrics": ["lpips"]}}, "weights missing: vgg16"),
         ({"eval": {"max_rfid_regression": 1.0}}, "max_rfid_regression needs baseline"),
@@ -194,6 +194,18 @@ def test_what_is_missing_here(
     (project / "models.toml").write_text('[[model]]\npath = "elsewhere"\n')
     listed = problems_of(project, changes, last="card")
     assert any(said in one for one in listed), listed
+
+
+def test_one_of_several_processes_makes_no_release(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    (said,) = problems_of(project)
+    assert "made by one process, and WORLD_SIZE is 2" in said
+    monkeypatch.setenv("RANK", "x")
+    (said,) = problems_of(project)
+    assert "RANK is 'x'" in said
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")

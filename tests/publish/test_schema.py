@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,11 +82,12 @@ def test_what_does_not_fit_is_named(table: dict[str, Any], said: str) -> None:
 def test_what_is_no_toml(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "meta.toml"
     path.write_bytes(content)
-    with pytest.raises(UsageError, match="not a TOML file"):
+    with pytest.raises(UsageError, match=r"not a (TOML|UTF-8 text) file"):
         read_toml(path)
-    for place in (tmp_path / "nothing.toml", tmp_path):
-        with pytest.raises(UsageError, match="not a TOML file"):
-            read_toml(place)
+    os.mkfifo(tmp_path / "pipe")
+    for name, said in (("none", "No such file"), (".", "not a regular"), ("pipe", "not a regular")):
+        with pytest.raises(UsageError, match=said):
+            read_toml(tmp_path / name)
 
 
 def test_the_facts_of_a_card(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def card(
     """  # fmt: skip
     from vaeconv.cli.render import print_json
     from vaeconv.effects import Rule, refuse_idle
-    from vaeconv.errors import CheckFailedError, one_line
+    from vaeconv.errors import CheckFailedError, counted, one_line
     from vaeconv.publish.card import CardInputs, card_title, make_card, write_card
     from vaeconv.publish.checking import check_card
     from vaeconv.publish.documents import read_document
@@ -109,20 +109,22 @@ def card(
     evaluations = tuple(read_document(path, "eval") for path in evaluation or ())
     if check:
         problems = check_card(folder, evaluations)
-        failure = (
-            CheckFailedError(
-                problems[0] if len(problems) == 1 else f"{len(problems)} problems, listed above",
+        failure = None
+        if problems:
+            what, details = counted("not in order", problems)
+            failure = CheckFailedError(
+                what,
                 where=str(folder / "README.md"),
                 hint="vaeconv card writes it anew",
+                details=details,
             )
-            if problems
-            else None
-        )
         if json:
             print_json("card", {"problems": problems}, failure)
         elif not quiet:
             sys.stdout.writelines(one_line(f"  {problem}") + "\n" for problem in problems)
-            if not problems:
+            if failure:
+                failure.details = ()  # they are listed
+            else:
                 sys.stdout.write(f"{one_line(str(folder / 'README.md'))} is in order\n")
         if failure:
             failure.is_reported = json

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vaeconv.checkpoint.atomic import replace_small_file
+from vaeconv.checkpoint.text_file import read_text_file
 from vaeconv.checkpoint.writable import check_writable
 from vaeconv.cli.left_out import left_out_notes
 from vaeconv.cli.progress import ByteProgress, StepProgress
@@ -24,6 +25,7 @@ from vaeconv.evaluate.tables import format_latex, format_markdown, identity_of, 
 from vaeconv.json_text import dump_json
 from vaeconv.names import check_ending
 from vaeconv.parity.images import LeftOut
+from vaeconv.publish.documents import MAX_REPORT
 from vaeconv.publish.places import hide_places
 
 
@@ -162,9 +164,9 @@ def _another_result(out: Path) -> OutputExistsError:
 def _belongs(out: Path, parts: Path) -> bool:
     """Tell whether a file is the result of the run that left progress in a folder."""
     try:
-        document = json_module.loads(out.read_bytes())
+        document = json_module.loads(read_text_file(out, MAX_REPORT))
         named = document.get("run_sha256")
-    except (OSError, ValueError, AttributeError):
+    except (InputError, ValueError, AttributeError, RecursionError):
         return False
     return named is not None and named == read_digest(parts)
 
@@ -236,10 +238,10 @@ def read_result(path: Path) -> dict[str, Any]:
         InputError: It is none.
     """
     try:
-        document = json_module.loads(path.read_text(encoding="utf-8"))
+        document = json_module.loads(read_text_file(path, MAX_REPORT))
         make_tables([document])
         is_old = identity_of(document) is None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"not a result of vaeconv eval ({error})", where=str(path)) from error
     if is_old:
         print_notes(

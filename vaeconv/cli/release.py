@@ -82,7 +82,7 @@ def release(
     """  # fmt: skip
     from vaeconv.checkpoint.atomic import replace_small_file
     from vaeconv.cli.progress import StepProgress
-    from vaeconv.cli.render import print_json
+    from vaeconv.cli.render import print_json, print_notes
     from vaeconv.effects import Rule, refuse_idle
     from vaeconv.errors import OutputExistsError, VaeconvError, one_line
     from vaeconv.names import check_ending
@@ -137,6 +137,7 @@ def release(
     if json:
         print_json("release", _document(done, dry_run=dry_run))
     elif not quiet:
+        print_notes(f"note: {one.repo_id}: {note}" for one in done.pushed for note in one.notes)
         lines = [
             f"{step.name}: {step.outcome}{_said({} if step.name == 'push' else step.facts)}"
             for step in done.steps

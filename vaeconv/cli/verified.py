@@ -142,10 +142,12 @@ def publish_result(
             sys.stdout.write(one_line(f"  {path}") + "\n")
         sys.stdout.flush()
     if failure:
-        said = annotation(str(failure))
+        said = annotation("\n".join([str(failure), *failure.details]))
         if said:
             sys.stderr.write(said + "\n")
         failure.is_reported = json
+        if not quiet:
+            failure.details = ()  # the verdict has listed them
         raise failure
 
 

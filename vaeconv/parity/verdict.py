@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from vaeconv.autoencoder.config import Scaling
 from vaeconv.autoencoder.topology import Layout
-from vaeconv.errors import CheckFailedError
+from vaeconv.errors import CheckFailedError, counted
 from vaeconv.parity.behaviour import Outcome
 from vaeconv.parity.latents import ReferenceSet
 from vaeconv.parity.weights import WeightResult
@@ -128,10 +128,9 @@ class Verification(NamedTuple):
         """Raise where something is wrong.
 
         Raises:
-            CheckFailedError: It says the first problem, and how many more there are.
+            CheckFailedError: Its ``details`` list all of it.
         """
-        first, *more = self.problems or [""]
-        if first:
+        if self.problems:
             kind = "same autoencoder" if self.same and self.same.problems else "drop-in replacement"
-            tail = f" (and {len(more)} more problems)" if more else ""
-            raise CheckFailedError(f"not the {kind}: {first}{tail}")
+            what, details = counted(f"not the {kind}", self.problems)
+            raise CheckFailedError(what, details=details)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from vaeconv._version import __version__
 from vaeconv.checkpoint.atomic import replace_small_file
+from vaeconv.checkpoint.text_file import read_text_file
 from vaeconv.errors import InputError, OutputError, UsageError, counted
 from vaeconv.evaluate.meter import COLUMNS
 from vaeconv.publish.card_rules import front_problems
@@ -121,14 +122,11 @@ def write_card(inputs: CardInputs) -> Path:
 
 def _new_card(inputs: CardInputs, data: Mapping[str, Any], sections: Sequence[Section]) -> str:
     import jinja2
+    from jinja2.sandbox import SandboxedEnvironment
 
     shipped = resources.files("vaeconv.publish").joinpath("templates/card.md.j2")
-    try:
-        source = (inputs.template or shipped).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        where = str(inputs.template) if inputs.template else None
-        raise InputError(f"the template cannot be read ({error})", where=where) from error
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    source = read_text_file(inputs.template) if inputs.template else shipped.read_text("utf-8")
+    environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     environment.filters["cell"] = lambda value: " ".join(str(value).replace("|", "\\|").split())
     meta = replace(
         inputs.meta,

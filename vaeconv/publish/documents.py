@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from vaeconv.checkpoint.folder import STEM
+from vaeconv.checkpoint.text_file import read_text_file
 from vaeconv.errors import InputError
-from vaeconv.manifest import MANIFEST
+from vaeconv.manifest import MANIFEST, MAX_MANIFEST
+
+MAX_REPORT = 64 << 20
+"""Bytes; an evaluation has some 200 for each image of each model."""
 
 
 def read_document(path: Path, command: str) -> dict[str, Any]:
@@ -18,9 +22,9 @@ def read_document(path: Path, command: str) -> dict[str, Any]:
         InputError: It is not one.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(read_text_file(path, MAX_REPORT))
         found = document["command"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"not a report of vaeconv {command} ({error})", where=str(path)) from error
     if found != command:
         raise InputError(f"a report of vaeconv {found}, not of {command}", where=str(path))
@@ -34,13 +38,11 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     found: dict[str, Any] | None = None
     for path in paths:
         try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
+            manifest = json.loads(read_text_file(path, MAX_MANIFEST))
             outputs, _ = manifest["outputs"], manifest["source"]["name"]
             others = manifest.get("others", {})
             _ = {name: dict(entry) for name, entry in [*outputs.items(), *others.items()]}
-        except (
-            OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError
-        ) as error:  # fmt: skip
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"not a manifest ({error})", where=str(path)) from error
         found = {**manifest, "outputs": {**(found or manifest)["outputs"], **outputs}}
     return found

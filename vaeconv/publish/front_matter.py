@@ -45,6 +45,8 @@ def read_card(path: Path) -> Card:
         InputError: It cannot be read, or its front matter is broken.
     """
     try:
+        if path.exists() and not path.is_file():  # a pipe may never end
+            raise InputError("not a file", where=str(path))
         if path.stat().st_size > _MAX:
             raise InputError("larger than any card", where=str(path))
         text = path.read_bytes().decode("utf-8")

@@ -144,7 +144,7 @@ def _linked_card(path: Path, original: Original) -> str:
     sections = find_sections(card.body)
     address = rf"huggingface\.co/{re.escape(original.repo_id)}(?![\w-]|\.\w)"
     if "original" not in sections and re.search(address, card.body):
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes().decode()
     found = original_section(original.repo_id, original.file.name)
     kept = [
         Section(name, inner_text(text)) for name, text in sections.items() if name != found.name

@@ -21,6 +21,7 @@ from vaeconv.publish.release_files import (
     hash_file,
     hash_files,
     parity_reports,
+    unproven_by,
 )
 from vaeconv.publish.remote import Remote, differing, fetch, with_remote
 from vaeconv.publish.selection import select_files
@@ -117,13 +118,16 @@ def publish_files(
         HubError: The Hub refused, or did not answer.
         InputError: The key cannot be used.
     """
-    left_out = select_files(folder, exclude=options.exclude).left_out
-    if options.sign is None:
-        return push_files(files, repo_id, options, deadline, dry_run=dry_run, left_out=left_out)
     with scratch_folder() as room:
-        target = (room if dry_run else folder) / SIGNATURE
-        signed = _with_signature(folder, files, repo_id, options, deadline, target)
-        return push_files(signed, repo_id, options, deadline, dry_run=dry_run, left_out=left_out)
+        if options.sign:
+            target = (room if dry_run else folder) / SIGNATURE
+            files = _with_signature(folder, files, repo_id, options, deadline, target)
+        done = push_files(files, repo_id, options, deadline, dry_run=dry_run)
+    unproven = unproven_by(options.reports or parity_reports(folder)) if options.parity else []
+    return done._replace(
+        left_out=tuple(select_files(folder, exclude=options.exclude).left_out),
+        notes=(*unproven, *done.notes),
+    )
 
 
 def checked_files(
@@ -205,16 +209,14 @@ def push_files(
     deadline: Deadline | None = None,
     *,
     dry_run: bool = False,
-    left_out: Sequence[str] = (),
 ) -> Pushed:
-    """Publish files that were checked; what was left out of their folder goes into the result."""
-    done = with_remote(
+    """Publish files that were checked."""
+    return with_remote(
         repo_id,
         options,
         deadline or Deadline(options.timeout),
         lambda remote: _run(remote, files, options, dry_run=dry_run),
     )
-    return done._replace(left_out=tuple(left_out))
 
 
 def _run(

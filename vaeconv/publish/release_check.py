@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 
 from vaeconv.errors import UsageError, VaeconvError
+from vaeconv.evaluate.ranks import read_ranks
 from vaeconv.names import KINDS, OutputKind, ending_of
 from vaeconv.publish.push_options import PushOptions, check_options
 from vaeconv.publish.release_config import (
@@ -21,6 +22,7 @@ from vaeconv.publish.source_date import source_date
 def check_config(config: ReleaseConfig) -> list[VaeconvError]:
     """List what is wrong with the values of a release file; empty where nothing is."""
     return [
+        *_process(),
         *_source(config.source),
         *_output(config.output),
         *_eval(config.eval),
@@ -39,6 +41,19 @@ def attempt(problems: list[VaeconvError], call: Callable[[], object]) -> None:
 
 def _wrong(table: str, what: str, hint: str | None = None) -> UsageError:
     return UsageError(f"[{table}] {what}", hint=hint)
+
+
+def _process() -> Iterator[VaeconvError]:
+    """Refuse to be one of several processes, each of which would make the same release."""
+    problems: list[VaeconvError] = []
+    ranks = []
+    attempt(problems, lambda: ranks.append(read_ranks()))
+    yield from problems
+    if ranks and ranks[0].world > 1:
+        yield UsageError(
+            f"a release is made by one process, and WORLD_SIZE is {ranks[0].world}",
+            hint="start it without torchrun or accelerate launch",
+        )
 
 
 def _source(table: SourceTable) -> Iterator[UsageError]:

@@ -40,6 +40,9 @@ class SourceTable:
     family: str | None = _key(None, "sd1, sdxl, sd3, flux1, …: settles scaling and shift.")
     config: str | None = _key(None, "A config file, for what shapes do not tell.")
     source_prefix: str | None = _key(None, "Which autoencoder, where there are several.")
+    allow_zeros: bool = _key(
+        False, "Let weights pass that are zero where no training leaves zeros."
+    )
 
     def __post_init__(self) -> None:
         check_fields(self, scaling_factor=Range(0, is_open=True), family=FAMILY_NAMES)

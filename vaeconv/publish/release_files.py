@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -229,12 +230,12 @@ def _parity_problems(files: Sequence[ReleaseFile], reports: Sequence[Path]) -> l
             report = read_document(path, "verify")
             hashes = {one["sha256"] for side in report["sides"] for one in side["files"]}
             if not report["ok"]:
-                problems.append(f"{path.name} says: {report['problems'][0]}")
+                problems += [f"{path.name} says: {one}" for one in report["problems"]]
             elif not any(report[key] and report[key]["decoded"] for key in ("same", "drop_in")):
                 problems.append(f"{path.name} compared weights only, and decoded nothing")
             else:
                 proved |= hashes
-        except (VaeconvError, KeyError, TypeError, IndexError) as error:
+        except (VaeconvError, KeyError, TypeError) as error:
             problems.append(f"{path.name} is not a parity report ({error})")
     problems += [
         f"{file.path} is in no parity report that passed: what was verified is another file"
@@ -242,6 +243,16 @@ def _parity_problems(files: Sequence[ReleaseFile], reports: Sequence[Path]) -> l
         if file.is_weights and file.sha256 not in proved
     ]
     return problems
+
+
+def unproven_by(reports: Sequence[Path]) -> list[str]:
+    """List what reports that passed leave unproven; none of a report that cannot be read."""
+    found = []
+    for path in reports:
+        with suppress(InputError):
+            reasons = read_document(path, "verify").get("unproven")
+            found += [f"{path.name} leaves unproven {one}" for one in reasons or ()]
+    return found
 
 
 def parity_reports(folder: Path) -> list[Path]:

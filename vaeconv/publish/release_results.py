@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from vaeconv.checkpoint.atomic import replace_small_file
-from vaeconv.errors import CheckFailedError
+from vaeconv.errors import CheckFailedError, counted
 from vaeconv.evaluate.comparing import CompareOptions, compare, write_comparison
 from vaeconv.evaluate.evaluation import EvalOptions, evaluate
 from vaeconv.evaluate.protocol import preset
 from vaeconv.parity.report import write_report
+from vaeconv.parity.side import SideOptions
 from vaeconv.publish.card import CARD, CardInputs, write_card
 from vaeconv.publish.checking import check_card
 from vaeconv.publish.documents import read_document
@@ -41,6 +42,7 @@ def measure(work: Work) -> Outcome:
             allow_missing=table.allow_missing_metrics,
             limit=table.limit,
             device=table.device,
+            sides=SideOptions(allow_zeros=project.config.source.allow_zeros),
             discards=True,
             quiet=True,
             on_progress=work.on_progress,
@@ -49,7 +51,7 @@ def measure(work: Work) -> Outcome:
     assert result is not None
     write_report(target, project.publishable("eval", {"ok": True, **result}))
     metrics = result["models"][0]["metrics"]
-    check_metrics(table, metrics, project.path(table.baseline) if table.baseline else None)
+    check_metrics(table, result, project.path(table.baseline) if table.baseline else None)
     means = {name: one if name == "rfid" else one["mean"] for name, one in metrics.items()}
     return Outcome([target], {"metrics": means})
 
@@ -82,6 +84,7 @@ def show(work: Work) -> Outcome:
             sheet=0,
             overwrite=True,
             device=project.config.eval.device,
+            sides=SideOptions(allow_zeros=project.config.source.allow_zeros),
             on_progress=work.on_progress,
         ),
     )
@@ -120,7 +123,8 @@ def describe(work: Work) -> Outcome:
         )
         problems = check_card(folder, evaluations)
         if problems:
-            raise CheckFailedError(problems[0], where=str(folder / CARD))
+            what, details = counted("the card is not in order", problems)
+            raise CheckFailedError(what, where=str(folder / CARD), details=details)
     cards = [path.relative_to(project.folder).as_posix() for path in written]
     if config.output.sbom:
         written += [write_sbom(folder, project.meta, project.title) for folder in reports]

@@ -21,6 +21,7 @@ def publish(work: Work) -> Outcome:
         private=table.private,
         tag=table.tag,
         message=table.message,
+        allow_zeros=project.config.source.allow_zeros,
         verify=table.verify,
         sign=work.sign,
         on_progress=work.on_progress,

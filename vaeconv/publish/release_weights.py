@@ -9,6 +9,7 @@ from typing import Any
 from vaeconv.autoencoder.topology import Layout
 from vaeconv.checkpoint.folder import CONFIG, weights_name
 from vaeconv.conversion import ConvertOptions, convert
+from vaeconv.executor import CopyOptions
 from vaeconv.manifest import MANIFEST, remove_outputs
 from vaeconv.parity.behaviour import Limits
 from vaeconv.parity.report import report_document, write_report
@@ -44,6 +45,7 @@ def _to_folder(project: Project, dtype: str, variant: str | None) -> ConvertOpti
         dtype=dtype,
         variant=variant,
         source_prefix=source.source_prefix,
+        copy=CopyOptions(allow_zeros=source.allow_zeros),
         scaling=project.scaling,
         config=project.path(source.config) if source.config else None,
         ema=project.takes_average,
@@ -72,6 +74,7 @@ def _write_original(project: Project, target: Path, *, dry_run: bool = False) ->
             ema=project.takes_average,
             vae_only=True,
             source_prefix=source.source_prefix,
+            copy=CopyOptions(allow_zeros=source.allow_zeros),
             overwrite=True,
             hash_source=True,
             manifest=True,
@@ -81,6 +84,7 @@ def _write_original(project: Project, target: Path, *, dry_run: bool = False) ->
     how = ConvertOptions(
         dtype=output.original_dtype,
         source_prefix=source.source_prefix,
+        copy=CopyOptions(allow_zeros=source.allow_zeros),
         overwrite=True,
         hash_source=True,
         manifest=True,
@@ -134,8 +138,11 @@ def _prove_one(
     project = work.project
     source, table = project.config.source, project.config.verify
     sides: list[tuple[Any, SideOptions]] = [
-        (project.source, SideOptions(source_prefix=project.config.source.source_prefix)),
-        (target, SideOptions(variant=variant)),
+        (
+            project.source,
+            SideOptions(source_prefix=source.source_prefix, allow_zeros=source.allow_zeros),
+        ),
+        (target, SideOptions(variant=variant, allow_zeros=source.allow_zeros)),
     ]
     if drop_in:  # what is published stands in for the other, with the scaling that it has
         sides.reverse()
