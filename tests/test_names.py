@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
+from fixtures.make_fixtures import FOLDER as FIXTURES
+from tests.publish.releases import write_project
 from tests.support.samples import TINY, in_diffusers, save_ckpt, save_folder, weights_of
 from vaeconv import ConvertOptions, convert
 from vaeconv.errors import (
@@ -286,3 +289,41 @@ def test_names_that_are_too_long_are_no_internal_error(
     for pair in pairs:
         done = run(command, *pair)
         assert done.returncode in (3, 5) and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_names_that_are_not_utf_8_go_through_all_commands(tmp_path: Path) -> None:
+    odd = os.fsdecode(b"m\xff")
+    images = tmp_path / f"images{odd}"
+    images.mkdir()
+    for number, image in enumerate(sorted((FIXTURES / "pictures").glob("*.png"))[:2]):
+        shutil.copy(image, images / f"{odd}{number}.png")
+    source = Path(shutil.copy(FIXTURES / "tiny-kl.safetensors", tmp_path / f"{odd}.safetensors"))
+    (tmp_path / f"{odd}.toml").write_text('license = "mit"\n')
+    scaling, size = ("--scaling-factor", 0.5), ("--size", 32)
+    for command, *args in (
+        ("inspect", source),
+        ("convert", source, f"out{odd}", *scaling),
+        ("prune", source, f"p{odd}.safetensors"),
+        ("latents", images, f"l{odd}.safetensors", "--model", source, *size),
+        ("verify", source, f"out{odd}", "--latents", f"l{odd}.safetensors", *scaling, "--pictures",
+         f"v{odd}", "--report", f"r{odd}.json", "--html", f"h{odd}.html", "--junit", f"j{odd}.xml"),
+        ("eval", source, "--images", images, "--out", f"e{odd}.json", "--metrics", "psnr", *size),
+        ("compare", source, "--images", images, "--out", f"out{odd}/assets", *size),
+        ("card", f"out{odd}", "--meta", f"{odd}.toml", "--parity", f"r{odd}.json", "--eval",
+         f"e{odd}.json", "--pictures", f"out{odd}/assets"),
+    ):  # fmt: skip
+        done = run(command, *args, cwd=tmp_path)
+        assert (done.returncode, "Traceback" in done.stderr) == (0, False), (command, done.stderr)
+    written = {os.fsencode(path.name) for path in tmp_path.iterdir()}
+    assert {name.encode() + b"m\xff" + ending.encode() for name, ending in (
+        ("out", ""), ("p", ".safetensors"), ("l", ".safetensors"), ("r", ".json"), ("h", ".html"),
+        ("j", ".xml"), ("v", ""), ("e", ".json"))} <= written  # fmt: skip
+    for file in tmp_path.rglob("*.html"):
+        file.read_text(encoding="utf-8")  # whose text has no half of a surrogate pair
+
+
+def test_a_release_in_a_folder_whose_name_is_not_utf_8(tmp_path: Path) -> None:
+    project = write_project(tmp_path / os.fsdecode(b"p\xff"))
+    shutil.move(project / "pictures/rocket.png", project / "pictures" / os.fsdecode(b"r\xff.png"))
+    done = run("release", project / "release.toml", "--until", "card")
+    assert done.returncode == 0, done.stderr

@@ -44,6 +44,18 @@ def scratch_folder() -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def utf8_path(path: Path) -> Iterator[Path]:
+    """Give a file or folder a path that the libraries can open which take UTF-8 only."""
+    if str(path).isprintable():  # half a surrogate pair, which stands for other bytes, is not
+        yield path
+        return
+    with scratch_folder() as room:
+        link = room / f"link{path.suffix if path.suffix.isprintable() else ''}"
+        link.symlink_to(path.absolute())
+        yield link
+
+
 def remove_all() -> None:
     """Remove every temporary that there is; of the last one first."""
     for remove in reversed(list(_undo.values())):

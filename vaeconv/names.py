@@ -76,6 +76,11 @@ def output_kind(output: str | os.PathLike[str]) -> tuple[OutputKind, Path]:
     return KINDS[ending], path
 
 
+def is_utf8(name: str) -> bool:
+    """Whether a name is text; Python has half a surrogate pair for each byte that is none."""
+    return not any("\ud800" <= char <= "\udfff" for char in name)
+
+
 def check_ending(path: str | os.PathLike[str], endings: Sequence[str], what: str) -> None:
     """Refuse a name that ends in something else than what is written there.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,12 @@ from tests.support.compvis import DDConfig
 from tests.support.pairs import run
 from vaeconv.autoencoder.config import Scaling
 from vaeconv.autoencoder.topology import Topology
-from vaeconv.errors import MalformedCheckpointError, UsageError, VaeconvError
+from vaeconv.errors import (
+    CheckpointNotFoundError,
+    MalformedCheckpointError,
+    UsageError,
+    VaeconvError,
+)
 from vaeconv.parity.compvis import CompVisAutoencoder
 from vaeconv.parity.latents import (
     Reference,
@@ -238,8 +244,10 @@ def test_a_file_is_read(tmp_path: Path) -> None:
 
 def test_what_is_no_such_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "refs.safetensors"
-    with pytest.raises(MalformedCheckpointError, match="not a file of reference latents"):
-        load_set(path, topology_of())
+    os.mkfifo(tmp_path / "pipe")
+    for other in (path, tmp_path, tmp_path / "pipe"):
+        with pytest.raises(CheckpointNotFoundError, match=r"No such file|not a regular file"):
+            load_set(other, topology_of())
     for content in (b"", b"no latents", (FIXTURES / "tiny-kl.ckpt").read_bytes()[:2000]):
         path.write_bytes(content)
         with pytest.raises(MalformedCheckpointError, match="vaeconv latents writes"):

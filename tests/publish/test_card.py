@@ -551,6 +551,11 @@ def test_pictures_with_odd_names(release: Path) -> None:
         make_card(inputs_of(release))
     result = run_here("card", release, "--pictures", folder)
     assert result.exit_code == 3 and result.stderr.count("\n") == 1
+    odd = release / os.fsdecode(b"odd\xff")
+    odd.mkdir()
+    (odd / "a.png").write_bytes(b"")
+    with pytest.raises(InputError, match="its name is not UTF-8"):
+        make_card(inputs_of(release, pictures=odd))
 
 
 def test_pictures_must_be_in_the_release(release: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -351,3 +352,11 @@ def test_reports_of_one_name(both: Both) -> None:
 def test_what_does_not_fit(release: Path, repo_id: str, file: str, said: str) -> None:
     with pytest.raises(VaeconvError, match=said):
         push_both(release / "out", "user/tiny", Original(repo_id, release / file), PushOptions())
+
+
+def test_a_file_whose_name_is_not_utf_8_is_refused_first(both: Both) -> None:
+    file = both.release / os.fsdecode(b"a\xff.safetensors")
+    (both.release / FILE).rename(file)
+    done = run_here("push", both.release / "out", both.ids[0], "--original", both.ids[1], file)
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert "its name is not UTF-8" in done.stderr and both.counts == (0, 0)

@@ -156,7 +156,7 @@ def test_a_file_with_many_slips(project: Path) -> None:
     [
         ({"source": {"checkpoint": "none.ckpt"}}, "none.ckpt: No such file or directory"),
         ({"source": {"config": "none.json"}}, "none.json"),
-        ({"verify": {"latents": "none.safetensors"}}, "not a file of reference latents"),
+        ({"verify": {"latents": "none.safetensors"}}, "none.safetensors: No such file"),
         ({"verify": {"drop_in_for": "none"}}, "none: No such file or directory"),
         ({"verify": {"device": "cuda:99"}}, "the device cuda:99 is not there"),
         ({"eval": {"images": "none"}}, "none: no such folder or zip file"),

@@ -138,8 +138,10 @@ def _encode(
         for done, picture in enumerate(pictures, 1):
             data = torch.from_numpy(from_uint8(picture.pixels))[None].to(place)
             mean = model.encode(data)[0, : topology.latent_channels].cpu().numpy()
-            tensors[LATENT + picture.name] = mean
-            tensors[PICTURE + picture.name] = picture.pixels
+            # What is no UTF-8 in the name of a file cannot be in a header.
+            name = picture.name.encode("utf-8", "backslashreplace").decode()
+            tensors[LATENT + name] = mean
+            tensors[PICTURE + name] = picture.pixels
             shape = tuple(mean.shape)
             report("encoding", done, len(names))
     about = {"format": FILE_FORMAT, "model": Path(side.name).name, "size": size}

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vaeconv.autoencoder.config import Scaling
 from vaeconv.autoencoder.topology import Topology
+from vaeconv.checkpoint.source import FileSource
 from vaeconv.errors import MalformedCheckpointError, UsageError, VaeconvError
+from vaeconv.leftovers import utf8_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -210,6 +212,7 @@ def load_set(path: Path, topology: Topology) -> ReferenceSet:
     """Read a file of reference latents, as ``vaeconv latents`` writes it.
 
     Raises:
+        CheckpointNotFoundError: It is not there, or not a regular file.
         MalformedCheckpointError: It is not such a file.
         UsageError: Its latents do not fit the autoencoder.
     """
@@ -217,8 +220,9 @@ def load_set(path: Path, topology: Topology) -> ReferenceSet:
     from safetensors import SafetensorError, safe_open
 
     latents, pictures = [], []
+    FileSource(path).close()  # a pipe may never end
     try:
-        with safe_open(path, "np") as file:
+        with utf8_path(path) as place, safe_open(place, "np") as file:
             for name in sorted(file.keys()):
                 if name.startswith(LATENT):
                     data = _to_float32(file.get_tensor(name))

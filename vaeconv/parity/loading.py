@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vaeconv.autoencoder.topology import Layout, Topology
 from vaeconv.checkpoint.dtypes import BY_TORCH_NAME
 from vaeconv.errors import CheckFailedError, UsageError
+from vaeconv.leftovers import utf8_path
 from vaeconv.parity.devices import import_torch
 from vaeconv.plan import Row
 from vaeconv.zeros import ZeroWatch
@@ -142,14 +143,15 @@ def load_folder(folder: Path, variant: str | None) -> Model:
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        module, info = autoencoder.from_pretrained(
-            folder,
-            variant=variant,
-            torch_dtype=torch.float32,
-            local_files_only=True,
-            low_cpu_mem_usage=False,
-            output_loading_info=True,
-        )
+        with utf8_path(folder) as place:
+            module, info = autoencoder.from_pretrained(
+                place,
+                variant=variant,
+                torch_dtype=torch.float32,
+                local_files_only=True,
+                low_cpu_mem_usage=False,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         raise CheckFailedError(
             f"diffusers cannot load it: {type(error).__name__}: {error}", where=str(folder)

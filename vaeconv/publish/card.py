@@ -13,6 +13,7 @@ from vaeconv.checkpoint.atomic import replace_small_file
 from vaeconv.checkpoint.text_file import read_text_file
 from vaeconv.errors import InputError, OutputError, UsageError, counted
 from vaeconv.evaluate.meter import COLUMNS
+from vaeconv.names import is_utf8
 from vaeconv.publish.card_rules import front_problems
 from vaeconv.publish.documents import read_document, read_manifest, variants_of
 from vaeconv.publish.front_matter import dump_front, read_card
@@ -74,7 +75,8 @@ def make_card(inputs: CardInputs) -> str:
             where=str(inputs.folder),
             hint="give reports as vaeconv eval and vaeconv verify write them",
         ) from error
-    return assemble_card(inputs, made, sections)
+    # What is no UTF-8 in a name that is only told is shown as an escape.
+    return assemble_card(inputs, made, sections).encode("utf-8", "backslashreplace").decode()
 
 
 def assemble_card(inputs: CardInputs, made: dict[str, Any], sections: Sequence[Section]) -> str:
@@ -191,8 +193,8 @@ def _list_pictures(inputs: CardInputs) -> tuple[list[str], list[str]]:
         )
     except OSError as error:
         raise InputError(f"no folder of pictures ({error})", where=str(inputs.pictures)) from error
-    for name in names:
-        if any("\ud800" <= char <= "\udfff" for char in name):
+    for name in (".", *names):
+        if not is_utf8(f"{base}/{name}"):
             raise InputError(
                 "its name is not UTF-8",
                 where=str(inputs.pictures / name),

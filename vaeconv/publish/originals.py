@@ -22,6 +22,7 @@ from vaeconv.errors import (
 )
 from vaeconv.leftovers import scratch_folder
 from vaeconv.manifest import MANIFEST
+from vaeconv.names import is_utf8
 from vaeconv.publish.card import CARD, CardInputs, assemble_card
 from vaeconv.publish.checking import without_code
 from vaeconv.publish.documents import read_document, read_manifest
@@ -91,6 +92,10 @@ def push_both(
         check_options(name, options)
     if repo_id == original.repo_id:
         raise UsageError("both layouts cannot go to one repository", where=repo_id)
+    if not is_utf8(original.file.name):
+        raise UsageError(
+            "its name is not UTF-8", where=str(original.file), hint="no repository can have it"
+        )
     _check_layout(original.file)
     deadline = Deadline(options.timeout)
     proofs = _find_proofs(folder, original.file, options)

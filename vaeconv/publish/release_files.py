@@ -12,7 +12,7 @@ from typing import NamedTuple
 from vaeconv.checkpoint.folder import CONFIG, STEM
 from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.errors import CheckFailedError, InputError, OutputError, VaeconvError, counted
-from vaeconv.names import KINDS
+from vaeconv.names import KINDS, is_utf8
 from vaeconv.publish.card import CARD
 from vaeconv.publish.checking import check_card
 from vaeconv.publish.documents import read_document, read_manifest
@@ -140,9 +140,7 @@ def check_release(
         allow_zeros: Let weights pass that are zero where no training leaves zeros.
     """
     problems = [
-        f"the name of {file.path!r} is not UTF-8"
-        for file in files
-        if any("\ud800" <= char <= "\udfff" for char in file.path)
+        f"the name of {file.path!r} is not UTF-8" for file in files if not is_utf8(file.path)
     ]
     by_path = {file.path: file for file in files}
     problems += _weights_problems(folder, files, allow_zeros=allow_zeros)
