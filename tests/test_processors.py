@@ -64,6 +64,14 @@ def run(code: str, **variables: str) -> str:
     return done.stdout.strip()
 
 
+def test_a_gradient_goes_past_the_change() -> None:
+    code = (
+        "import torch; layer = torch.nn.Linear(2, 1)\n"
+        "layer(torch.tensor([[3.0, 5.0]])).sum().backward(); print(layer.weight.grad.tolist())"
+    )
+    assert run(code, VAECONV_TESTS_JITTER="1") == "[[3.0, 5.0]]"
+
+
 def test_last_places_differ_by_batch_and_seed_and_by_little() -> None:
     results = [run(COMPARED, VAECONV_TESTS_JITTER=seed).split() for seed in ("1", "1", "2")]
     assert results[0] == results[1] != results[2]

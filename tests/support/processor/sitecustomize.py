@@ -64,9 +64,8 @@ def _jitter(name: str, result: Any) -> Any:
         change = torch.rand(shape, generator=generator).mul_(2 * size).sub_(size).to(result.device)
         wide = result.detach() if result.dtype == torch.float64 else result.detach().float()
         moved = (wide * (1 + change)).to(result.dtype)
-        if not result.requires_grad:
-            return moved
-        return result + (moved - result.detach())
+    # In inference mode nothing can be added to; else the gradient goes past the change.
+    return result + (moved - result.detach()) if result.requires_grad else moved
 
 
 def _wrap(name: str, function: Any) -> Any:
