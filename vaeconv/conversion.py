@@ -26,7 +26,7 @@ from vaeconv.effects import (
 from vaeconv.executor import CopyOptions
 from vaeconv.metadata import Change, make_header
 from vaeconv.names import OutputKind, check_order, is_address, output_kind
-from vaeconv.option_checks import CAST_DTYPES, check_fields
+from vaeconv.option_checks import CAST_DTYPES, Text, Variant, check_fields
 from vaeconv.output import Output, Written, check_target, write_output, written_notes
 from vaeconv.parameters import weight_dtype
 from vaeconv.plan import KEEP, Plan, Row
@@ -79,7 +79,9 @@ class ConvertOptions:
     on_fetch: Callable[[int], None] | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self, dtype=CAST_DTYPES)
+        check_fields(
+            self, dtype=CAST_DTYPES, variant=Variant, prefix=Text, source_prefix=Text, metadata=Text
+        )
 
 
 class Conversion(NamedTuple):

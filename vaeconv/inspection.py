@@ -23,7 +23,7 @@ from vaeconv.checkpoint.tensor import Tensor
 from vaeconv.effects import reading_rules, refuse_idle, variant_rule
 from vaeconv.ema_names import names_average
 from vaeconv.errors import AmbiguousInputError, InputError
-from vaeconv.option_checks import check_fields
+from vaeconv.option_checks import Text, Variant, check_fields
 from vaeconv.survey import Survey, decide, read_ema_facts, survey_checkpoint
 from vaeconv.zeros import find_in_tensors
 
@@ -56,7 +56,7 @@ class InspectOptions:
     on_fetch: Callable[[int], None] | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self, family=FAMILY_NAMES)
+        check_fields(self, family=FAMILY_NAMES, variant=Variant, source_prefix=Text)
 
 
 class Part(NamedTuple):

@@ -24,6 +24,8 @@ _WORDS = {
     "float32": "fp32", "float": "fp32", "f32": "fp32", "float16": "fp16", "half": "fp16",
     "f16": "fp16", "bfloat16": "bf16",
 }  # fmt: skip
+_VARIANT = re.compile(r"[A-Za-z0-9_][\w.+-]{0,63}", re.ASCII)
+_NO_VARIANT = re.compile(r"(^|.*[-.])\d{5}-of-\d{5}|index|safetensors", re.ASCII)
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
 _NAMES = {
     str: "text", bool: "true or false", int: "a whole number", float: "a number",
@@ -47,7 +49,15 @@ class Device:
     """``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``."""
 
 
-Rule = Collection[str] | Range | type[Device]
+class Text:
+    """Text that a file can hold: UTF-8."""
+
+
+class Variant:
+    """A variant of weights in a folder: a part of a file's name that means nothing else there."""
+
+
+Rule = Collection[str] | Range | type[Device] | type[Text] | type[Variant]
 _hints: dict[type, dict[str, Any]] = {}
 
 
@@ -103,6 +113,8 @@ def check_value(name: str, value: Any, rule: Rule) -> None:
     """
     if value is None:
         return
+    if isinstance(value, Mapping):
+        value = (*value, *value.values())
     if isinstance(value, tuple | list | Set):
         for one in value:
             check_value(name, one, rule)
@@ -110,6 +122,12 @@ def check_value(name: str, value: Any, rule: Rule) -> None:
         if value < rule.least or (rule.is_open and value == rule.least):
             bound = "above" if rule.is_open else "at least"
             raise UsageError(f"{name} is {value}; it must be {bound} {rule.least:g}")
+    elif rule is Text:
+        if any("\ud800" <= char <= "\udfff" for char in value):
+            raise UsageError(f"{name} {value!r} is not UTF-8")
+    elif rule is Variant:
+        if not _VARIANT.fullmatch(value) or _NO_VARIANT.fullmatch(value):
+            raise UsageError(f"{name} {_shown(value)} is no name of a variant", hint="such as fp16")
     elif isinstance(rule, type):
         if not _DEVICE.fullmatch(value):
             raise UsageError(f"{name} {value!r} is none", hint="auto, cpu, cuda, cuda:N or mps")

@@ -16,7 +16,8 @@ from vaeconv.checkpoint.source import MemorySource
 from vaeconv.checkpoint.tensor import PlainStorage, Tensor
 from vaeconv.plan import Row
 
-_LEAF = "position_ids"
+_NAME = "embeddings.position_ids"  # rotary embeddings have position ids of other kinds
+_NEAR = 1 / 128  # relative; bfloat16 rounds positions above 256 by half of this
 _LONGEST = 1 << 16  # positions; the longest text encoders have some thousands
 _UNPACK = {"F64": "d", "F32": "f", "F16": "e", "I64": "q", "I32": "i", "I16": "h"}
 
@@ -29,7 +30,7 @@ def repair_rows(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
     """
     fixed, notes = [], []
     for row in rows:
-        fault = _find_fault(row.source) if row.name.rpartition(".")[2] == _LEAF else None
+        fault = _find_fault(row.source) if row.name.endswith(_NAME) else None
         if fault:
             notes.append(
                 f"note: {row.name} were {fault}, as merging leaves them; the integers "
@@ -50,13 +51,15 @@ def _make(tensor: Tensor) -> Tensor:
 
 
 def _find_fault(tensor: Tensor) -> str | None:
-    values = _values(tensor) if 0 < tensor.numel <= _LONGEST else None
-    if values is None:
+    """Say how far values are off; None where nothing is wrong, or they are something else."""
+    is_row = tensor.numel <= _LONGEST and tensor.shape[-1:] == (tensor.numel,)
+    values = _values(tensor) if is_row and tensor.numel else None
+    if values is None or not all(map(math.isfinite, values)):
         return None
-    off = max(
-        abs(value - index) if math.isfinite(value) else math.inf
-        for index, value in enumerate(values)
-    )
+    offs = [abs(value - index) for index, value in enumerate(values)]
+    if any(off > 1 + index * _NEAR for index, off in enumerate(offs)):
+        return None
+    off = max(offs)
     if tensor.dtype.is_float:
         return f"{tensor.dtype.torch_name}, up to {off:.2g} off"
     return f"integers, up to {off:g} off" if off else None

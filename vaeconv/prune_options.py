@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from vaeconv.effects import Rule, reading_rules, writing_rules
 from vaeconv.executor import CopyOptions
 from vaeconv.names import OutputKind
-from vaeconv.option_checks import CAST_DTYPES, Range, check_fields
+from vaeconv.option_checks import CAST_DTYPES, Range, Text, Variant, check_fields
 from vaeconv.parts import Part
 from vaeconv.plan import KEEP, Row
 
@@ -90,7 +90,15 @@ class PruneOptions:
     on_fetch: Callable[[int], None] | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self, dtype=CAST_DTYPES, max_shard_size=Range(1))
+        check_fields(
+            self,
+            dtype=CAST_DTYPES,
+            max_shard_size=Range(1),
+            variant=Variant,
+            prefix=Text,
+            source_prefix=Text,
+            metadata=Text,
+        )
 
     @property
     def kept(self) -> frozenset[Part]:

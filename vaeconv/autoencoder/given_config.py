@@ -23,6 +23,7 @@ from vaeconv.autoencoder.refusals import refuse
 from vaeconv.errors import MalformedCheckpointError
 
 _CLASS_DEFAULT_SCALING = 0.18215
+_MAX_NODES = 1 << 18  # of YAML; a config has a hundred, and a file of 1 MiB at most half of this
 _SAME_CLASS = ("FlaxAutoencoderKL",)
 _ACTIVATIONS = ("silu", "swish", "mish", "gelu", "relu")
 _FIELDS = frozenset(
@@ -53,15 +54,36 @@ def _load(text: str, name: str) -> dict[str, Any]:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
-        import yaml
-
-        try:
-            document = yaml.safe_load(text)
-        except (yaml.YAMLError, RecursionError, ValueError) as error:
-            raise MalformedCheckpointError("neither JSON nor YAML", where=name) from error
+        document = _load_yaml(text, name)
     if not isinstance(document, dict):
         raise MalformedCheckpointError("not a config: it holds no fields", where=name)
     return document
+
+
+def _load_yaml(text: str, name: str) -> Any:
+    """Read YAML whose aliases, written out, are no more than a config can be."""
+    import yaml
+
+    sizes: dict[int, int] = {}
+
+    def size_of(node: Any) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = _MAX_NODES + 1  # of what holds itself
+            inner = node.value if isinstance(node.value, list) else []
+            nodes = [one for entry in inner for one in (entry if type(entry) is tuple else [entry])]
+            sizes[id(node)] = 1 + sum(map(size_of, nodes))
+        return sizes[id(node)]
+
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is not None and size_of(node) > _MAX_NODES:
+            raise MalformedCheckpointError("its YAML aliases stand for too much", where=name)
+        return loader.construct_document(node) if node is not None else None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise MalformedCheckpointError("neither JSON nor YAML", where=name) from error
+    finally:
+        loader.dispose()
 
 
 def _from_diffusers(document: dict[str, Any], name: str) -> GivenConfig:

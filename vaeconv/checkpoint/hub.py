@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from vaeconv.checkpoint.hub_address import HubLocation
+from vaeconv.checkpoint.hub_environment import check_environment
 from vaeconv.checkpoint.hub_http import NoSuchFileError, Retry, UnreachableError
 from vaeconv.checkpoint.hub_repository import Progress, Repository
 from vaeconv.checkpoint.source import ByteSource
@@ -37,7 +38,9 @@ def open_hub(
 
     Raises:
         HubError: It is not there, may not be read, or the network failed.
+        UsageError: The environment says something impossible to the client.
     """
+    check_environment()
     repository = Repository(location, download, on_progress, retry or Retry())
     if location.path is None:
         return _open_folder(repository, "")

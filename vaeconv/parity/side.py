@@ -16,7 +16,7 @@ from vaeconv.averages import choose_average, no_average, shadow_of
 from vaeconv.checkpoint.base import Checkpoint
 from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.errors import AmbiguousInputError, ConfigMismatchError
-from vaeconv.option_checks import check_fields
+from vaeconv.option_checks import Text, Variant, check_fields
 from vaeconv.parameters import weight_dtype
 from vaeconv.parity.loading import Model, check_module, load_compvis, load_diffusers, load_folder
 from vaeconv.parity.weights import narrower
@@ -49,7 +49,7 @@ class SideOptions(NamedTuple):
         Raises:
             UsageError: One is not allowed.
         """
-        check_fields(self)
+        check_fields(self, variant=Variant, source_prefix=Text)
 
 
 @dataclass(frozen=True, slots=True)

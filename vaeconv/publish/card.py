@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from vaeconv._version import __version__
 from vaeconv.checkpoint.atomic import replace_small_file
+from vaeconv.checkpoint.hub_environment import check_environment
 from vaeconv.checkpoint.text_file import read_text_file
 from vaeconv.errors import InputError, OutputError, UsageError, counted
 from vaeconv.evaluate.meter import COLUMNS
@@ -211,6 +212,7 @@ def _list_pictures(inputs: CardInputs) -> tuple[list[str], list[str]]:
 
 
 def _card_data(inputs: CardInputs) -> dict[str, Any]:
+    check_environment()
     from huggingface_hub import ModelCardData
 
     meta = inputs.meta

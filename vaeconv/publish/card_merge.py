@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import SequenceMatcher
 from typing import Any, NamedTuple
 
 from vaeconv.errors import CheckFailedError
@@ -50,9 +51,7 @@ def merge_cards(here: str, there: str, where: str) -> Merged:
         for key in _DECIDED
         if key in theirs.front and key in ours.front and theirs.front[key] != ours.front[key]
     ]
-    added, lost = _own_lines(ours.body), _own_lines(theirs.body)
-    added, lost = ([one for one in added if one not in lost],
-                   [one for one in lost if one not in added])  # fmt: skip
+    added, lost = _differences(_own_lines(ours.body), _own_lines(theirs.body))
     if added and lost:
         conflicts.append(
             f"on the Hub it says {_shown(lost[0])}, which the one here does not, and here "
@@ -69,6 +68,13 @@ def merge_cards(here: str, there: str, where: str) -> Merged:
     kept = [key for key in theirs.front if key not in ours.front]
     if kept:
         notes.append(f"README.md keeps {', '.join(kept)} of the card on the Hub")
+    notes += [
+        f"README.md: {key} stays {theirs.front[key]!r} as on the Hub, and is {value!r} here"
+        for key, value in ours.front.items()
+        if key in theirs.front and front[key] == theirs.front[key] != value and key != "tags"
+    ]
+    if added:
+        notes.append(f"README.md adds {len(added)} lines that the card on the Hub does not have")
     notes += [
         f"README.md: {key} was {theirs.front[key]!r} on the Hub, and is {front[key]!r} now"
         for key in replaced
@@ -113,10 +119,22 @@ def _merge_front(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[dict[str
 
 
 def _own_lines(body: str) -> list[str]:
-    """Lines outside of the sections that vaeconv writes."""
+    """Lines outside of the sections that vaeconv writes; how many empty ones there are is alike."""
     for section in find_sections(body).values():
         body = body.replace(section, "")
-    return [line.strip() for line in body.splitlines() if line.strip()]
+    return [line.rstrip() for line in body.splitlines() if line.strip()]
+
+
+def _differences(ours: list[str], theirs: list[str]) -> tuple[list[str], list[str]]:
+    """List the lines that are only here, and only there, in their place."""
+    added, lost = [], []
+    for kind, start, stop, begin, end in SequenceMatcher(
+        None, theirs, ours, autojunk=False
+    ).get_opcodes():
+        if kind != "equal":
+            lost += theirs[start:stop]
+            added += ours[begin:end]
+    return added, lost
 
 
 def _shown(line: str) -> str:

@@ -41,7 +41,9 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
             manifest = json.loads(read_text_file(path, MAX_MANIFEST))
             outputs, _ = manifest["outputs"], manifest["source"]["name"]
             others = manifest.get("others", {})
-            _ = {name: dict(entry) for name, entry in [*outputs.items(), *others.items()]}
+            entries = [*outputs.values(), *others.values()]
+            if not all(isinstance(entry, dict) for entry in entries):
+                raise TypeError("a file in it is described by something else than a table")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"not a manifest ({error})", where=str(path)) from error
         found = {**manifest, "outputs": {**(found or manifest)["outputs"], **outputs}}

@@ -9,18 +9,26 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from vaeconv.names import KINDS, OutputKind
 from vaeconv.publish.places import places_in
+
+SAFETENSORS = tuple(name for name, kind in KINDS.items() if kind is OutputKind.SAFETENSORS)
 
 _SECRETS = {
     "an access token of the Hub": r"\b(?:hf_(?:oauth_|jwt_)?|api_org_)[A-Za-z0-9]{30,}",
     "an access token of GitHub": r"\b(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_\w{50})",
     "an access key of AWS": r"\bAKIA[0-9A-Z]{16}\b",
     "a secret key of an API": r"\bsk-(?:proj-|ant-)?[A-Za-z0-9_-]{40}",
-    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+    "an access token of GitLab": r"\bglpat-[A-Za-z0-9_-]{20}",
+    "an access token of Slack": r"\bxox[abeprs]-[A-Za-z0-9-]{20}",
+    "a key of Google": r"\bAIza[A-Za-z0-9_-]{35}",
+    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----",
 }
 _PATTERNS = {what: re.compile(pattern) for what, pattern in _SECRETS.items()}
-_MAX = 16 << 20  # bytes of a file that people or programs write as text
-_HEAD = 8192
+_MAX = 64 << 20  # bytes that are looked at of a file, and of the header of weights
+# What programs write of whoever ran them; in a card such a path may be an example.
+_HOMES = re.compile(r"(?<![\w.~/-])(?:/home/|/Users/|[A-Za-z]:\\{1,2}Users\\{1,2})[\w.-]+|/root/\w")
+_WRITTEN_BY_PROGRAMS = (".json", ".jsonl", ".html", ".xml", ".csv", ".log", ".txt")
 
 
 def leak_problems(path: str, local: Path, places: Sequence[str]) -> Iterator[str]:
@@ -35,39 +43,37 @@ def leak_problems(path: str, local: Path, places: Sequence[str]) -> Iterator[str
     for what, pattern in _PATTERNS.items():
         if pattern.search(text):
             yield f"{path} holds what looks like {what}: take it out, and revoke it"
-    if local.suffix == ".safetensors":
-        return  # its header is not written by people
     told = _told_places(text, places)
+    if not told and path.endswith(_WRITTEN_BY_PROGRAMS):
+        told = [found[0] for found in [_HOMES.search(text)] if found]
     if told:
-        yield (
-            f"{path} names a folder of this machine, {told[0]}: "
-            + (
-                "write it anew, or take the folders out"
-                if path.endswith((".json", ".html", ".xml"))
-                else "take it out"
-            )
-        )
+        hint = "take it out"
+        if path.endswith(_WRITTEN_BY_PROGRAMS):
+            hint = "write it anew, or take the folders out"
+        elif local.suffix in SAFETENSORS:
+            hint = "vaeconv prune --no-metadata leaves its header's entries out"
+        yield f"{path} names a folder of this machine, {told[0]}: {hint}"
 
 
 def _read_text(local: Path) -> str:
-    """Read a file where it is text, and of safetensors the header."""
+    """Read what there is of text in a file: of weights the header, of others all of it."""
     with local.open("rb") as file:
-        if local.suffix == ".safetensors":
+        if local.suffix in SAFETENSORS:
             size = int.from_bytes(file.read(8), "little")
             data = file.read(min(size, _MAX))
+        elif local.suffix in KINDS:
+            return ""
         else:
-            data = file.read(_HEAD)
-            if b"\0" in data:
-                return ""
-            data += file.read(_MAX)
-    return data.decode("utf-8", "replace")
+            data = file.read(_MAX)
+    # UTF-16 has a zero beside each letter of a token; pictures have texts as well.
+    return data.replace(b"\0", b"").decode("utf-8", "replace")
 
 
 def _told_places(text: str, places: Sequence[str]) -> list[str]:
     """Find folders of this machine: in reports of ours any path, elsewhere those that are known."""
-    if text.startswith("{"):
+    if text.lstrip("\ufeff \t\r\n").startswith("{"):
         try:
-            document: Any = json.loads(text)
+            document: Any = json.loads(text.lstrip("\ufeff"))
         except (ValueError, RecursionError):
             document = None
         if isinstance(document, dict) and {"schema_version", "command"} <= document.keys():

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from vaeconv.checkpoint.hub_environment import check_environment
 from vaeconv.errors import UsageError
 from vaeconv.option_checks import Range, check_fields
 
@@ -70,6 +71,7 @@ def check_options(repo_id: str, options: PushOptions) -> None:
     Raises:
         UsageError: They are not.
     """
+    check_environment()
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 

@@ -118,12 +118,12 @@ def publish_files(
         HubError: The Hub refused, or did not answer.
         InputError: The key cannot be used.
     """
+    unproven = unproven_by(options.reports or parity_reports(folder)) if options.parity else []
     with scratch_folder() as room:
         if options.sign:
             target = (room if dry_run else folder) / SIGNATURE
             files = _with_signature(folder, files, repo_id, options, deadline, target)
         done = push_files(files, repo_id, options, deadline, dry_run=dry_run)
-    unproven = unproven_by(options.reports or parity_reports(folder)) if options.parity else []
     return done._replace(
         left_out=tuple(select_files(folder, exclude=options.exclude).left_out),
         notes=(*unproven, *done.notes),

@@ -249,7 +249,8 @@ def unproven_by(reports: Sequence[Path]) -> list[str]:
     for path in reports:
         with suppress(InputError):
             reasons = read_document(path, "verify").get("unproven")
-            found += [f"{path.name} leaves unproven {one}" for one in reasons or ()]
+            if isinstance(reasons, list):
+                found += [f"{path.name} leaves unproven {one}" for one in reasons]
     return found
 
 

@@ -22,7 +22,9 @@ _NEVER = tuple(
     wandb lightning_logs mlruns nohup.out
     core core.[0-9]* vgcore.* *.core *.dmp *.stackdump
     id_rsa* id_dsa* id_ecdsa* id_ed25519* *.pem *.key *.p12 *.pfx *.ppk *.jks *.keystore *.kdbx
-    token token.txt *.token hf_token* credentials credentials.* secrets.* netrc _netrc kaggle.json
+    token token.txt *.token hf_token* credentials credentials.* netrc _netrc kaggle.json
+    env env.* *.env secret secrets secret.* secrets.* *.secret *.secrets client_secret*.json
+    service-account*.json service_account*.json passwords.* *.htpasswd *.ovpn *.kubeconfig
     """.split()
 )
 # Hidden names that are the repository's own.
