@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from vaeconv.errors import UsageError, VaeconvError, raise_all
 
+MOST_PIXELS = 16384  # of a side; a decoder needs terabytes for more
 RUN_DTYPES = ("fp32", "fp16", "bf16")
 CAST_DTYPES = ("keep", *RUN_DTYPES)
 # What torch and safetensors call them.
@@ -39,10 +40,12 @@ class Range(NamedTuple):
     Attributes:
         least: The smallest.
         is_open: Whether the smallest itself is not allowed.
+        most: The largest.
     """
 
     least: float
     is_open: bool = False
+    most: float = math.inf
 
 
 class Device:
@@ -122,6 +125,8 @@ def check_value(name: str, value: Any, rule: Rule) -> None:
         if value < rule.least or (rule.is_open and value == rule.least):
             bound = "above" if rule.is_open else "at least"
             raise UsageError(f"{name} is {value}; it must be {bound} {rule.least:g}")
+        if value > rule.most:
+            raise UsageError(f"{name} is {_shown(value)}; it must be at most {rule.most:g}")
     elif rule is Text:
         if any("\ud800" <= char <= "\udfff" for char in value):
             raise UsageError(f"{name} {value!r} is not UTF-8")
@@ -191,6 +196,8 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
         return value if isinstance(value, Path) else Path(value)
     if not _fits(value, hint):
         raise _of_wrong_type(name, value, hint)
+    if hint is int and abs(value) >= 1 << 63:
+        raise UsageError(f"{name} is {_shown(value)}; no such number fits 64 bits")
     if hint is float and not math.isfinite(value):
         raise UsageError(f"{name} is {value}; it must be a finite number")
     if isinstance(value, tuple) and hasattr(value, "validate"):

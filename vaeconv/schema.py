@@ -179,19 +179,19 @@ class _Builder:
         if isinstance(hint, type) and is_dataclass(hint):
             if isinstance(value, dict):
                 return self.build(hint, value, keys)
-            return self._note("is a table", keys)
+            return self._note("must be a table", keys)
         kind = get_origin(hint) or hint
         types, said = _KINDS[kind]
         if not isinstance(value, types) or (isinstance(value, bool) and kind in (int, float)):
-            return self._note(f"is {said}", keys)
+            return self._note(f"must be {said}", keys)
         if isinstance(value, list):
             if not all(isinstance(one, str) for one in value):
-                return self._note(f"is {said}", keys)
+                return self._note(f"must be {said}", keys)
             return tuple(value)
         if kind is float:
             number = float(str(value))
             if not math.isfinite(number):
-                return self._note(f"is {said}, and {number} is none", keys)
+                return self._note(f"must be {said}, and is {number}", keys)
             return number
         return value
 

@@ -119,6 +119,11 @@ class _Inference:
     def _dim(self, rule: str, axis: int) -> int:
         shape = self._weight(rule)
         if shape is None:
+            half = self._stem(rule).partition(".")[0]
+            if half in ("encoder", "decoder") and not any(
+                name.startswith(f"{half}.") for name in self.shapes
+            ):
+                raise UnmappedKeysError(missing=[f"all of {half}.*"], where=self.where)
             raise UnmappedKeysError(missing=[self._stem(rule) + ".weight"], where=self.where)
         if len(shape) <= axis or shape[axis] < 1:
             raise UnmappedKeysError(

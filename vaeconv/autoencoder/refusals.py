@@ -35,7 +35,7 @@ REFUSALS: tuple[Refusal, ...] = (
     Refusal(
         "the FLUX.2 autoencoder (AutoencoderKLFlux2)",
         "it normalises patched latents with batch statistics",
-        ("*bn.running_mean", "*bn.running_var"),
+        ("bn.running_mean", "vae.bn.running_mean", "first_stage_model.bn.running_mean"),
     ),
     Refusal(
         "a temporal video decoder (Stable Video Diffusion)",

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
+from vaeconv.checkpoint.writable import no_folder
 from vaeconv.checkpoint.writable import translated as _translated
 from vaeconv.errors import OutputError, OutputExistsError
 from vaeconv.leftovers import removed_when_stopped
@@ -58,9 +59,7 @@ def check_output(
     except (OSError, ValueError) as error:
         raise OutputError(f"cannot be written: {error}", where=str(target)) from error
     if not parent_exists:
-        raise OutputError(
-            "its folder does not exist", where=str(target), hint=f"mkdir -p '{target.parent}'"
-        )
+        raise no_folder(target, target.parent)
     for overlap, source in overlaps:
         if overlap:
             raise OutputError(

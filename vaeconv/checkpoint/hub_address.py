@@ -68,6 +68,8 @@ def parse_location(text: str) -> HubLocation | None:
     Raises:
         UsageError: It is one, but not that of a file or folder in a model repository.
     """
+    if text.startswith("hf://") and any("\ud800" <= char <= "\udfff" for char in text):
+        raise UsageError("an address on the Hub is UTF-8", where=text)
     if text.startswith("hf://"):
         # The client prints addresses with the type of the repository in front.
         match = _ADDRESS.fullmatch(text[len("hf://") :].removeprefix("models/"))

@@ -47,11 +47,17 @@ def check_writable(target: Path, *, is_folder: bool = False) -> None:
             raise OutputError(f"is not a {kind}", where=str(target), hint=f"name a {kind}")
         place = target if exists and is_folder else target.absolute().parent
         if not place.is_dir():
-            raise OutputError(
-                "its folder does not exist", where=str(target), hint=f"mkdir -p '{place}'"
-            )
+            raise no_folder(target, place)
         with TemporaryFile(dir=place, buffering=0) as probe:
             probe.write(bytes(_PROBE))
+
+
+def no_folder(target: Path, place: Path) -> OutputError:
+    """Return the error of an output whose folder is not there, with what to do about it."""
+    hint = f"mkdir -p '{place}'"
+    if target.parts[:1] and target.parts[0].startswith("~"):  # mkdir would make a folder of it
+        hint = "the shell did not expand ~; write $HOME in its place, or leave the quotes out"
+    return OutputError("its folder does not exist", where=str(target), hint=hint)
 
 
 def make_folder(folder: Path) -> None:

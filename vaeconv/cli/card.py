@@ -87,7 +87,7 @@ def card(
 
         vaeconv card out/ --check --eval coco.json
     """  # fmt: skip
-    from vaeconv.cli.render import print_json
+    from vaeconv.cli.render import print_json, print_notes
     from vaeconv.effects import Rule, refuse_idle
     from vaeconv.errors import CheckFailedError, counted, one_line
     from vaeconv.publish.card import CardInputs, card_title, make_card, write_card
@@ -115,7 +115,7 @@ def card(
             failure = CheckFailedError(
                 what,
                 where=str(folder / "README.md"),
-                hint="vaeconv card writes it anew",
+                hint="mend it, or write it anew with vaeconv card --meta FILE.toml",
                 details=details,
             )
         if json:
@@ -140,12 +140,16 @@ def card(
     )
     text = make_card(inputs)
     written = [] if dry_run else [write_card(inputs)]
+    problems = [] if dry_run else check_card(folder, evaluations)
     if sbom and not dry_run:
         written.append(write_sbom(folder, inputs.meta, card_title(inputs)))
     if json:
         facts = {"path": str(folder / "README.md"), "written": [str(path) for path in written]}
-        print_json("card", {**facts, "dry_run": dry_run, "text": text})
+        print_json("card", {**facts, "dry_run": dry_run, "text": text,
+                            "problems": problems})  # fmt: skip
         return
+    if not quiet:
+        print_notes(f"warning: {problem}, so push refuses this card" for problem in problems)
     if show:
         from rich.console import Console
         from rich.markdown import Markdown

@@ -85,7 +85,7 @@ def eval(
 
         vaeconv eval --models models.toml --images val2017.zip --out eval.json --format markdown
 
-        vaeconv eval out/ --images photos/ --metrics psnr,ssim --latent-stats
+        vaeconv eval out/ --images photos/ --out eval.json --metrics psnr,ssim --latent-stats
 
         torchrun --nproc-per-node 8 -m vaeconv eval out/ --images val2017/ --out eval.json
 
@@ -93,10 +93,13 @@ def eval(
     """  # fmt: skip
     from vaeconv.cli.evaluated import EvalJob, run_job
     from vaeconv.effects import Rule, refuse_idle
+    from vaeconv.errors import UsageError
     from vaeconv.evaluate.evaluation import EvalOptions
     from vaeconv.evaluate.protocol import preset
     from vaeconv.parity.side import SideOptions
 
+    if not (models or models_file or reproduce_card or add):
+        raise UsageError("no models", hint="name some, or results of earlier runs with --add")
     weights = {"inception": inception_weights, "vgg16": vgg_weights, "lpips heads": lpips_weights}
     refuse_idle(
         [

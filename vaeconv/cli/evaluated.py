@@ -25,7 +25,7 @@ from vaeconv.evaluate.tables import format_latex, format_markdown, identity_of, 
 from vaeconv.json_text import dump_json
 from vaeconv.names import check_ending
 from vaeconv.parity.images import LeftOut
-from vaeconv.publish.documents import MAX_REPORT
+from vaeconv.publish.documents import MAX_REPORT, read_document
 from vaeconv.publish.places import hide_places
 
 
@@ -238,11 +238,11 @@ def read_result(path: Path) -> dict[str, Any]:
         InputError: It is none.
     """
     try:
-        document = json_module.loads(read_text_file(path, MAX_REPORT))
+        document = read_document(path, "eval")
         make_tables([document])
         is_old = identity_of(document) is None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"not a result of vaeconv eval ({error})", where=str(path)) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"not a result of vaeconv eval ({error!r})", where=str(path)) from error
     if is_old:
         print_notes(
             [

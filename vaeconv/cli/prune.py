@@ -280,8 +280,8 @@ def _pair(paths: list[str], out_dir: Path | None) -> list[tuple[str, str]]:
     Raises:
         UsageError: One is missing, or two would be the same.
     """
-    from vaeconv.errors import OutputError, UsageError
-    from vaeconv.names import batch_targets
+    from vaeconv.errors import CheckpointNotFoundError, OutputError, UsageError, raise_all
+    from vaeconv.names import batch_targets, is_address
 
     if out_dir is None:
         if len(paths) != 2:
@@ -290,6 +290,9 @@ def _pair(paths: list[str], out_dir: Path | None) -> list[tuple[str, str]]:
                 hint="to prune several checkpoints, name a folder with --out-dir",
             )
         return [(paths[0], paths[1])]
+    targets = batch_targets(paths, out_dir)
+    missing = [one for one in paths if not is_address(one) and not Path(one).exists()]
+    raise_all([CheckpointNotFoundError("No such file or directory", where=one) for one in missing])
     if not out_dir.is_dir():
         raise OutputError("is not a folder", where=str(out_dir), hint=f"mkdir -p '{out_dir}'")
-    return batch_targets(paths, out_dir)
+    return targets

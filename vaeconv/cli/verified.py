@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vaeconv.checkpoint.folder import CONFIG, STEM
 from vaeconv.checkpoint.writable import check_writable
 from vaeconv.cli.render import human_size, print_json, print_notes, text_table
-from vaeconv.errors import CheckFailedError, OutputError, one_line
+from vaeconv.errors import CheckFailedError, OutputError, OutputExistsError, one_line
 from vaeconv.names import check_ending
 from vaeconv.parity.report import (
     annotation,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from vaeconv.parity.verdict import SideFacts, Verification
 
 
+_HEAD = 1 << 16  # bytes in which a report says what it is
 _MOST_REFERENCES = 40  # the built-in set in two types; of more, a terminal shows a summary
 
 
@@ -73,6 +74,12 @@ class Outputs:
             if path.exists() and any(path.samefile(file) for file in _files_of(sources)):
                 raise OutputError(
                     "is one of the files compared", where=str(path), hint="write to another place"
+                )
+            if path is not self.pictures and path.exists() and not _is_report(path):
+                raise OutputExistsError(
+                    "exists, and is no report of vaeconv verify",
+                    where=str(path),
+                    hint="remove it, or name another",
                 )
         check_summary()
 
@@ -117,6 +124,16 @@ def _files_of(sources: Sequence[str]) -> Iterator[Path]:
             if folder.is_dir():
                 yield from folder.glob(f"{STEM}*")
                 yield from folder.glob(CONFIG)
+
+
+def _is_report(path: Path) -> bool:
+    """Whether an earlier run wrote a file, so that it may be replaced; an empty one may be, too."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    if path.suffix == ".json":
+        return not head.strip() or b'"command": "verify"' in head
+    marks = (b"(vaeconv verify)</title>", b'<testsuite name="vaeconv verify"')
+    return not head.strip() or any(mark in head for mark in marks)
 
 
 def publish_result(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from vaeconv.option_checks import Range, check_fields, check_value
+from vaeconv.option_checks import MOST_PIXELS, Range, check_fields, check_value
 
 FILTERS = ("bicubic", "lanczos", "bilinear", "box", "hamming", "nearest")
 RESIZES = ("shorter-side", "squash", "none")
@@ -43,7 +43,12 @@ class Protocol(NamedTuple):
             UsageError: A knob has no such setting.
         """
         check_fields(
-            self, size=Range(1), resize=RESIZES, filter=FILTERS, posterior=POSTERIORS, dtype=DTYPES
+            self,
+            size=Range(1, most=MOST_PIXELS),
+            resize=RESIZES,
+            filter=FILTERS,
+            posterior=POSTERIORS,
+            dtype=DTYPES,
         )
 
     def changed(self, **changes: Any) -> Protocol:

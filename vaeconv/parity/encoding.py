@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from vaeconv.checkpoint.atomic import replace_small_file
 from vaeconv.effects import reading_rules, refuse_idle
-from vaeconv.errors import CheckpointNotFoundError, UsageError
+from vaeconv.errors import CheckpointNotFoundError, InputError, UsageError
 from vaeconv.names import check_ending, check_order, is_address
-from vaeconv.option_checks import Device, Range, check_arguments
+from vaeconv.option_checks import MOST_PIXELS, Device, Range, check_arguments
 from vaeconv.output import check_target
 from vaeconv.parity.devices import import_torch, pick_device, reproducible
 from vaeconv.parity.images import LeftOut, image_mode, list_images, no_images, read_images
@@ -75,7 +75,7 @@ def encode_pictures(
     check_arguments(
         encode_pictures,
         {"images": images, "output": output, "size": size, "limit": limit, "device": device},
-        size=Range(1),
+        size=Range(1, most=MOST_PIXELS),
         limit=Range(1),
         device=Device,
     )
@@ -92,7 +92,7 @@ def encode_pictures(
     side = open_side(model, "MODEL", how, ema=False)
     try:
         check_target(output, sources, overwrite=overwrite)
-        done = _encode(side, folder, names[:limit], output, size, device, report)
+        done = _encode(side, folder, names[:limit], output, size, device, report, left_out)
     finally:
         side.close()
     return done._replace(left_out=tuple(left_out))
@@ -118,6 +118,7 @@ def _encode(
     size: int,
     device: str,
     report: Callable[[str, int, int], None],
+    left_out: list[LeftOut],
 ) -> Encoded:
     topology = side.topology
     factor = 2 ** (topology.levels - 1)
@@ -134,7 +135,7 @@ def _encode(
     with reproducible(), torch.inference_mode():
         model = side.load_checked()
         model.to(place, torch.float32)
-        pictures = read_images(folder, names, mode=mode, size=size, factor=factor)
+        pictures = read_images(folder, names, mode=mode, size=size, factor=factor, broken=left_out)
         for done, picture in enumerate(pictures, 1):
             data = torch.from_numpy(from_uint8(picture.pixels))[None].to(place)
             mean = model.encode(data)[0, : topology.latent_channels].cpu().numpy()
@@ -144,6 +145,9 @@ def _encode(
             tensors[PICTURE + name] = picture.pixels
             shape = tuple(mean.shape)
             report("encoding", done, len(names))
+    if not tensors:
+        name, reason = left_out[-1]
+        raise InputError(f"no image can be used, such as {name}: {reason}", where=str(folder))
     about = {"format": FILE_FORMAT, "model": Path(side.name).name, "size": size}
     # One key: the library writes several in no fixed order.
     content = save(tensors, metadata={"vaeconv": json.dumps(about, sort_keys=True)})

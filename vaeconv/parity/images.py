@@ -142,9 +142,11 @@ def count_left_out(left_out: Sequence[LeftOut]) -> str:
 
 
 def read_images(
-    folder: Path, names: Sequence[str], *, mode: str, size: int, factor: int
+    folder: Path, names: Sequence[str], *, mode: str, size: int, factor: int, broken: list[LeftOut]
 ) -> Iterator[Picture]:
     """Read images, the shorter side resized, the middle cut out as a square.
+
+    One that is no image, is damaged, or is too large to be honest is left out.
 
     Args:
         folder: Where they are.
@@ -152,9 +154,7 @@ def read_images(
         mode: Of Pillow, as :func:`image_mode` gives it.
         size: Side of the result in pixels; rounded down to a multiple of ``factor``.
         factor: How many times smaller a latent is.
-
-    Raises:
-        InputError: One is not an image, is damaged, or is too large to be honest.
+        broken: Where those that cannot be read are added.
     """
     side = size // factor * factor
     used: set[str] = set()
@@ -168,10 +168,11 @@ def read_images(
                 image, _ = decode(path.read_bytes(), mode)
                 pixels = to_square(image, side)
         except OSError as error:
-            raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from error
+            broken.append(LeftOut(name, f"cannot be read ({error.strerror})"))
         except InputError as error:
-            raise InputError(error.what, where=str(path)) from error
-        yield Picture(known, pixels)
+            broken.append(LeftOut(name, error.what))
+        else:
+            yield Picture(known, pixels)
 
 
 def decode(data: bytes, mode: str) -> tuple[Any, str | None]:

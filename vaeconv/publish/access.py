@@ -104,6 +104,7 @@ def check_access(remote: Remote, options: PushOptions, *, namesakes: bool = Fals
             notes.append("the Hub did not say whose token it is: rights are not checked")
         else:
             problems += _rights_problems(account, remote, options)
+    lacks_rights = bool(problems)
     info = remote.info()
     private = options.private
     if info is not None:
@@ -127,10 +128,13 @@ def check_access(remote: Remote, options: PushOptions, *, namesakes: bool = Fals
             if not problems[1:]
             else f"a push would be refused for {len(problems)} reasons",
             where=remote.repo_id,
-            hint="use a token with write access to this namespace",
+            hint=_WRITE_ACCESS if lacks_rights else None,
             details=problems if problems[1:] else (),
         )
     return Access(info is not None, private, tuple(notes))
+
+
+_WRITE_ACCESS = "use a token with write access to this namespace"
 
 
 def _is_exchanged() -> bool:

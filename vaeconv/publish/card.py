@@ -12,7 +12,7 @@ from vaeconv._version import __version__
 from vaeconv.checkpoint.atomic import replace_small_file
 from vaeconv.checkpoint.hub_environment import check_environment
 from vaeconv.checkpoint.text_file import read_text_file
-from vaeconv.errors import InputError, OutputError, UsageError, counted
+from vaeconv.errors import CheckpointNotFoundError, InputError, UsageError, counted
 from vaeconv.evaluate.meter import COLUMNS
 from vaeconv.names import is_utf8
 from vaeconv.publish.card_rules import front_problems
@@ -114,10 +114,11 @@ def write_card(inputs: CardInputs) -> Path:
     """Write the card into the release.
 
     Raises:
+        CheckpointNotFoundError: The folder is not there.
         OutputError: It cannot be written.
     """
     if not inputs.folder.is_dir():
-        raise OutputError("is not a folder", where=str(inputs.folder))
+        raise CheckpointNotFoundError("no such folder", where=str(inputs.folder))
     target = inputs.folder / CARD
     replace_small_file(target, make_card(inputs).encode(), durable=True)
     return target

@@ -77,7 +77,8 @@ class Deadline:
         """Say that the time is over."""
         return HubError(
             f"not done within {self._seconds:.0f} seconds",
-            hint="push again: what was uploaded is not sent twice",
+            hint="run again, with a larger --timeout if that was too short: what was uploaded is "
+            "not sent twice",
         )
 
 

@@ -15,6 +15,7 @@ from vaeconv.option_checks import Range, check_fields
 _NO_REF = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|^[./-]|[./]$|/\.|\.lock(/|$)|^@?$")
 TYPES = ("model", "dataset", "space")
 CARDS = ("merge", "replace")
+_MOST_SECONDS = 1e8  # three years; threads cannot wait for much more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +63,9 @@ class PushOptions:
     on_progress: Callable[[str, int, int], None] | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self, repo_type=TYPES, card=CARDS, timeout=Range(0, is_open=True))
+        check_fields(
+            self, repo_type=TYPES, card=CARDS, timeout=Range(0, is_open=True, most=_MOST_SECONDS)
+        )
 
 
 def check_options(repo_id: str, options: PushOptions) -> None:

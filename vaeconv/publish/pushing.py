@@ -95,6 +95,7 @@ def push(
         HubError: The Hub refused, or did not answer.
         UsageError: The options do not fit together.
         OutputError: There is nothing to publish.
+        CheckpointNotFoundError: The folder is not there.
     """
     options = options or PushOptions()
     check_options(repo_id, options)

@@ -118,7 +118,8 @@ def release(
         is_locked = not dry_run and stack.enter_context(_locked(folder))
         state = State(folder)
         results = () if unfilled else _look(work, state, names, first, problems)
-        due = {result.name for result in results if result.outcome == "to do"}
+        # A step that cannot be planned is looked at like those that are to be done.
+        due = {*names} - {one.name for one in results if one.outcome != "to do"}
         if problems:  # nothing is planned by values that are wrong
             due -= {"convert", "prune"}
         if unfilled:

@@ -12,7 +12,7 @@ from vaeconv.errors import UsageError, VaeconvError
 from vaeconv.evaluate.meter import METRICS
 from vaeconv.evaluate.protocol import PRESETS
 from vaeconv.names import KINDS
-from vaeconv.option_checks import RUN_DTYPES, Device, Range, check_fields
+from vaeconv.option_checks import MOST_PIXELS, RUN_DTYPES, Device, Range, check_fields
 from vaeconv.publish.meta import CardMeta
 from vaeconv.schema import build, read_toml
 
@@ -105,7 +105,7 @@ class EvalTable:
             self,
             limit=Range(1),
             protocol=tuple(PRESETS),
-            size=Range(1),
+            size=Range(1, most=MOST_PIXELS),
             metrics=METRICS,
             device=Device,
             max_rfid_regression=Range(0),
@@ -124,7 +124,7 @@ class CompareTable:
     labels: bool = _key(False, "Write names and PSNR under the pictures.")
 
     def __post_init__(self) -> None:
-        check_fields(self, limit=Range(1), size=Range(1))
+        check_fields(self, limit=Range(1), size=Range(1, most=MOST_PIXELS))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

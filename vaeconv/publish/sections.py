@@ -228,7 +228,7 @@ def _parity_rows(parity: Mapping[str, Any]) -> list[tuple[str, str]]:
         ]
     environment = parity.get("environment") or {}
     computed = [f"{name} {environment[name]}" for name in _NAMED if environment.get(name)]
-    return [*rows, ("checked with", ", ".join(computed))]
+    return [*rows, *([("checked with", ", ".join(computed))] if computed else [])]
 
 
 def _cell(value: object) -> str:

@@ -9,22 +9,27 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
-from vaeconv.errors import OutputError
+from vaeconv.effects import Rule, refuse_idle
+from vaeconv.errors import CheckpointNotFoundError
 
 # Names of what lies in folders and belongs to nobody's release; upper and lower case are alike.
 _NEVER = tuple(
     """
     .* *.vaeconv-* *.parts
-    *~ #*# *.swp *.swo *.bak *.orig *.rej *.tmp *.temp *.lock
+    *~ ~$* #*# *.sw[m-p] *.bak *.orig *.rej *.tmp *.temp *.lock *.old *.save *.sav
+    *_backup_[0-9]* *_base_[0-9]* *_local_[0-9]* *_remote_[0-9]* untitled*.ipynb
     thumbs.db ehthumbs.db desktop.ini __macosx $recycle.bin
-    *.part *.partial *.crdownload *.download *.incomplete *.aria2
+    *.part *.part[0-9]* *.partial *.filepart *.crdownload *.opdownload *.download *.downloading
+    *.incomplete *.unconfirmed *.aria2 *.aria2__temp *.!qb
     __pycache__ *.pyc *.pyo *.egg-info node_modules venv
-    wandb lightning_logs mlruns nohup.out
+    wandb lightning_logs mlruns runs events.out.tfevents.* nohup.out *.log
     core core.[0-9]* vgcore.* *.core *.dmp *.stackdump
     id_rsa* id_dsa* id_ecdsa* id_ed25519* *.pem *.key *.p12 *.pfx *.ppk *.jks *.keystore *.kdbx
-    token token.txt *.token hf_token* credentials credentials.* netrc _netrc kaggle.json
-    env env.* *.env secret secrets secret.* secrets.* *.secret *.secrets client_secret*.json
-    service-account*.json service_account*.json passwords.* *.htpasswd *.ovpn *.kubeconfig
+    token token.txt *.token hf_token* hf-token* my_token* api_key* apikey* private_key*
+    credentials credentials.* credentials_* *_credentials *_credentials.* netrc _netrc kaggle.json
+    env env.* *.env secret secrets secret.* secrets.* *.secret *.secrets client_secret*
+    service-account*.json service_account*.json password password.* passwords passwords.*
+    htpasswd *.htpasswd *.ovpn kubeconfig *.kubeconfig
     """.split()
 )
 # Hidden names that are the repository's own.
@@ -75,14 +80,19 @@ def select_files(
         follow_symlinks: Publish what links lead to, also outside the folder.
 
     Raises:
-        OutputError: It is not a folder.
+        CheckpointNotFoundError: It is not a folder.
+        UsageError: A pattern matches nothing.
     """
     if not folder.is_dir():
-        raise OutputError("is not a folder", where=str(folder))
+        raise CheckpointNotFoundError("no such folder", where=str(folder))
     selection = Selection([], [], [])
     root = Path(os.path.realpath(folder))
+    unused = {"--include": dict.fromkeys(include), "--exclude": dict.fromkeys(exclude)}
     for local, path, problem in _walk(folder, "", (root,), follow_symlinks=follow_symlinks):
         inside = path.rstrip("/")
+        for patterns in unused.values():
+            for pattern in [one for one in patterns if fnmatchcase(inside, one)]:
+                del patterns[pattern]
         if (include and not _matches(inside, include)) or _matches(inside, exclude):
             continue
         if problem:
@@ -91,6 +101,11 @@ def select_files(
             selection.left_out.append(path)
         else:
             selection.files.append((local, path))
+    refuse_idle(
+        Rule(f"{option} {pattern}", is_given=True, has_effect=False, why="no file matches")
+        for option, patterns in unused.items()
+        for pattern in patterns
+    )
     selection.files.sort(key=lambda one: one[1])
     return selection
 
