@@ -145,7 +145,7 @@ def test_functions_check_what_they_are_given(tmp_path):
         ('[output]\noriginal_formats = ["zip"]', "output: original_formats 'zip' is not known"),
         ('[output]\ndtypes = ["half"]', "output: dtypes 'half' is not known; did you mean fp16?"),
         ("[eval]\nlimit = 0", "eval: limit is 0; it must be at least 1"),
-        ("[eval]\nmin_psnr = nan", "eval: min_psnr: is a number, and nan is none"),
+        ("[eval]\nmin_psnr = nan", "eval: min_psnr: must be a number, and is nan"),
         ('[eval]\ndevice = "gpu"', "eval: device 'gpu'"),
         ("[compare]\nlimit = -1", "compare: limit is -1"),
     ],
@@ -166,3 +166,34 @@ def test_every_class_of_options_is_checked():
     public = {getattr(vaeconv, name) for name in vaeconv.__all__ if name.endswith("Options")}
     assert public <= listed
     assert all("check_fields" in inspect.getsource(kind) for kind in listed)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a/b", "..", " ", "a\nb", "safetensors", "index", "00001-of-00002", "x-00001-of-00002",
+     "x" * 300, "\udcff", ".hidden"],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", [ConvertOptions, PruneOptions, InspectOptions])
+def test_what_is_no_variant(name: str, kind: type[Any]) -> None:
+    with pytest.raises(UsageError, match="is no name of a variant"):
+        kind(variant=name)
+    for fine in ("fp16", "non_ema", "fp16.v2", "bf16-ema"):
+        assert kind(variant=fine).variant == fine
+
+
+@pytest.mark.parametrize("kind", [ConvertOptions, PruneOptions])
+@pytest.mark.parametrize(
+    "values", [{"prefix": "\udcff"}, {"source_prefix": "\udcff"}, {"metadata": {"a": "\udcff"}}]
+)
+def test_text_that_no_file_can_hold(kind: type[Any], values: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="is not UTF-8"):
+        kind(**values)
+
+
+def test_numbers_that_are_too_large() -> None:
+    for make in (
+        lambda: preset("card-256").changed(size=10**6), lambda: EvalOptions(limit=10**30),
+        lambda: VerifyOptions(tile=10**30), lambda: PushOptions(timeout=1e300),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=r"at most|fits 64 bits"):
+            make()

@@ -184,10 +184,25 @@ def test_position_ids_that_a_merge_broke(tmp_path: Path, broken: Tensor, dtype: 
     assert torch.equal(written[IDS], torch.arange(77)[None])
 
 
-@pytest.mark.parametrize("right", [torch.arange(77)[None], torch.arange(512, dtype=torch.int32)])
-def test_position_ids_that_are_right_stay(tmp_path: Path, right: Tensor) -> None:
-    result, found = run(tmp_path, full(**{IDS: right}))
-    assert found[IDS].dtype is right.dtype and torch.equal(found[IDS], right)
+ROTARY = "model.diffusion_model.rope.position_ids"
+
+
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [
+        (IDS, torch.arange(77)[None]),
+        (IDS, torch.arange(512, dtype=torch.int32)),
+        (IDS, torch.arange(77).repeat(2, 1)),
+        (IDS, torch.tensor([[3, 1, 2, 7, 9]])),
+        (IDS, torch.tensor([[3.0, 1.0, 2.0, 7.0, 9.0]])),
+        (IDS, torch.arange(77)[None] + 2),
+        (ROTARY, torch.arange(20).repeat(3, 1, 1).float()),
+        (ROTARY, torch.arange(20).float() - 0.01),
+    ],
+)
+def test_position_ids_that_no_merge_broke_stay(tmp_path: Path, name: str, right: Tensor) -> None:
+    result, found = run(tmp_path, full(**{name: right}), dtype="keep")
+    assert found[name].dtype is right.dtype and torch.equal(found[name], right)
     assert not any("position_ids" in note for note in result.plan.notes)
 
 

@@ -17,7 +17,6 @@ from vaeconv.checkpoint.tensor import PlainStorage, Tensor
 from vaeconv.plan import Row
 
 _NAME = "embeddings.position_ids"  # rotary embeddings have position ids of other kinds
-_NEAR = 1 / 128  # relative; bfloat16 rounds positions above 256 by half of this
 _LONGEST = 1 << 16  # positions; the longest text encoders have some thousands
 _UNPACK = {"F64": "d", "F32": "f", "F16": "e", "I64": "q", "I32": "i", "I16": "h"}
 
@@ -54,12 +53,16 @@ def _find_fault(tensor: Tensor) -> str | None:
     """Say how far values are off; None where nothing is wrong, or they are something else."""
     is_row = tensor.numel <= _LONGEST and tensor.shape[-1:] == (tensor.numel,)
     values = _values(tensor) if is_row and tensor.numel else None
-    if values is None or not all(map(math.isfinite, values)):
+    if values is None:
         return None
-    offs = [abs(value - index) for index, value in enumerate(values)]
-    if any(off > 1 + index * _NEAR for index, off in enumerate(offs)):
+    off = max(
+        abs(value - index) if math.isfinite(value) else math.inf
+        for index, value in enumerate(values)
+    )
+    # Merging scales and adds, and cutting off takes one at most; anything else is meant so.
+    is_scaled = tensor.dtype.is_float and (off == math.inf or list(values) == sorted(values))
+    if off > 1 and not is_scaled:
         return None
-    off = max(offs)
     if tensor.dtype.is_float:
         return f"{tensor.dtype.torch_name}, up to {off:.2g} off"
     return f"integers, up to {off:g} off" if off else None

@@ -344,3 +344,21 @@ def test_any_document_is_read_or_refused(document: Any) -> None:
         parse_config(json.dumps(document), "c.json")
     except InputError:
         pass
+
+
+@pytest.mark.parametrize("step", ["[*a{0}, *a{0}]", "{{<<: [*a{0}, *a{0}], k{0}: 1}}"])
+def test_yaml_whose_aliases_stand_for_too_much(step: str) -> None:
+    first = "&a0 [1]" if step.startswith("[") else "&a0 {b: 1}"
+    lines = [f"x0: {first}"]
+    lines += [f"x{i + 1}: &a{i + 1} {step.format(i)}" for i in range(40)]
+    with pytest.raises(MalformedCheckpointError, match="aliases stand for too much"):
+        parse_config("\n".join([*lines, "norm_num_groups: *a40", "block_out_channels: [4]"]), "c")
+    with pytest.raises(MalformedCheckpointError, match="aliases stand for too much"):
+        parse_config("block_out_channels: &a [*a]", "c")
+
+
+def test_yaml_with_aliases_as_people_write_them() -> None:
+    found = parse_config(
+        "ch: &channels [64, 128]\nblock_out_channels: *channels\nlatent_channels: 4\n", "c.yaml"
+    )
+    assert found.channels == (64, 128)

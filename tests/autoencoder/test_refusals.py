@@ -293,3 +293,16 @@ def test_unmapped_keys_are_not_taken_for_a_family() -> None:
     error = refuse(compvis() | {"encoder.extra.weight": (1,)})
     assert isinstance(error, UnmappedKeysError)
     assert error.unexpected == ("encoder.extra.weight",)
+
+
+def test_batch_norms_of_other_networks_are_not_flux2() -> None:
+    shapes = {f"{one}.bn.{leaf}": (16,) for one in ("base.0", "extras.1")
+              for leaf in ("weight", "bias", "running_mean", "running_var")}  # fmt: skip
+    assert "FLUX" not in str(refuse(shapes))
+
+
+@pytest.mark.parametrize("half", ["encoder", "decoder"])
+def test_a_half_is_named(half: str) -> None:
+    whole = dict(ask_outsiders(make_topology((1, 2), 4)).compvis)
+    other = {name: shape for name, shape in whole.items() if not name.startswith(f"{half}.")}
+    assert f"all of {half}.*" in str(refuse(other))

@@ -519,3 +519,32 @@ except HubError as error:
     assert run("ranges") == f"RangeSource {WEIGHTS[:4].hex()}"
     assert run("download") == f"FileSource {WEIGHTS[:4].hex()}"
     assert run("ranges", HF_HUB_OFFLINE="1") == f"FileSource {WEIGHTS[:4].hex()}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("HF_ENDPOINT", "http://[::1", "an environment variable of the Hub's client is wrong"),
+        ("HF_ENDPOINT", "ftp://a.b", "HF_ENDPOINT is 'ftp://a.b', which is no address"),
+        ("HF_HUB_DOWNLOAD_TIMEOUT", "abc", "an environment variable of the Hub's client is wrong"),
+        ("HTTPS_PROXY", "::", "HTTPS_PROXY is"),
+        ("HTTPS_PROXY", "foo://x", "HTTPS_PROXY is 'foo://x', which is no address"),
+        ("SSL_CERT_FILE", "/nonexistent", "SSL_CERT_FILE names /nonexistent"),
+        ("HF_TOKEN", "t\u00f6ken", "the token for the Hub has characters"),
+    ],
+)
+@pytest.mark.parametrize("command", [("inspect", "hf://a/b"), ("push", "FOLDER", "a/b")])
+def test_an_environment_that_cannot_be(
+    name: str, value: str, said: str, command: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "x.safetensors").write_bytes(b"")
+    args = [str(tmp_path) if one == "FOLDER" else one for one in command]
+    done = subprocess.run(
+        [sys.executable, "-m", "vaeconv", *args],
+        env={**os.environ, "PYTHONUTF8": "1", name: value},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert said in done.stderr

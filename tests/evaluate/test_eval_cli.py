@@ -347,7 +347,7 @@ def test_a_key_that_is_unknown_is_named(tmp_path: Path) -> None:
         ("[[models]]\npath = 'x'", "[[model]] tables"),
         ("this is no toml", "not a TOML file"),
         ("[[model]]\nname = 'x'", "model 1: path must be given"),
-        ("[[model]]\npath = 3", "model 1: path: is a text"),
+        ("[[model]]\npath = 3", "model 1: path: must be a text"),
     ],
 )
 def test_files_that_are_no_list_of_models(tmp_path: Path, text: str, said: str) -> None:

@@ -372,3 +372,18 @@ def test_the_installed_entry_point(tmp_path: Path, photos: Path) -> None:
 def test_pictures_of_16_bits_keep_their_greys(tmp_path: Path) -> None:
     deep = Image.fromarray(np.full((16, 16), 90 * 257, "u2"))
     assert encode_alone(deep, tmp_path / "p").unique().tolist() == [90]
+
+
+def test_an_image_that_cannot_be_read_is_left_out(photos: Path, tmp_path: Path) -> None:
+    (photos / "broken.png").write_bytes(b"no image")
+    out = tmp_path / "r.safetensors"
+    result = latents(photos, out, "--model", MODEL, "--size", 16, "--verbose")
+    assert "broken.png: not an image" in result.stderr
+    found = json.loads(latents(photos, out, "--model", MODEL, "--size", 16, "--overwrite",
+                               "--json").stdout)  # fmt: skip
+    assert found["names"] == ["high", "wide"]
+    assert {one["name"] for one in found["left_out"]} == {"broken.png", "notes.txt"}
+    for name in ("high.webp", "wide.png"):
+        (photos / name).unlink()
+    result = latents(photos, tmp_path / "n.safetensors", "--model", MODEL, code=3)
+    assert "no image can be used, such as broken.png" in result.stderr

@@ -606,3 +606,25 @@ def test_a_summary_that_cannot_be_written_is_no_internal_error(
 ) -> None:
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "none" / "s.md"))
     verify(FILE, FILE, "--weights-only", code=5)
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "text"),
+    [
+        ("--report", "vaeconv.json", '{"schema_version": 1, "outputs": {}}'),
+        ("--report", "mine.json", "{}"),
+        ("--html", "index.html", "<title>Mine</title>"),
+        ("--junit", "j.xml", "<testsuite name='theirs'/>"),
+    ],
+)
+def test_only_an_earlier_report_is_replaced(
+    tmp_path: Path, small: Path, option: str, name: str, text: str
+) -> None:
+    target = tmp_path / name
+    target.write_text(text)
+    result = verify(FILE, BASE, "--latents", small, option, target, code=5)
+    assert "is no report of vaeconv verify" in result.stderr
+    assert target.read_text() == text
+    target.unlink()
+    for _ in range(2):
+        verify(FILE, BASE, "--latents", small, option, target)

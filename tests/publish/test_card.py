@@ -621,7 +621,7 @@ def test_a_manifest_that_is_none(release: Path, content: str) -> None:
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     result = run_here("card", tmp_path / "nowhere")
-    assert result.exit_code == 5 and result.stderr.count("\n") == 1
+    assert result.exit_code == 3 and result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("option", ["--check", "--print", "--dry-run"])

@@ -409,3 +409,33 @@ def test_a_tag_with_the_name_of_the_branch(release: Path) -> None:
 
     with pytest.raises(UsageError, match="the branch's name"):
         push(release, "user/x", PushOptions(tag="main"))
+
+
+MINE = f"{HERE}\n```\ncode\n  indented\n```\nx\ny\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("  indented", "      indented"), ("x\ny\n", "y\nx\n"), ("x\ny\n", "x\nz\ny\ny2\n")],
+)
+def test_an_edit_that_moves_lines_is_not_lost(before: str, after: str) -> None:
+    theirs = MINE.replace(before, after)
+    assert theirs != MINE
+    try:
+        merged = merge_cards(MINE, theirs, "there")
+    except CheckFailedError as error:
+        assert "edited on the Hub" in str(error)
+    else:
+        assert after in merged.text and merged.notes
+
+
+def test_lines_and_keys_that_differ_are_told() -> None:
+    doubled = MINE.replace("x\ny\n", "x\ny\n\nx\n")
+    assert merge_cards(MINE, doubled, "there").text.endswith("x\ny\n\nx\n")
+    shorter = MINE.replace("x\ny\n", "x\n")
+    assert "adds 1 line" in " ".join(merge_cards(MINE, shorter, "there").notes)
+    tagged = [MINE.replace("license: mit", f"license: mit\npipeline_tag: {one}-to-image")
+              for one in ("image", "text")]  # fmt: skip
+    assert "pipeline_tag stays 'text-to-image' as on the Hub" in " ".join(
+        merge_cards(*tagged, "there").notes
+    )

@@ -18,7 +18,7 @@ from tests.publish.pushes import (
     run_here,
     write_parity,
 )
-from vaeconv.errors import OutputError
+from vaeconv.errors import CheckpointNotFoundError, OutputError
 from vaeconv.publish.release_files import check_release, hash_file, list_release, parity_reports
 
 
@@ -69,11 +69,11 @@ def test_patterns(
 
 
 def test_nothing_to_publish(release: Path, tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="is not a folder"):
+    with pytest.raises(CheckpointNotFoundError, match="no such folder"):
         list_release(tmp_path / "nowhere")
     with pytest.raises(OutputError, match="nothing to publish"):
         list_release(release, include=["*.zip"])
-    assert run_here("push", tmp_path / "nowhere", "user/x").exit_code == 5
+    assert run_here("push", tmp_path / "nowhere", "user/x").exit_code == 3
 
 
 def test_a_good_release_has_no_problems(release: Path) -> None:

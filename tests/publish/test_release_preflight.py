@@ -140,10 +140,10 @@ def test_a_file_with_many_slips(project: Path) -> None:
     result = run_here("release", path)
     assert result.exit_code == 2
     for said in (
-        f"{path}:2: source: checkpoint: is a text",
+        f"{path}:2: source: checkpoint: must be a text",
         f"{path}:3: source: unknown key scale; known: checkpoint",
         f"{path}:5: unknown key evall; did you mean eval?",
-        f"{path}:7: card: tags: is a list of texts",
+        f"{path}:7: card: tags: must be a list of texts",
     ):
         assert said in result.stderr
 
@@ -501,3 +501,13 @@ def test_hub_errors_alone_are_errors_of_the_hub(
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(HubError):
         make(project, SHORT, ready, dry_run=True)
+
+
+def test_a_source_that_is_not_there_hides_nothing(project: Path) -> None:
+    wrong: Tables = {
+        "source": {"checkpoint": "nope.ckpt"}, "eval": {"images": "nope"},
+        "verify": {"drop_in_for": "nope2"}, "card": {"license": "mti"},
+    }  # fmt: skip
+    listed = "\n".join(problems_of(project, wrong))
+    for said in ("nope.ckpt: No such file", "nope: no such folder", "nope2: No such file", "'mti'"):
+        assert said in listed, (said, listed)

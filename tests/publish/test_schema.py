@@ -52,17 +52,17 @@ def test_every_kind_of_value() -> None:
 @pytest.mark.parametrize(
     ("table", "said"),
     [
-        ({"name": 1}, "file: name: is a text"),
-        ({"name": "n", "switch": "yes"}, "file: switch: is true or false"),
-        ({"name": "n", "switch": 1}, "file: switch: is true or false"),
-        ({"name": "n", "limit": True}, "file: limit: is a number"),
-        ({"name": "n", "limit": "3"}, "file: limit: is a number"),
-        ({"name": "n", "texts": "a"}, "file: texts: is a list of texts"),
-        ({"name": "n", "texts": ["a", 1]}, "file: texts: is a list of texts"),
-        ({"name": "n", "facts": []}, "file: facts: is a table"),
-        ({"name": "n", "inner": 3}, "file: inner: is a table"),
-        ({"name": "n", "inner": {"number": 1.5}}, "file: inner: number: is a whole number"),
-        ({"name": "n", "inner": {"number": True}}, "file: inner: number: is a whole number"),
+        ({"name": 1}, "file: name: must be a text"),
+        ({"name": "n", "switch": "yes"}, "file: switch: must be true or false"),
+        ({"name": "n", "switch": 1}, "file: switch: must be true or false"),
+        ({"name": "n", "limit": True}, "file: limit: must be a number"),
+        ({"name": "n", "limit": "3"}, "file: limit: must be a number"),
+        ({"name": "n", "texts": "a"}, "file: texts: must be a list of texts"),
+        ({"name": "n", "texts": ["a", 1]}, "file: texts: must be a list of texts"),
+        ({"name": "n", "facts": []}, "file: facts: must be a table"),
+        ({"name": "n", "inner": 3}, "file: inner: must be a table"),
+        ({"name": "n", "inner": {"number": 1.5}}, "file: inner: number: must be a whole number"),
+        ({"name": "n", "inner": {"number": True}}, "file: inner: number: must be a whole number"),
         ({"name": "n", "inner": {"nummer": 1}}, "file: inner: unknown key nummer; did you mean "
                                                 "number?"),
         ({"name": "n", "inner": {}}, "file: inner: number must be given"),
@@ -111,9 +111,9 @@ def test_every_problem_is_named_with_its_line(tmp_path: Path) -> None:
     assert str(caught.value) == f"{path}: 5 problems"
     assert caught.value.details == (
         f"{path}:1: unknown key nmae; did you mean name?",
-        f"{path}:2: texts: is a list of texts",
-        f"{path}:3: facts: is a table",
-        f"{path}:7: inner: ratio: is a number, and nan is none",
+        f"{path}:2: texts: must be a list of texts",
+        f"{path}:3: facts: must be a table",
+        f"{path}:7: inner: ratio: must be a number, and is nan",
         f"{path}:6: inner: number must be given",
     )
 

@@ -9,6 +9,7 @@ import socket
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tests.publish.pushes import PLAIN, make_release, run_here
 from vaeconv.errors import CheckFailedError
@@ -25,7 +26,11 @@ LEFTOVERS = [
     "__pycache__/a.cpython-311.pyc", "a.pyc", "wandb/run-1/files/output.log", "nohup.out",
     "core", "core.1234", "id_rsa", "id_ed25519.pub", "signer.PEM", "sign.key", "token",
     "hf_token.txt", "credentials.json", "eval.json.parts/0.jsonl", "x.vaeconv-a1b2", "_netrc",
-    "lightning_logs/version_0/hparams.yaml",
+    "lightning_logs/version_0/hparams.yaml", "prod.env", "env.local", "secrets", "secret.txt",
+    "passwords.txt", "hf-token.txt", "api_key.txt", "client_secret.json", "aws_credentials",
+    "private_key.txt", "kubeconfig", "htpasswd", "a.swn", "README.md.old", "~$notes.docx",
+    "README_REMOTE_123.md", "Untitled.ipynb", "a.filepart", "a.opdownload", "a.part1", "a.!qB",
+    "events.out.tfevents.1700000000.host", "runs/a/b", "train.log", "env/bin/python",
 ]  # fmt: skip
 OURS = [
     ".gitattributes", ".eval_results/psnr.yaml", "README.md", "config.json", PLAIN, "LICENSE",
@@ -165,6 +170,14 @@ def test_what_is_no_file(release: Path) -> None:
 
 HUB_TOKEN = "hf_" + "aB3" * 12
 SECRETS = {
+    "d.asc": "-----BEGIN PGP PRIVATE KEY BLOCK-----\n",
+    "e.txt": "xoxb-" + "1234567890-" * 3,
+    "f.txt": "AIza" + "Sy0" * 12,
+    "g.txt": "glpat-" + "a1B2" * 5,
+    "utf16.txt": f"token {HUB_TOKEN}".encode("utf-16"),
+    "behind-a-zero.bin.txt": b"\0\0binary\0" + HUB_TOKEN.encode(),
+    "assets/text-chunk.png": b"\x89PNG\r\n\x1a\n\0\0\0\x40tEXtkey\0" + HUB_TOKEN.encode() + b"\0",
+    "far.txt": "x" * (17 << 20) + f" {HUB_TOKEN}",
     "README.md": f"---\nlicense: mit\nlibrary_name: diffusers\n---\nlogin('{HUB_TOKEN}')\n",
     "notes/train.yaml": f"token: {HUB_TOKEN}\n",
     "a.txt": "-----BEGIN EC PRIVATE KEY-----\n",
@@ -175,7 +188,9 @@ SECRETS = {
 
 @pytest.mark.parametrize("path", SECRETS)
 def test_secrets_are_refused_and_not_told(release: Path, path: str) -> None:
-    put(release, path, SECRETS[path])
+    secret = SECRETS[path]
+    put(release, path, "")
+    (release / path).write_bytes(secret.encode() if isinstance(secret, str) else secret)
     (problem,) = problems_of(release)
     assert problem.startswith(f"{'not fit to be published: '}{path} holds what looks like ")
     done = run_here("push", release, "user/x")
@@ -186,6 +201,31 @@ def test_secrets_are_refused_and_not_told(release: Path, path: str) -> None:
 def test_words_that_look_like_secrets(release: Path) -> None:
     put(release, "a.txt", "hf_hub_download hf_transfer hf_model_of_mine_with_a_long_name_indeed x")
     assert checked(release)
+
+
+def test_homes_in_what_programs_write(release: Path) -> None:
+    report = '{"schema_version": 1, "command": "eval", "notes": ["/data/a/b: no image"]}'
+    files = {
+        "a.html": "<p>/root/ckpts/model.ckpt</p>", "b.xml": "<a name='/home/bob/x.ckpt'/>",
+        "c.jsonl": '{"path": "C:\\\\Users\\\\bob\\\\x"}', "d.json": "\ufeff" + report,
+        "e.json": "\n " + report, "f.json": '{"/Users/bob/x": 1}',
+    }  # fmt: skip
+    for path, text in files.items():
+        put(release, path, text)
+    put(release, "g.html", "<a href='https://x.org/home/bob/y'>y</a> /homepage /home/")
+    header = {"__metadata__": {"ss_output_dir": f"{release.parent}/out"}}
+    weights = load_file(release / PLAIN)
+    save_file(weights, release / PLAIN, header["__metadata__"])
+    found = [one for one in problems_of(release) if "folder of this machine" in one]
+    assert [one.split()[0] for one in found] == [*files, PLAIN]
+    assert "prune --no-metadata" in found[-1]
+
+
+@pytest.mark.parametrize("option", ["--include", "--exclude"])
+def test_a_pattern_that_matches_nothing(release: Path, option: str) -> None:
+    done = run_here("push", release, "user/x", option, "secretplan*", "--no-parity")
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert f"{option} secretplan* has no effect here: no file matches" in done.stderr
 
 
 def test_folders_of_this_machine(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,14 +74,16 @@ def merge_cards(here: str, there: str, where: str) -> Merged:
         if key in theirs.front and front[key] == theirs.front[key] != value and key != "tags"
     ]
     if added:
-        notes.append(f"README.md adds {len(added)} lines that the card on the Hub does not have")
+        lines = "1 line" if len(added) == 1 else f"{len(added)} lines"
+        notes.append(f"README.md adds {lines} that the card on the Hub does not have")
     notes += [
         f"README.md: {key} was {theirs.front[key]!r} on the Hub, and is {front[key]!r} now"
         for key in replaced
     ]
     body = ours.body
     if lost:
-        notes.append(f"README.md keeps {len(lost)} lines that people wrote on the Hub")
+        lines = "1 line" if len(lost) == 1 else f"{len(lost)} lines"
+        notes.append(f"README.md keeps {lines} that people wrote on the Hub")
         sections = [
             Section(name, inner_text(text), is_prose=name in PROSE)
             for name, text in find_sections(ours.body).items()

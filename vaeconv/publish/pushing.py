@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from vaeconv.effects import Rule, refuse_idle
 from vaeconv.errors import CheckFailedError, counted
 from vaeconv.leftovers import scratch_folder
 from vaeconv.publish.access import check_access
@@ -144,6 +145,7 @@ def checked_files(
     Raises:
         CheckFailedError: It may not.
         OutputError: There is nothing to publish.
+        UsageError: A pattern matches nothing.
     """
     report = options.on_progress or (lambda step, done, total: None)
     # A signature that is there may be of what was here before; a new one is made, or found.
@@ -153,6 +155,11 @@ def checked_files(
         include=options.include,
         exclude=exclude,
         follow_symlinks=options.follow_symlinks,
+    )
+    refuse_idle(
+        Rule(f"--{option} {pattern}", pattern in selection.unused, False, "no file matches")
+        for option, patterns in (("include", options.include), ("exclude", options.exclude))
+        for pattern in patterns
     )
     files = hash_files(
         folder,

@@ -9,7 +9,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
-from vaeconv.effects import Rule, refuse_idle
 from vaeconv.errors import CheckpointNotFoundError
 
 # Names of what lies in folders and belongs to nobody's release; upper and lower case are alike.
@@ -49,11 +48,13 @@ class Selection(NamedTuple):
         files: Each file with its path in the repository, in order of the paths.
         left_out: Paths that are never published; a folder ends in a slash.
         problems: What cannot be published, and was not left out.
+        unused: Patterns that no file matches.
     """
 
     files: list[tuple[Path, str]]
     left_out: list[str]
     problems: list[str]
+    unused: Sequence[str] = ()
 
 
 def is_never_published(path: str) -> bool:
@@ -81,18 +82,16 @@ def select_files(
 
     Raises:
         CheckpointNotFoundError: It is not a folder.
-        UsageError: A pattern matches nothing.
     """
     if not folder.is_dir():
         raise CheckpointNotFoundError("no such folder", where=str(folder))
     selection = Selection([], [], [])
     root = Path(os.path.realpath(folder))
-    unused = {"--include": dict.fromkeys(include), "--exclude": dict.fromkeys(exclude)}
+    unused = dict.fromkeys([*include, *exclude])
     for local, path, problem in _walk(folder, "", (root,), follow_symlinks=follow_symlinks):
         inside = path.rstrip("/")
-        for patterns in unused.values():
-            for pattern in [one for one in patterns if fnmatchcase(inside, one)]:
-                del patterns[pattern]
+        for pattern in [one for one in unused if fnmatchcase(inside, one)]:
+            del unused[pattern]
         if (include and not _matches(inside, include)) or _matches(inside, exclude):
             continue
         if problem:
@@ -101,13 +100,8 @@ def select_files(
             selection.left_out.append(path)
         else:
             selection.files.append((local, path))
-    refuse_idle(
-        Rule(f"{option} {pattern}", is_given=True, has_effect=False, why="no file matches")
-        for option, patterns in unused.items()
-        for pattern in patterns
-    )
     selection.files.sort(key=lambda one: one[1])
-    return selection
+    return selection._replace(unused=list(unused))
 
 
 def _walk(
