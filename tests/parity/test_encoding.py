@@ -245,11 +245,13 @@ def page(path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [truncated, bomb, large, page, Path.touch])
-def test_what_is_no_picture_is_refused_by_name(
+def test_what_is_no_picture_is_named(
     tmp_path: Path, photos: Path, write: Callable[[Path], None]
 ) -> None:
     write(photos / "zzz.jpg")
     out = tmp_path / "r.safetensors"
+    for name in ("high.webp", "wide.png"):
+        (photos / name).unlink()
     result = latents(photos, out, "--model", MODEL, "--size", 16, code=3)
     said = {
         truncated: "cut short",
@@ -306,7 +308,8 @@ def test_an_output_that_is_there_stays_where_replacing_it_fails(
 ) -> None:
     out = tmp_path / "r.safetensors"
     out.write_bytes(b"precious")
-    truncated(photos / "zzz.jpg")
+    for path in (photos / "high.webp", photos / "wide.png"):
+        path.write_bytes(b"no image")
     latents(photos, out, "--model", MODEL, "--size", 16, "--overwrite", code=3)
     assert out.read_bytes() == b"precious"
 

@@ -94,20 +94,20 @@ def test_a_manifest_that_names_one(release: Path) -> None:
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    put(tmp_path / "outside", "secret.txt", "secret")
+    put(tmp_path / "outside", "story.txt", "secret")
     put(tmp_path / "outside", "inner/other.txt", "other")
     put(tmp_path / "outside", ".env", "X=1")
     return tmp_path / "outside"
 
 
 def test_links_that_lead_out(release: Path, outside: Path) -> None:
-    (release / "notes.txt").symlink_to(outside / "secret.txt")
+    (release / "notes.txt").symlink_to(outside / "story.txt")
     (release / "more").symlink_to(outside, target_is_directory=True)
     found = problems_of(release)
     assert len(found) == 2 and all("leads out of the folder, to " in one for one in found)
     assert all("--follow-symlinks" in one for one in found)
     paths = [file.path for file in checked(release, follow_symlinks=True)]
-    assert {"notes.txt", "more/secret.txt", "more/inner/other.txt"} <= set(paths)
+    assert {"notes.txt", "more/story.txt", "more/inner/other.txt"} <= set(paths)
     assert "more/.env" not in paths
 
 
@@ -217,8 +217,8 @@ def test_homes_in_what_programs_write(release: Path) -> None:
     weights = load_file(release / PLAIN)
     save_file(weights, release / PLAIN, header["__metadata__"])
     found = [one for one in problems_of(release) if "folder of this machine" in one]
-    assert [one.split()[0] for one in found] == [*files, PLAIN]
-    assert "prune --no-metadata" in found[-1]
+    assert {one.split()[0] for one in found} == {*files, PLAIN}
+    assert any(one.startswith(PLAIN) and "prune --no-metadata" in one for one in found)
 
 
 @pytest.mark.parametrize("option", ["--include", "--exclude"])

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from vaeconv.autoencoder.config import Scaling
 from vaeconv.autoencoder.topology import Layout
-from vaeconv.errors import CheckFailedError, counted
+from vaeconv.errors import CheckFailedError
 from vaeconv.parity.behaviour import Outcome
 from vaeconv.parity.latents import ReferenceSet
 from vaeconv.parity.weights import WeightResult
@@ -132,5 +132,8 @@ class Verification(NamedTuple):
         """
         if self.problems:
             kind = "same autoencoder" if self.same and self.same.problems else "drop-in replacement"
-            what, details = counted(f"not the {kind}", self.problems)
-            raise CheckFailedError(what, details=details)
+            first, *more = self.problems
+            tail = f" (the first of {len(self.problems)} problems)" if more else ""
+            raise CheckFailedError(
+                f"not the {kind}: {first}{tail}", details=self.problems if more else ()
+            )

@@ -65,8 +65,10 @@ def _read_text(local: Path) -> str:
             return ""
         else:
             data = file.read(_MAX)
-    # UTF-16 has a zero beside each letter of a token; pictures have texts as well.
-    return data.replace(b"\0", b"").decode("utf-8", "replace")
+    text = data.decode("utf-8", "replace")
+    if "\0" in text:  # as in UTF-16 beside each letter, and in images, which hold texts as well
+        text = "\n".join((text.replace("\0", " "), text.replace("\0", "")))
+    return text
 
 
 def _told_places(text: str, places: Sequence[str]) -> list[str]:

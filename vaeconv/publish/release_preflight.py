@@ -76,10 +76,10 @@ class Preflight:
             self._look_at_references()
         if self._due & {"eval", "compare"}:
             self._look_at_models()
-        if "eval" in self._due:
+        if "eval" in self._due and self._config.eval.images:
             self._look_at_images("eval", self._config.eval)
             self._look_at_metrics()
-        if "compare" in self._due:
+        if "compare" in self._due and self._config.compare.images:
             self._look_at_images("compare", self._config.compare)
         if "card" in self._due:
             self._look_at_cards()
