@@ -41,9 +41,11 @@ EVERYTHING = ("other last places", "without numkong and isal")  # casts and chec
 def run(variables: dict[str, str], files: list[str], workers: str) -> bool:
     """Run files of tests with environment variables; True where they pass."""
     path = os.pathsep.join(filter(None, [str(PLUGIN), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "pytest", "-q", "-n", workers, *files]
+    # Threads that share cores wait for each other, and asleep they leave them to the others.
+    patient = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "PYTHONPATH": path}
+    command = [sys.executable, "-m", "pytest", "-q", "-n", workers, "--timeout", "600", *files]
     done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path, **variables}, check=False
+        command, cwd=ROOT, env={**os.environ, **patient, **variables}, check=False
     )
     return done.returncode == 0
 
