@@ -43,7 +43,17 @@ def run(variables: dict[str, str], files: list[str], workers: str) -> bool:
     path = os.pathsep.join(filter(None, [str(PLUGIN), os.environ.get("PYTHONPATH")]))
     # Threads that share cores wait for each other, and asleep they leave them to the others.
     patient = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "PYTHONPATH": path}
-    command = [sys.executable, "-m", "pytest", "-q", "-n", workers, "--timeout", "600", *files]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-n",
+        workers,
+        "-o",
+        "faulthandler_timeout=600",
+        *files,
+    ]
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, **patient, **variables}, check=False
     )
