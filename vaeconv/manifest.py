@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 from vaeconv._version import __version__
 from vaeconv.checkpoint.folder import CONFIG, STEM
 from vaeconv.checkpoint.source import FileSource, hash_bytes
-from vaeconv.checkpoint.text_file import read_text_file
-from vaeconv.errors import InputError, listed
+from vaeconv.errors import listed
 from vaeconv.json_text import dump_json
 
 MANIFEST = "vaeconv.json"
@@ -26,8 +25,8 @@ _WEIGHTS = (STEM, "diffusion_flax_model")  # beginnings of names under which dif
 def source_name(folder: Path) -> str | None:
     """Read which file a folder was made from; None where nothing says so."""
     try:
-        name = json.loads(read_text_file(folder / MANIFEST, MAX_MANIFEST))["source"]["name"]
-    except (InputError, ValueError, LookupError, TypeError, RecursionError):
+        name = json.loads((folder / MANIFEST).read_bytes())["source"]["name"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
     return name if isinstance(name, str) else None
 
@@ -98,11 +97,11 @@ def remove_outputs(target: Path, kept: Collection[str]) -> None:
 
 def _read_earlier(target: Path) -> tuple[dict[str, Any], Any]:
     try:
-        document = json.loads(read_text_file(target / MANIFEST, MAX_MANIFEST))
+        document = json.loads((target / MANIFEST).read_bytes())
         entries = {**document["outputs"], **document.get("others", {})}
         found = {name: dict(entry) for name, entry in entries.items()}
         return found, document["source"]
-    except (InputError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return {}, None
 
 

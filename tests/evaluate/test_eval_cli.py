@@ -275,7 +275,7 @@ def test_what_is_no_result_cannot_be_added(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_text(text)
     result = run("eval", "--add", tmp_path / "x.json")
     assert result.exit_code == 3
-    assert "not a result of vaeconv eval" in result.stderr
+    assert "not a report of vaeconv eval" in result.stderr
     assert run("eval", "--add", tmp_path / "none.json").exit_code == 3
 
 

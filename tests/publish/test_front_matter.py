@@ -224,7 +224,9 @@ def test_nothing_of_the_client_s_own_words(tmp_path: Path) -> None:
     release = make_release(tmp_path / "release")
     (release / "README.md").write_text("# Mine\n")
     result = run_here("card", release)
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.exit_code == 0
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("warning: the front matter names no license, so push refuses")
     assert "license" not in (release / "README.md").read_text().split("---")[1]
     result = run_here("push", release, "user/x")
     assert result.stderr.count("\n") == 1 and "names no license" in result.stderr

@@ -360,7 +360,7 @@ left_behind = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExcepti
 def test_a_trickle_ends_with_the_time_for_everything(pushes: Pushes, stage: str) -> None:
     pushes.hub.add_rule(Trickle(0.2), times=FOREVER, **STAGES[stage])
     started = time.monotonic()
-    with pytest.raises(HubError, match="not done within 1 seconds; push again"):
+    with pytest.raises(HubError, match="not done within 1 seconds; run again"):
         pushes.run(timeout=1.0)
     assert time.monotonic() - started < 30
     end_left_behind()

@@ -74,16 +74,14 @@ def _load_yaml(text: str, name: str) -> Any:
             sizes[id(node)] = 1 + sum(map(size_of, nodes))
         return sizes[id(node)]
 
-    loader = yaml.SafeLoader(text)
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is not None and size_of(node) > _MAX_NODES:
             raise MalformedCheckpointError("its YAML aliases stand for too much", where=name)
         return loader.construct_document(node) if node is not None else None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise MalformedCheckpointError("neither JSON nor YAML", where=name) from error
-    finally:
-        loader.dispose()
 
 
 def _from_diffusers(document: dict[str, Any], name: str) -> GivenConfig:

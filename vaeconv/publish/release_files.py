@@ -228,7 +228,8 @@ def _parity_problems(files: Sequence[ReleaseFile], reports: Sequence[Path]) -> l
             report = read_document(path, "verify")
             hashes = {one["sha256"] for side in report["sides"] for one in side["files"]}
             if not report["ok"]:
-                problems += [f"{path.name} says: {one}" for one in report["problems"]]
+                said = report["problems"] or ["the verification failed"]
+                problems += [f"{path.name} says: {one}" for one in said]
             elif not any(report[key] and report[key]["decoded"] for key in ("same", "drop_in")):
                 problems.append(f"{path.name} compared weights only, and decoded nothing")
             else:
