@@ -6,8 +6,9 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+from vaeconv import option_docs as docs
 from vaeconv.autoencoder.accounting import DropReason
 from vaeconv.autoencoder.config import build_config
 from vaeconv.autoencoder.scaling import Decision, ScalingOptions
@@ -26,7 +27,8 @@ from vaeconv.effects import (
 from vaeconv.executor import CopyOptions
 from vaeconv.metadata import Change, make_header
 from vaeconv.names import OutputKind, check_order, is_address, output_kind
-from vaeconv.option_checks import CAST_DTYPES, Text, Variant, check_fields
+from vaeconv.option_checks import CAST_DTYPES, check_fields
+from vaeconv.option_docs import Doc
 from vaeconv.output import Output, Written, check_target, write_output, written_notes
 from vaeconv.parameters import weight_dtype
 from vaeconv.plan import KEEP, Plan, Row
@@ -35,53 +37,51 @@ from vaeconv.survey import Survey, decide, survey_checkpoint
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertOptions:
-    """How to convert.
+    """How to convert; each option says what it does.
 
     Attributes:
-        dtype: ``keep``, ``fp32``, ``fp16`` or ``bf16``.
-        variant: Variant to write in a diffusers folder, or to read from one; such as ``fp16``.
-        prefix: What keys of a CompVis output begin with. For a diffusers folder, whose keys have
-            none, the same as ``source_prefix``.
-        source_prefix: Which autoencoder to read, where the source holds several.
-        scaling: What is known about scaling and shift.
-        config: A config file to take what shapes do not tell from.
-        ema: Whether to use the moving average where a parameter has one.
-        legacy_names: Whether to write the attention names of diffusers before 0.17.
-        drop: Patterns of keys to leave out.
-        salvage: Whether to read past unsafe names in a pickle.
-        download: Whether to fetch a file on the Hub whole.
-        overwrite: Whether an existing output may be replaced.
-        hash_source: Whether to record the sha256 of the source file.
-        manifest: Whether a single output file gets a manifest beside it; folders always have one.
-        metadata: Entries of the safetensors header beside ``format``; they win over the source's.
-        keep_metadata: Whether entries of the source's header are kept, as far as they stay true.
+        scaling: Scaling and shift, where the user knows them.
         copy: What to check on the way.
         on_fetch: Called with the bytes that arrived from the Hub, from any thread.
     """
 
-    dtype: str = KEEP
-    variant: str | None = None
-    prefix: str = ""
-    source_prefix: str | None = None
+    dtype: Annotated[str, docs.choice("Type to cast the weights to", "TYPE", CAST_DTYPES)] = KEEP
+    ema: Annotated[
+        bool,
+        Doc("Use the EMA weights of tensors that have some.", flags=("--ema/--no-ema",)),
+    ] = False
+    variant: docs.OutputVariant = None
+    prefix: Annotated[
+        str,
+        Doc(
+            "Prefix of the keys to write into a CompVis file, such as first_stage_model.; for a "
+            "diffusers folder, whose keys have none, the same as --source-prefix.",
+            "PREFIX",
+            parse=docs.with_dot,
+        ),
+    ] = ""
+    legacy_names: Annotated[bool, Doc("Write the attention names of diffusers before 0.17.")] = (
+        False
+    )
+    overwrite: docs.Overwrite = False
+    manifest: docs.Manifest = False
+    metadata: docs.Metadata = field(default_factory=dict)
+    keep_metadata: docs.KeepMetadata = True
     scaling: ScalingOptions = ScalingOptions()
-    config: Path | None = None
-    ema: bool = False
-    legacy_names: bool = False
-    drop: tuple[str, ...] = ()
-    salvage: bool = False
-    download: bool = False
-    overwrite: bool = False
-    hash_source: bool = False
-    manifest: bool = False
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    keep_metadata: bool = True
+    config: docs.Config = None
     copy: CopyOptions = CopyOptions()
+    hash_source: docs.HashSource = False
+    source_prefix: docs.SourcePrefix = None
+    drop: Annotated[
+        tuple[str, ...],
+        Doc("Pattern of keys to leave out; repeatable.", "GLOB", docs.EXPERT),
+    ] = ()
+    salvage: docs.Salvage = False
+    download: docs.Download = False
     on_fetch: Callable[[int], None] | None = None
 
     def __post_init__(self) -> None:
-        check_fields(
-            self, dtype=CAST_DTYPES, variant=Variant, prefix=Text, source_prefix=Text, metadata=Text
-        )
+        check_fields(self)
 
 
 class Conversion(NamedTuple):

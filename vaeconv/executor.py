@@ -24,6 +24,7 @@ from vaeconv.checkpoint.scan import has_nonfinite
 from vaeconv.checkpoint.tensor import StorageReader, Tensor, check_storages, crc_error
 from vaeconv.errors import DTypeOverflowError, NonFiniteError, OutputError
 from vaeconv.option_checks import check_fields
+from vaeconv.option_docs import AllowNonfinite, AllowZeros, Check, Clamp
 from vaeconv.plan import Row
 from vaeconv.workers import Scratch, Turn
 from vaeconv.zeros import ZeroWatch
@@ -38,22 +39,17 @@ _WRITEBACK = 4 << 20  # how much is written before the disk is asked to begin wi
 
 
 class CopyOptions(NamedTuple):
-    """How carefully to copy.
+    """How carefully to copy; each option says what it does.
 
     Attributes:
-        check: Check CRCs of the source, look for NaN and infinity, hash the output, and wait
-            until the disk has it.
-        allow_nonfinite: Let NaN and infinity pass.
-        allow_zeros: Let weights pass that are zero where no training leaves zeros.
-        clamp: Write the largest finite value where a cast overflows, instead of an error.
         on_progress: Called from any thread with the bytes just written, and those of the whole
             file.
     """
 
-    check: bool = True
-    allow_nonfinite: bool = False
-    allow_zeros: bool = False
-    clamp: bool = False
+    check: Check = True
+    allow_nonfinite: AllowNonfinite = False
+    allow_zeros: AllowZeros = False
+    clamp: Clamp = False
     on_progress: Callable[[int, int], None] | None = None
 
     def validate(self) -> None:

@@ -6,9 +6,9 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+from vaeconv import option_docs as docs
 from vaeconv.autoencoder.accounting import Autoencoder, drop_reason, find_prefixes
 from vaeconv.autoencoder.config import build_config
 from vaeconv.autoencoder.families import FAMILY_NAMES
@@ -23,36 +23,35 @@ from vaeconv.checkpoint.tensor import Tensor
 from vaeconv.effects import reading_rules, refuse_idle, variant_rule
 from vaeconv.ema_names import names_average
 from vaeconv.errors import AmbiguousInputError, InputError
-from vaeconv.option_checks import Text, Variant, check_fields
+from vaeconv.option_checks import check_fields
+from vaeconv.option_docs import Doc
 from vaeconv.survey import Survey, decide, read_ema_facts, survey_checkpoint
 from vaeconv.zeros import find_in_tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InspectOptions:
-    """How to look.
+    """How to look; each option says what it does.
 
     Attributes:
-        source_prefix: Which autoencoder, where there are several.
-        variant: Which weights of a diffusers folder.
-        config: A config to check against.
-        family: The family, where it is known.
-        check: Whether to read the autoencoder's weights, to check CRCs and look for NaN and
-            for zeros of an unfinished download.
-        hash_source: Whether to hash the files.
-        salvage: Whether to read past unsafe names in a pickle.
-        download: Whether to fetch a file on the Hub whole.
         on_fetch: Called with the bytes that arrived from the Hub, from any thread.
     """
 
-    source_prefix: str | None = None
-    variant: str | None = None
-    config: Path | None = None
-    family: str | None = None
-    check: bool = True
-    hash_source: bool = False
-    salvage: bool = False
-    download: bool = False
+    variant: docs.Variant = None
+    check: Annotated[
+        bool,
+        Doc(
+            "Read the autoencoder's weights: CRC, NaN, infinity, zeros of an unfinished download. "
+            "Local files only.",
+            panel=docs.CHECKS,
+        ),
+    ] = True
+    hash_source: docs.HashSource = False
+    family: docs.Family = None
+    config: docs.Config = None
+    source_prefix: docs.SourcePrefix = None
+    salvage: docs.Salvage = False
+    download: docs.Download = False
     on_fetch: Callable[[int], None] | None = None
 
     def __post_init__(self) -> None:

@@ -62,6 +62,7 @@ class Variant:
 
 Rule = Collection[str] | Range | type[Device] | type[Text] | type[Variant]
 _hints: dict[type, dict[str, Any]] = {}
+_documented: dict[type, dict[str, Rule]] = {}
 
 
 def check_fields(options: Any, **rules: Rule) -> None:
@@ -81,6 +82,8 @@ def check_fields(options: Any, **rules: Rule) -> None:
     kind = type(options)
     if kind not in _hints:
         _hints[kind] = get_type_hints(kind)
+        _documented[kind] = _rules_of(kind)
+    rules = {**_documented[kind], **rules}
     problems: list[VaeconvError] = []
     for name, hint in _hints[kind].items():
         try:
@@ -93,6 +96,18 @@ def check_fields(options: Any, **rules: Rule) -> None:
         except UsageError as error:
             problems.append(error)
     raise_all(problems)
+
+
+def _rules_of(kind: type) -> dict[str, Rule]:
+    """Take the rules that the fields of a class of options have in their ``Doc``."""
+    rules: dict[str, Rule] = {}
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        for doc in getattr(hint, "__metadata__", ()):
+            if doc.choices:
+                rules[name] = doc.choices
+            elif doc.least is not None:
+                rules[name] = Range(doc.least)
+    return rules
 
 
 def check_arguments(function: Callable[..., Any], given: Mapping[str, Any], **rules: Rule) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from vaeconv import option_docs as docs
 from vaeconv.autoencoder.config import GivenConfig, Scaling
 from vaeconv.autoencoder.families import (
     ALIASES,
@@ -23,11 +24,11 @@ DEFAULT_SAMPLE_SIZE = 256
 
 
 class ScalingOptions(NamedTuple):
-    """What the user said about scaling; None where nothing."""
+    """Scaling as the user knows it; None where it is left to the file."""
 
-    scaling_factor: float | None = None
-    shift_factor: float | None = None
-    family: str | None = None
+    scaling_factor: docs.ScalingFactor = None
+    shift_factor: docs.ShiftFactor = None
+    family: docs.Family = None
 
     def validate(self) -> None:
         """Check types and values.

@@ -3,100 +3,28 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from vaeconv.cli.options import (
-    EXPERT,
-    AllowNonfinite,
-    AllowZeros,
-    Check,
-    Clamp,
-    Config,
-    Download,
-    DryRun,
-    DTypeChoice,
-    Family,
-    HashSource,
-    Json,
-    Manifest,
-    Metadata,
-    NoMetadata,
-    Overwrite,
-    Quiet,
-    Salvage,
-    ScalingFactor,
-    ShiftFactor,
-    Source,
-    SourcePrefix,
-    Variant,
-    Verbose,
-    parse_metadata,
-    with_dot,
-)
+from vaeconv.cli.declare import declare
+from vaeconv.cli.sink import Sink
+from vaeconv.conversion import ConvertOptions
+from vaeconv.option_docs import Doc, DryRun, Source
 
 Output = Annotated[
     str,
-    typer.Argument(
-        metavar="OUT",
-        help="A name ending in .safetensors, .sft, .ckpt, .pt, .pth or .bin is a CompVis file; "
+    Doc(
+        "Output: a name ending in .safetensors, .sft, .ckpt, .pt, .pth or .bin is a CompVis file; "
         "one without an ending, or with a / behind it, is a diffusers folder.",
-        show_default=False,
+        "OUT",
     ),
 ]
 
 
+@declare
 def convert(
-    source: Source,
-    output: Output,
-    dtype: Annotated[DTypeChoice, typer.Option(help="Cast the weights.")] = DTypeChoice.KEEP,
-    ema: Annotated[
-        bool, typer.Option("--ema/--no-ema", help="Take EMA weights where a tensor has them.")
-    ] = False,
-    variant: Variant = None,
-    prefix: Annotated[
-        str,
-        typer.Option(
-            metavar="PREFIX",
-            show_default=False,
-            help="What keys of a CompVis OUT begin with, such as first_stage_model.; "
-            "with a folder, as --source-prefix.",
-        ),
-    ] = "",
-    legacy_names: Annotated[
-        bool, typer.Option("--legacy-names", help="Write attention names of diffusers < 0.17.")
-    ] = False,
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
-    manifest: Manifest = False,
-    metadata: Metadata = None,
-    no_metadata: NoMetadata = False,
-    family: Family = None,
-    scaling_factor: ScalingFactor = None,
-    shift_factor: ShiftFactor = None,
-    config: Config = None,
-    check: Check = True,
-    allow_nonfinite: AllowNonfinite = False,
-    allow_zeros: AllowZeros = False,
-    clamp: Clamp = False,
-    hash_source: HashSource = False,
-    source_prefix: SourcePrefix = None,
-    drop: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="GLOB",
-            show_default=False,
-            rich_help_panel=EXPERT,
-            help="Leave out keys of IN that match; repeatable.",
-        ),
-    ] = None,
-    salvage: Salvage = False,
-    download: Download = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    source: Source, output: Output, options: ConvertOptions, sink: Sink, dry_run: DryRun = False
 ) -> None:
     """Convert an autoencoder: CompVis checkpoint to diffusers folder, or back.
 
@@ -113,60 +41,22 @@ def convert(
         vaeconv convert out/ back.safetensors
 
         vaeconv convert hf://stabilityai/sd-vae-ft-mse vae.ckpt
-    """  # fmt: skip
-    from vaeconv.autoencoder.scaling import ScalingOptions
-    from vaeconv.cli.progress import ByteProgress
-    from vaeconv.cli.render import (
-        conversion_document,
-        print_conversion,
-        print_json,
-        print_notes,
-    )
-    from vaeconv.conversion import ConvertOptions
+    """
+    from vaeconv.cli.render import conversion_document, conversion_lines
     from vaeconv.conversion import convert as run
-    from vaeconv.executor import CopyOptions
 
-    started = time.monotonic()
-    shown, name = not (quiet or json), Path(source).name
+    started, name = time.monotonic(), Path(source).name
     with (
-        ByteProgress(f"fetching {name}", enabled=shown) as fetching,
-        ByteProgress(f"converting {name}", enabled=shown) as copying,
+        sink.progress(f"fetching {name}") as fetching,
+        sink.progress(f"converting {name}") as copying,
     ):
-        result = run(
-            source,
-            output,
-            ConvertOptions(
-                dtype=dtype.value,
-                variant=variant,
-                prefix=with_dot(prefix) or "",
-                source_prefix=with_dot(source_prefix),
-                scaling=ScalingOptions(scaling_factor, shift_factor, family),
-                config=config,
-                ema=ema,
-                legacy_names=legacy_names,
-                drop=tuple(drop or ()),
-                salvage=salvage,
-                download=download,
-                overwrite=overwrite,
-                hash_source=hash_source,
-                manifest=manifest,
-                metadata=parse_metadata(metadata),
-                keep_metadata=not no_metadata,
-                copy=CopyOptions(
-                    check=check,
-                    allow_nonfinite=allow_nonfinite,
-                    allow_zeros=allow_zeros,
-                    clamp=clamp,
-                    on_progress=copying.advance,
-                ),
-                on_fetch=fetching.advance,
-            ),
-            dry_run=dry_run,
-        )
+        copy = options.copy._replace(on_progress=copying.advance)
+        options = replace(options, copy=copy, on_fetch=fetching.advance)
+        result = run(source, output, options, dry_run=dry_run)
     seconds = time.monotonic() - started
-    if json:
-        print_json("convert", conversion_document(result, dry_run=dry_run))
-        return
-    if not quiet:
-        print_notes(result.plan.notes)
-        print_conversion(result, dry_run=dry_run, seconds=seconds, verbose=verbose)
+    sink.show(
+        "convert",
+        lambda: conversion_document(result, dry_run=dry_run),
+        lambda: conversion_lines(result, dry_run=dry_run, seconds=seconds, verbose=sink.verbose),
+        notes=result.plan.notes,
+    )

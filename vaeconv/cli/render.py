@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -130,38 +130,31 @@ def conversion_document(result: Conversion, *, dry_run: bool) -> dict[str, Any]:
     return document
 
 
-def print_conversion(result: Conversion, *, dry_run: bool, seconds: float, verbose: bool) -> None:
+def conversion_lines(
+    result: Conversion, *, dry_run: bool, seconds: float, verbose: bool
+) -> Iterator[str]:
     """Tell a person what was converted."""
-    out = sys.stdout
-    verb = "would convert" if dry_run else "converted"
-    out.write(
-        one_line(
-            f"{verb} {result.source} ({result.container}, {result.source_layout.value}) "
-            f"to {result.output} ({result.layout.value})"
-        )
-        + "\n"
+    yield (
+        f"{'would convert' if dry_run else 'converted'} {result.source} ({result.container}, "
+        f"{result.source_layout.value}) to {result.output} ({result.layout.value})"
     )
-    out.write(f"  {len(result.plan.rows)} tensors, {human_size(result.plan.nbytes)}\n")
+    yield f"  {len(result.plan.rows)} tensors, {human_size(result.plan.nbytes)}"
     if result.decision:
         scaling = result.decision.scaling
         shift = "" if scaling.shift_factor is None else f", shift factor {scaling.shift_factor:g}"
-        out.write(
-            one_line(f"  scaling factor {scaling.scaling_factor:g}{shift} ({scaling.source})")
-            + "\n"
-        )
+        yield f"  scaling factor {scaling.scaling_factor:g}{shift} ({scaling.source})"
     if result.plan.dropped:
         counts = ", ".join(f"{count} {why}" for why, count in result.plan.drop_counts().items())
-        out.write(f"  left out: {counts}\n")
+        yield f"  left out: {counts}"
     if dry_run or verbose:
         for row in result.plan.rows:
             cast = f" {row.source.dtype.code} -> {row.dtype.code}" if row.is_cast else ""
-            out.write(one_line(f"  {row.name} <- {row.source.name}{cast}") + "\n")
+            yield f"  {row.name} <- {row.source.name}{cast}"
     for written in result.written:
         digest = f"  sha256 {written.sha256}" if written.sha256 else ""
-        out.write(one_line(f"  {written.path}  {human_size(written.size)}{digest}") + "\n")
+        yield f"  {written.path}  {human_size(written.size)}{digest}"
     if not dry_run:
-        out.write(f"  in {seconds:.2f} s\n")
-    out.flush()
+        yield f"  in {seconds:.2f} s"
 
 
 def inspection_document(report: Inspection, *, keys: bool) -> dict[str, Any]:

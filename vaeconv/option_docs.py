@@ -1,0 +1,203 @@
+"""How options are told to people, once: help texts, files and documents are made of it.
+
+A field of an options class is ``Annotated[T, Doc(...)]``. ``vaeconv.cli.declare`` makes a command's
+option of it, ``vaeconv.option_checks`` takes from it what values are allowed. What several commands
+have is declared here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from vaeconv.errors import UsageError
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+CHECKS, EXPERT, SCALING = "Checks", "Special inputs", "Scaling"
+
+
+class Doc(NamedTuple):
+    """What there is to say of an option.
+
+    Attributes:
+        help: What a value is, with its unit and what is done without one; stands alone.
+        metavar: What stands for a value in the help.
+        panel: The part of the help that it is shown in; None for the first.
+        flags: How it is called on the command line; by default as the field, with ``--``.
+        choices: The values that are allowed; none for any.
+        least: The smallest number that is allowed.
+        parse: Makes a value of what was typed.
+    """
+
+    help: str
+    metavar: str | None = None
+    panel: str | None = None
+    flags: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    least: float | None = None
+    parse: Callable[[Any], Any] | None = None
+
+
+def choice(what: str, metavar: str, choices: tuple[str, ...], panel: str | None = None) -> Doc:
+    """Describe an option that has one of a few values, which its help lists."""
+    *others, last = choices
+    return Doc(f"{what}: {', '.join(others)} or {last}.", metavar, panel, choices=choices)
+
+
+def with_dot(prefix: str) -> str:
+    """Let ``first_stage_model`` stand for ``first_stage_model.``, as no key joins without a dot."""
+    return prefix and prefix.rstrip(".") + "."
+
+
+def key_texts(entries: list[str]) -> Mapping[str, str]:
+    """Read entries ``KEY=TEXT``.
+
+    Raises:
+        UsageError: One is something else, or a key comes twice.
+    """
+    found: dict[str, str] = {}
+    for entry in entries:
+        key, sign, text = entry.partition("=")
+        if not (key and sign) or key in found:
+            raise UsageError(f"--metadata {entry}: give each KEY=TEXT once")
+        found[key] = text
+    return found
+
+
+def byte_size(text: str) -> int:
+    """Read a size such as ``500MB``, ``2GiB`` or ``1000000``.
+
+    Raises:
+        UsageError: It is something else, or zero.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    size = 0
+    if match:
+        unit = 1024 if match[3] else 1000
+        size = int(float(match[1]) * unit ** _POWERS[match[2].lower()])
+    if size < 1:
+        raise UsageError(f"{text!r} is not a size such as 500MB or 2GiB")
+    return size
+
+
+Source = Annotated[
+    str,
+    Doc(
+        "Checkpoint to read: a .ckpt, .pt, .bin or .safetensors file, a diffusers folder, a .zip "
+        "with a checkpoint in it, or hf://owner/name with @revision and /path as needed.",
+        "IN",
+    ),
+]
+Variant = Annotated[
+    str | None, Doc("Variant of the diffusers folder to read, such as fp16.", "NAME")
+]
+OutputVariant = Annotated[
+    str | None,
+    Doc(
+        "Variant, such as fp16: of the diffusers folder to write, or where a file is written, of "
+        "the folder to read.",
+        "NAME",
+    ),
+]
+Family = Annotated[
+    str | None,
+    Doc(
+        "Model family, which settles scaling and shift: sd1, sd2, sdxl, playground-v2.5, "
+        "x4-upscaler, sd3 or flux1.",
+        "NAME",
+        SCALING,
+    ),
+]
+ScalingFactor = Annotated[
+    float | None,
+    Doc("Factor that the diffusion model multiplies latents by, such as 0.18215.", "X", SCALING),
+]
+ShiftFactor = Annotated[
+    float | None,
+    Doc("Number that the diffusion model subtracts from latents before scaling.", "X", SCALING),
+]
+Config = Annotated[
+    Path | None,
+    Doc("Config for what shapes do not tell: a diffusers config.json or a training yaml.", "FILE",
+        SCALING),
+]  # fmt: skip
+SourcePrefix = Annotated[
+    str | None,
+    Doc(
+        "Prefix of the autoencoder to read, where the checkpoint holds several, such as "
+        "first_stage_model.",
+        "PREFIX",
+        EXPERT,
+        parse=with_dot,
+    ),
+]
+Salvage = Annotated[
+    bool,
+    Doc(
+        "Read the weights even if the pickle names unsafe objects; they are never executed.",
+        panel=EXPERT,
+    ),
+]
+Download = Annotated[
+    bool,
+    Doc(
+        "Download a Hub file whole, into the client's cache, instead of the parts that are needed.",
+        panel=EXPERT,
+    ),
+]
+Check = Annotated[
+    bool,
+    Doc(
+        "Check CRCs, look for NaN, infinity and zeros of an unfinished download, hash the output, "
+        "and wait until the disk has it. --no-check only copies; the output still appears whole "
+        "or not at all.",
+        panel=CHECKS,
+    ),
+]
+AllowNonfinite = Annotated[bool, Doc("Accept weights with NaN or infinity.", panel=CHECKS)]
+AllowZeros = Annotated[
+    bool,
+    Doc(
+        "Accept weights that are zero where no training leaves zeros, as after an unfinished "
+        "download.",
+        panel=CHECKS,
+    ),
+]
+Clamp = Annotated[
+    bool,
+    Doc(
+        "Write the largest value of the type where a cast overflows, instead of an error.",
+        panel=CHECKS,
+    ),
+]
+HashSource = Annotated[
+    bool, Doc("Record the sha256 of the whole checkpoint that is read.", panel=CHECKS)
+]
+Overwrite = Annotated[
+    bool,
+    Doc(
+        "Replace an existing output; other files in an output folder stay.",
+        flags=("--overwrite", "--force"),
+    ),
+]
+DryRun = Annotated[bool, Doc("Print what would be done, and write nothing.")]
+Manifest = Annotated[bool, Doc("Write a manifest, OUT.vaeconv.json, beside a single output file.")]
+Metadata = Annotated[
+    Mapping[str, str],
+    Doc(
+        "Entry for the safetensors header, such as modelspec.title=…; added to the entries of the "
+        "input, or replacing one. Repeatable.",
+        "KEY=TEXT",
+        parse=key_texts,
+    ),
+]
+KeepMetadata = Annotated[
+    bool,
+    Doc("Leave out the entries of the input's safetensors header.", flags=(" /--no-metadata",)),
+]
+Device = Annotated[str, Doc("Device that computes: auto, cpu, cuda, cuda:N or mps.", "NAME")]
+Images = Annotated[Path | None, Doc("Images to use: a folder or a zip file.", "DIR_OR_ZIP")]
+Limit = Annotated[int | None, Doc("Use only the first N images.", "N", least=1)]
