@@ -30,7 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "vaeconv.leftovers",
         "vaeconv.parts",
     ),
-    ("vaeconv.option_checks",),
+    ("vaeconv.option_checks", "vaeconv.option_docs"),
     ("vaeconv.autoencoder", "vaeconv.checkpoint"),
     ("vaeconv.names", "vaeconv.plan", "vaeconv.schema"),
     (

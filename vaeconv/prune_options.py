@@ -6,15 +6,18 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
+from vaeconv import option_docs as docs
 from vaeconv.effects import Rule, reading_rules, writing_rules
 from vaeconv.executor import CopyOptions
 from vaeconv.names import OutputKind
-from vaeconv.option_checks import CAST_DTYPES, Range, Text, Variant, check_fields
+from vaeconv.option_checks import CAST_DTYPES, check_fields
+from vaeconv.option_docs import Doc
 from vaeconv.parts import Part
 from vaeconv.plan import KEEP, Row
 
+_PARTS, PROBE = "Parts", "Probe"
 _INFERENCE = frozenset(Part) - {Part.LOSS}
 
 
@@ -37,68 +40,99 @@ Probe = Callable[[Sequence[Row], Mapping[str, Any]], Probed]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruneOptions:
-    """How to prune.
+    """How to prune; each option says what it does.
 
     Attributes:
-        dtype: ``fp16``, ``bf16``, ``fp32`` or ``keep``; what is no parameter, such as a noise
-            schedule, keeps its own (:class:`vaeconv.parameters.Parameters`).
-        fp16_except: Patterns of keys that keep their dtype.
-        ema: Whether to fold the moving average over the raw weights where there is one.
-        vae_only: Whether to keep nothing but the autoencoder, without its prefix.
-        keep: Parts to keep although they are dropped by default.
-        drop: Parts to drop although they are kept by default.
-        vae: Another autoencoder to put in place of the one in a full checkpoint.
-        prefix: What the autoencoder's keys begin with in the output; None to leave it.
-        source_prefix: Which autoencoder is meant, where the source holds several.
-        variant: Variant to write in a diffusers folder, or to read from one; such as ``fp16``.
-        max_shard_size: Bytes of a shard in a folder; None for one file.
-        salvage: Whether to read past unsafe names in a pickle.
-        download: Whether to fetch a file on the Hub whole.
-        overwrite: Whether an existing output may be replaced.
-        hash_source: Whether to record the sha256 of the source file.
-        manifest: Whether a single output file gets a manifest beside it; folders always have one.
         probe: Called before anything is written with the autoencoder's rows under their diffusers
             names and shapes, and with its config; says whether fp16 is enough to decode.
-        require_fp16: Whether a probe that says no is an error.
-        metadata: Entries of the safetensors header beside ``format``; they win over the source's.
-        keep_metadata: Whether entries of the source's header are kept, as far as they stay true.
         copy: What to check on the way.
         on_fetch: Called with the bytes that arrived from the Hub, from any thread.
     """
 
-    dtype: str = "fp16"
-    fp16_except: tuple[str, ...] = ()
-    ema: bool = False
-    vae_only: bool = False
-    keep: frozenset[Part] = frozenset()
-    drop: frozenset[Part] = frozenset()
-    vae: str | os.PathLike[str] | None = None
-    prefix: str | None = None
-    source_prefix: str | None = None
-    variant: str | None = None
-    max_shard_size: int | None = None
-    salvage: bool = False
-    download: bool = False
-    overwrite: bool = False
-    hash_source: bool = False
-    manifest: bool = False
+    ema: Annotated[
+        bool,
+        Doc(
+            "Write EMA weights in place of the raw weights of tensors that have some.",
+            flags=("--ema/--no-ema",),
+        ),
+    ] = False
+    dtype: Annotated[
+        str,
+        Doc(
+            "Type to cast parameters to: fp16, bf16, fp32 or keep. What is no parameter, such as "
+            "noise schedules, scales of quantised weights, statistics and integers, keeps its own.",
+            "TYPE",
+            choices=CAST_DTYPES,
+        ),
+    ] = "fp16"
+    fp16_except: Annotated[
+        tuple[str, ...],
+        Doc(
+            "Pattern of keys that keep their type, such as 'decoder.conv_out.*'; repeatable.",
+            "GLOB",
+        ),
+    ] = ()
+    overwrite: docs.Overwrite = False
+    manifest: docs.Manifest = False
+    metadata: docs.Metadata = field(default_factory=dict)
+    keep_metadata: docs.KeepMetadata = True
+    variant: docs.OutputVariant = None
+    max_shard_size: Annotated[
+        int | None,
+        Doc(
+            "Split a folder's weights into files of at most this size, such as 500MB.",
+            "SIZE",
+            least=1,
+            parse=docs.byte_size,
+        ),
+    ] = None
+    vae_only: Annotated[
+        bool, Doc("Keep the autoencoder alone, without its prefix.", panel=_PARTS)
+    ] = False
+    keep: Annotated[
+        frozenset[Part],
+        Doc(
+            "Part to keep that is dropped by default (loss), or by --vae-only; repeatable.",
+            panel=_PARTS,
+        ),
+    ] = frozenset()
+    drop: Annotated[frozenset[Part], Doc("Part to drop; repeatable.", panel=_PARTS)] = frozenset()
+    vae: Annotated[
+        str | os.PathLike[str] | None,
+        Doc(
+            "Autoencoder, in either layout, to put in place of the one in a full checkpoint.",
+            "FILE",
+            _PARTS,
+        ),
+    ] = None
+    prefix: Annotated[
+        str | None,
+        Doc(
+            "Prefix of the autoencoder's keys in the output; by default the one they have, or "
+            "where the checkpoint has no autoencoder the one of its kind, such as vae. for FLUX.",
+            "PREFIX",
+            _PARTS,
+            parse=docs.with_dot,
+        ),
+    ] = None
     probe: Probe | None = None
-    require_fp16: bool = False
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    keep_metadata: bool = True
+    require_fp16: Annotated[
+        bool,
+        Doc(
+            "Probe, and end with exit code 4 if fp16 decoding is not finite.",
+            panel=PROBE,
+            flags=("--require-fp16-decode",),
+        ),
+    ] = False
     copy: CopyOptions = CopyOptions()
+    hash_source: docs.HashSource = False
+    source_prefix: docs.SourcePrefix = None
+    salvage: docs.Salvage = False
+    download: docs.Download = False
     on_fetch: Callable[[int], None] | None = None
 
     def __post_init__(self) -> None:
-        check_fields(
-            self,
-            dtype=CAST_DTYPES,
-            max_shard_size=Range(1),
-            variant=Variant,
-            prefix=Text,
-            source_prefix=Text,
-            metadata=Text,
-        )
+        check_fields(self)
 
     @property
     def kept(self) -> frozenset[Part]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -10,26 +9,27 @@ from vaeconv.cli.render import (
     describe_error,
     human_size,
     print_error,
-    print_json,
     print_notes,
     text_table,
 )
+from vaeconv.cli.sink import Sink
 from vaeconv.errors import VaeconvError, one_line
 from vaeconv.pruning import Pruning
 
 _MEANING = {"replaced": "replaced (EMA or --vae)"}
 
 
-def print_single(
-    result: Pruning, *, json: bool, quiet: bool, verbose: bool, seconds: float
-) -> None:
+def print_single(result: Pruning, sink: Sink, *, seconds: float) -> None:
     """Print the account of one checkpoint."""
-    if json:
-        print_json("prune", pruning_document(result))
-        return
-    if quiet:
-        return
-    print_notes(result.plan.notes)
+    sink.show(
+        "prune",
+        lambda: pruning_document(result),
+        lambda: _lines(result, seconds=seconds, verbose=sink.verbose),
+        notes=result.plan.notes,
+    )
+
+
+def _lines(result: Pruning, *, seconds: float, verbose: bool) -> list[str]:
     lines = [*_headline(result), *_account(result)]
     if result.probe:
         lines.append(f"  probe: {result.probe.describe()}")
@@ -40,15 +40,13 @@ def print_single(
         lines.append(f"  {file.path}  {human_size(file.size)}{digest}")
     if result.written:
         lines.append(f"  in {seconds:.2f} s")
-    _print(lines)
+    return lines
 
 
 def print_batch(
     jobs: Sequence[tuple[str, str]],
     run: Callable[[str, str], Pruning],
-    *,
-    json: bool,
-    quiet: bool,
+    sink: Sink,
 ) -> int:
     """Prune one checkpoint after the other; one that fails doesn't stop the rest.
 
@@ -61,17 +59,18 @@ def print_batch(
             result = run(source, target)
         except VaeconvError as error:
             done.append((source, error))
-            if not json:
+            if not sink.json:
                 print_error(str(error))
             continue
         done.append((source, result))
-        if not (json or quiet):
+        if sink.is_shown:
             print_notes(f"{source}: {note}" for note in result.plan.notes)
     codes = [result.exit_code for _, result in done if isinstance(result, VaeconvError)]
-    if json:
-        print_json("prune", {"ok": not codes, "results": [_document(*pair) for pair in done]})
-    elif not quiet:
-        _print(_batch_table(done))
+    sink.show(
+        "prune",
+        lambda: {"ok": not codes, "results": [_document(*pair) for pair in done]},
+        lambda: _batch_table(done),
+    )
     return max(codes, default=0)
 
 
@@ -168,9 +167,3 @@ def _batch_table(done: Iterable[tuple[str, Pruning | VaeconvError]]) -> list[str
             sizes = human_size(result.size), human_size(result.plan.nbytes)
             rows.append((source, *sizes, str(result.output)))
     return text_table(("checkpoint", "before", "after", "result"), rows, left=1, last_left=True)
-
-
-def _print(lines: Iterable[str]) -> None:
-    for line in lines:
-        sys.stdout.write(one_line(line) + "\n")
-    sys.stdout.flush()
