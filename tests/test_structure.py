@@ -30,7 +30,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "vaeconv.leftovers",
         "vaeconv.parts",
     ),
-    ("vaeconv.option_checks", "vaeconv.option_docs"),
+    ("vaeconv.option_checks",),
+    ("vaeconv.option_docs",),
     ("vaeconv.autoencoder", "vaeconv.checkpoint"),
     ("vaeconv.names", "vaeconv.plan", "vaeconv.schema"),
     (

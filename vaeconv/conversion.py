@@ -27,7 +27,7 @@ from vaeconv.effects import (
 from vaeconv.executor import CopyOptions
 from vaeconv.metadata import Change, make_header
 from vaeconv.names import OutputKind, check_order, is_address, output_kind
-from vaeconv.option_checks import CAST_DTYPES, check_fields
+from vaeconv.option_checks import CAST_DTYPES, Text, check_fields
 from vaeconv.option_docs import Doc
 from vaeconv.output import Output, Written, check_target, write_output, written_notes
 from vaeconv.parameters import weight_dtype
@@ -57,6 +57,7 @@ class ConvertOptions:
             "Prefix of the keys to write into a CompVis file, such as first_stage_model.; for a "
             "diffusers folder, whose keys have none, the same as --source-prefix.",
             "PREFIX",
+            rule=Text,
             parse=docs.with_dot,
         ),
     ] = ""

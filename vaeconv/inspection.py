@@ -55,7 +55,7 @@ class InspectOptions:
     on_fetch: Callable[[int], None] | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self, family=FAMILY_NAMES, variant=Variant, source_prefix=Text)
+        check_fields(self, family=FAMILY_NAMES)
 
 
 class Part(NamedTuple):

@@ -103,10 +103,9 @@ def _rules_of(kind: type) -> dict[str, Rule]:
     rules: dict[str, Rule] = {}
     for name, hint in get_type_hints(kind, include_extras=True).items():
         for doc in getattr(hint, "__metadata__", ()):
-            if doc.choices:
-                rules[name] = doc.choices
-            elif doc.least is not None:
-                rules[name] = Range(doc.least)
+            rule = doc.rule or doc.choices
+            if rule or doc.least is not None:
+                rules[name] = rule or Range(doc.least)
     return rules
 
 

@@ -13,10 +13,14 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from vaeconv.errors import UsageError
+from vaeconv.option_checks import Device as DeviceName
+from vaeconv.option_checks import Range, Rule, Text
+from vaeconv.option_checks import Variant as VariantName
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 CHECKS, EXPERT, SCALING = "Checks", "Special inputs", "Scaling"
+REPORTS = "Reports"
 
 
 class Doc(NamedTuple):
@@ -26,18 +30,22 @@ class Doc(NamedTuple):
         help: What a value is, with its unit and what is done without one; stands alone.
         metavar: What stands for a value in the help.
         panel: The part of the help that it is shown in; None for the first.
+        is_argument: Whether it is named by its place although it has a default.
         flags: How it is called on the command line; by default as the field, with ``--``.
         choices: The values that are allowed; none for any.
         least: The smallest number that is allowed.
+        rule: What else is allowed, of :mod:`vaeconv.option_checks`.
         parse: Makes a value of what was typed.
     """
 
     help: str
     metavar: str | None = None
     panel: str | None = None
+    is_argument: bool = False
     flags: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     least: float | None = None
+    rule: Rule | None = None
     parse: Callable[[Any], Any] | None = None
 
 
@@ -92,7 +100,8 @@ Source = Annotated[
     ),
 ]
 Variant = Annotated[
-    str | None, Doc("Variant of the diffusers folder to read, such as fp16.", "NAME")
+    str | None,
+    Doc("Variant of the diffusers folder to read, such as fp16.", "NAME", rule=VariantName),
 ]
 OutputVariant = Annotated[
     str | None,
@@ -100,6 +109,7 @@ OutputVariant = Annotated[
         "Variant, such as fp16: of the diffusers folder to write, or where a file is written, of "
         "the folder to read.",
         "NAME",
+        rule=VariantName,
     ),
 ]
 Family = Annotated[
@@ -113,7 +123,12 @@ Family = Annotated[
 ]
 ScalingFactor = Annotated[
     float | None,
-    Doc("Factor that the diffusion model multiplies latents by, such as 0.18215.", "X", SCALING),
+    Doc(
+        "Factor that the diffusion model multiplies latents by, such as 0.18215.",
+        "X",
+        SCALING,
+        rule=Range(0, is_open=True),
+    ),
 ]
 ShiftFactor = Annotated[
     float | None,
@@ -131,6 +146,7 @@ SourcePrefix = Annotated[
         "first_stage_model.",
         "PREFIX",
         EXPERT,
+        rule=Text,
         parse=with_dot,
     ),
 ]
@@ -191,6 +207,7 @@ Metadata = Annotated[
         "Entry for the safetensors header, such as modelspec.title=…; added to the entries of the "
         "input, or replacing one. Repeatable.",
         "KEY=TEXT",
+        rule=Text,
         parse=key_texts,
     ),
 ]
@@ -198,6 +215,8 @@ KeepMetadata = Annotated[
     bool,
     Doc("Leave out the entries of the input's safetensors header.", flags=(" /--no-metadata",)),
 ]
-Device = Annotated[str, Doc("Device that computes: auto, cpu, cuda, cuda:N or mps.", "NAME")]
+Device = Annotated[
+    str, Doc("Device that computes: auto, cpu, cuda, cuda:N or mps.", "NAME", rule=DeviceName)
+]
 Images = Annotated[Path | None, Doc("Images to use: a folder or a zip file.", "DIR_OR_ZIP")]
 Limit = Annotated[int | None, Doc("Use only the first N images.", "N", least=1)]

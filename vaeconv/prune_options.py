@@ -12,7 +12,7 @@ from vaeconv import option_docs as docs
 from vaeconv.effects import Rule, reading_rules, writing_rules
 from vaeconv.executor import CopyOptions
 from vaeconv.names import OutputKind
-from vaeconv.option_checks import CAST_DTYPES, check_fields
+from vaeconv.option_checks import CAST_DTYPES, Text, check_fields
 from vaeconv.option_docs import Doc
 from vaeconv.parts import Part
 from vaeconv.plan import KEEP, Row
@@ -112,6 +112,7 @@ class PruneOptions:
             "where the checkpoint has no autoencoder the one of its kind, such as vae. for FLUX.",
             "PREFIX",
             _PARTS,
+            rule=Text,
             parse=docs.with_dot,
         ),
     ] = None

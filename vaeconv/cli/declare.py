@@ -108,7 +108,7 @@ def _field(name: str, hint: Any, default: Any) -> Field | None:
     if get_origin(hint) is not Annotated:
         return None
     kind, *extras = get_args(hint)
-    doc = next((one for one in extras if isinstance(one, Doc)), None)
+    doc = next((one for one in reversed(extras) if isinstance(one, Doc)), None)
     if doc is None:
         return None
     kinds = [one for one in get_args(kind) if one is not NoneType]
@@ -141,18 +141,19 @@ def _parsed(field: Field, value: Any) -> Any:
 def _parameter(field: Field) -> inspect.Parameter:
     """Describe an option or argument as Typer wants it."""
     name, kind, doc, default = field
-    is_argument = default is inspect.Parameter.empty
+    is_argument = doc.is_argument or (default is inspect.Parameter.empty and not doc.flags)
     shown: dict[str, Any] = {
         "help": doc.help,
         "metavar": doc.metavar,
-        "show_default": not (is_argument or default is None or default == "" or field.is_many),
+        "show_default": not (is_argument or field.is_many)
+        and default not in (None, "", inspect.Parameter.empty),
         "rich_help_panel": doc.panel,
         "min": doc.least,
     }
     if doc.choices:
         shown["autocompletion"] = lambda: list(doc.choices)
     if field.is_many:
-        default = default if is_argument else None
+        default = inspect.Parameter.empty if default is inspect.Parameter.empty else None
         kind = list[_typed(get_args(kind)[0])] | None  # type: ignore[misc]
     else:
         kind = _typed(kind) if default is not None else _typed(kind) | None

@@ -2,63 +2,46 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from vaeconv.cli.declare import declare
+from vaeconv.cli.sink import Sink
+from vaeconv.option_docs import Device, Doc, Limit, Overwrite
+from vaeconv.parity.side import SideOptions
 
-from vaeconv.cli.options import (
-    AllowZeros,
-    Device,
-    Download,
-    Json,
-    Limit,
-    Quiet,
-    Salvage,
-    SourcePrefix,
-    Variant,
-    Verbose,
-    with_dot,
-)
+if TYPE_CHECKING:
+    from vaeconv.parity.encoding import Encoded
+
+Images = Annotated[Path, Doc("Images to encode: a folder, or one image.", "IMAGES")]
+Output = Annotated[Path, Doc(".safetensors file to write.", "OUT")]
+Model = Annotated[
+    str,
+    Doc("Autoencoder to encode with: anything that convert opens.", "MODEL", flags=("--model",)),
+]
+Size = Annotated[
+    int,
+    Doc(
+        "Side of the square images, in pixels: the shorter side is resized to it, and the middle "
+        "is cut out.",
+        "PIXELS",
+        least=1,
+    ),
+]
 
 
+@declare
 def latents(
-    images: Annotated[
-        Path,
-        typer.Argument(metavar="IMAGES", help="A folder of images, or one.", show_default=False),
-    ],
-    output: Annotated[
-        Path,
-        typer.Argument(metavar="OUT", help="The .safetensors file to write.", show_default=False),
-    ],
-    model: Annotated[
-        str,
-        typer.Option(
-            metavar="MODEL",
-            help="The autoencoder: anything that convert opens.",
-            show_default=False,
-        ),
-    ],
-    size: Annotated[
-        int,
-        typer.Option(
-            metavar="PIXELS",
-            min=1,
-            help="Resize the shorter side to this, and cut out the middle.",
-        ),
-    ] = 256,
+    images: Images,
+    output: Output,
+    model: Model,
+    how: SideOptions,
+    sink: Sink,
+    size: Size = 256,
     limit: Limit = None,
     device: Device = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", "--force", help="Replace OUT.")] = False,
-    variant: Variant = None,
-    source_prefix: SourcePrefix = None,
-    allow_zeros: AllowZeros = False,
-    salvage: Salvage = False,
-    download: Download = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Encode pictures to a file of reference latents, for verify --latents.
 
@@ -70,16 +53,11 @@ def latents(
         vaeconv latents photos/ refs.safetensors --model out/
 
         vaeconv verify --latents refs.safetensors last.ckpt out/
-    """  # fmt: skip
+    """
     from vaeconv.cli.left_out import left_out_notes
-    from vaeconv.cli.progress import ByteProgress, StepProgress
-    from vaeconv.cli.render import human_size, print_json, print_notes
-    from vaeconv.errors import one_line
     from vaeconv.parity.encoding import encode_pictures
-    from vaeconv.parity.side import SideOptions
 
-    shown = not (quiet or json)
-    with ByteProgress("fetching", enabled=shown) as fetching, StepProgress(enabled=shown) as steps:
+    with sink.progress("fetching") as fetching, sink.steps() as steps:
         done = encode_pictures(
             images,
             output,
@@ -88,34 +66,35 @@ def latents(
             limit=limit,
             device=device,
             overwrite=overwrite,
-            how=SideOptions(
-                variant=variant,
-                source_prefix=with_dot(source_prefix),
-                allow_zeros=allow_zeros,
-                salvage=salvage,
-                download=download,
-                on_fetch=fetching.advance,
-            ),
+            how=how._replace(on_fetch=fetching.advance),
             on_progress=steps.advance,
         )
-    nbytes = done.output.stat().st_size
-    if json:
-        facts: dict[str, Any] = {
-            "path": str(done.output),
-            "bytes": nbytes,
-            "names": list(done.names),
-        }
-        facts["left_out"] = [one._asdict() for one in done.left_out]
-        print_json("latents", {**facts, "latent": list(done.latent), "device": done.device})
-    elif not quiet:
-        print_notes(left_out_notes(done.left_out, verbose=verbose))
-        shape = "x".join(map(str, done.latent))
-        sys.stdout.write(
-            one_line(
-                f"encoded {len(done.names)} pictures on {done.device} to latents of {shape}: "
-                f"{done.output} ({human_size(nbytes)})"
-            )
-            + "\n"
-        )
-        if verbose:
-            sys.stdout.writelines(one_line(f"  {name}") + "\n" for name in done.names)
+    sink.show(
+        "latents",
+        lambda: _document(done),
+        lambda: _lines(done, verbose=sink.verbose),
+        notes=left_out_notes(done.left_out, verbose=sink.verbose),
+    )
+
+
+def _document(done: Encoded) -> dict[str, Any]:
+    return {
+        "path": str(done.output),
+        "bytes": done.output.stat().st_size,
+        "names": list(done.names),
+        "left_out": [one._asdict() for one in done.left_out],
+        "latent": list(done.latent),
+        "device": done.device,
+    }
+
+
+def _lines(done: Encoded, *, verbose: bool) -> Iterator[str]:
+    from vaeconv.cli.render import human_size
+
+    shape = "x".join(map(str, done.latent))
+    yield (
+        f"encoded {len(done.names)} images on {done.device} to latents of {shape}: "
+        f"{done.output} ({human_size(done.output.stat().st_size)})"
+    )
+    if verbose:
+        yield from (f"  {name}" for name in done.names)

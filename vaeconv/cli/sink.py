@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, NamedTuple
 
-from vaeconv.cli.progress import ByteProgress
+from vaeconv.cli.progress import ByteProgress, StepProgress
 from vaeconv.cli.render import print_json, print_notes
 from vaeconv.errors import VaeconvError, one_line
 from vaeconv.option_docs import Doc
@@ -36,6 +36,10 @@ class Sink(NamedTuple):
     def progress(self, what: str) -> ByteProgress:
         """Show how many bytes are done, where people look."""
         return ByteProgress(what, enabled=self.is_shown)
+
+    def steps(self) -> StepProgress:
+        """Show what is being done, where people look."""
+        return StepProgress(enabled=self.is_shown)
 
     def show(
         self,

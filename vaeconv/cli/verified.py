@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from vaeconv.checkpoint.folder import CONFIG, STEM
 from vaeconv.checkpoint.writable import check_writable
-from vaeconv.cli.render import human_size, print_json, print_notes, text_table
-from vaeconv.errors import CheckFailedError, OutputError, OutputExistsError, one_line
+from vaeconv.cli.render import human_size, text_table
+from vaeconv.cli.sink import Sink
+from vaeconv.errors import CheckFailedError, OutputError, OutputExistsError
 from vaeconv.names import check_ending
+from vaeconv.option_docs import REPORTS, Doc
 from vaeconv.parity.report import (
     annotation,
     append_summary,
@@ -36,21 +39,24 @@ _HEAD = 1 << 16  # bytes in which a report says what it is
 _MOST_REFERENCES = 40  # the built-in set in two types; of more, a terminal shows a summary
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outputs:
-    """The files that were asked for.
+    """Files to write beside the verdict."""
 
-    Args:
-        report: JSON.
-        pictures: A folder of PNGs.
-        html: A page.
-        junit: XML.
-    """
-
-    def __init__(
-        self, *, report: Path | None, pictures: Path | None, html: Path | None, junit: Path | None
-    ) -> None:
-        self.report, self.pictures, self.html, self.junit = report, pictures, html, junit
-        self.decoded: list[Decoded] = []
+    report: Annotated[Path | None, Doc("JSON report to write.", "FILE", REPORTS)] = None
+    pictures: Annotated[
+        Path | None,
+        Doc(
+            "Folder to write a PNG into for each latent: A, B, and their difference amplified.",
+            "DIR",
+            REPORTS,
+        ),
+    ] = None
+    html: Annotated[
+        Path | None,
+        Doc("HTML page to write, with all of it; it needs no network.", "FILE", REPORTS),
+    ] = None
+    junit: Annotated[Path | None, Doc("JUnit XML to write.", "FILE", REPORTS)] = None
 
     def check(self, sources: Sequence[str]) -> None:
         """Check before the work that they can be written, and are none of the files compared.
@@ -83,11 +89,9 @@ class Outputs:
                 )
         check_summary()
 
-    def collector(self) -> Callable[[Decoded], None] | None:
-        """Give what keeps decoded pictures; None where nobody wants them."""
-        return self.decoded.append if self.pictures or self.html else None
-
-    def write(self, result: Verification, document: dict[str, Any]) -> list[Path]:
+    def write(
+        self, result: Verification, document: dict[str, Any], decoded: Sequence[Decoded]
+    ) -> list[Path]:
         """Write them all; they may be published, and name no folders of this machine.
 
         Raises:
@@ -105,11 +109,11 @@ class Outputs:
         if self.pictures:
             from vaeconv.parity.pictures import write_pictures
 
-            written += write_pictures(self.pictures, self.decoded, result.labels)
+            written += write_pictures(self.pictures, decoded, result.labels)
         if self.html:
             from vaeconv.parity.page import make_page
 
-            page = make_page(result, self.decoded)
+            page = make_page(result, decoded)
             write_bytes(self.html, hide_places_in_text(page, known=places).encode())
             written.append(self.html)
         return written
@@ -137,7 +141,7 @@ def _is_report(path: Path) -> bool:
 
 
 def publish_result(
-    result: Verification, outputs: Outputs, *, json: bool, quiet: bool, verbose: bool
+    result: Verification, outputs: Outputs, decoded: Sequence[Decoded], sink: Sink
 ) -> None:
     """Print a verification, write what was asked for, and raise where it failed.
 
@@ -148,24 +152,21 @@ def publish_result(
     failure = _failure(result)
     document = report_document(result)
     envelope = {"schema_version": 1, "command": "verify", **document}
-    written = outputs.write(result, envelope)
+    written = outputs.write(result, envelope, decoded)
     append_summary(result)
-    if json:
-        print_json("verify", document, failure)
-    elif not quiet:
-        print_notes(result.notes)
-        _print(result, verbose=verbose)
-        for path in written:
-            sys.stdout.write(one_line(f"  {path}") + "\n")
-        sys.stdout.flush()
     if failure:
         said = annotation("\n".join([str(failure), *failure.details]))
         if said:
             sys.stderr.write(said + "\n")
-        failure.is_reported = json
-        if not quiet:
-            failure.details = ()  # the verdict has listed them
-        raise failure
+        if sink.is_shown:
+            failure.details = ()  # the verdict lists them
+    sink.show(
+        "verify",
+        lambda: document,
+        lambda: [*_lines(result, verbose=sink.verbose), *(f"  {path}" for path in written)],
+        notes=result.notes,
+        failure=failure,
+    )
 
 
 def _failure(result: Verification) -> CheckFailedError | None:
@@ -176,7 +177,7 @@ def _failure(result: Verification) -> CheckFailedError | None:
     return None
 
 
-def _print(result: Verification, *, verbose: bool) -> None:
+def _lines(result: Verification, *, verbose: bool) -> list[str]:
     lines = [_side_line(side) for side in result.sides]
     if result.references:
         lines.append(f"references: {result.references.source}")
@@ -192,8 +193,7 @@ def _print(result: Verification, *, verbose: bool) -> None:
     for comparison in comparisons:
         lines.append(verdict(comparison))
         lines += [f"  {problem}" for problem in comparison.problems]
-    for line in lines:
-        sys.stdout.write(one_line(line) + "\n")
+    return lines
 
 
 def _side_line(side: SideFacts) -> str:

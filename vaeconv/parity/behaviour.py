@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from vaeconv.autoencoder.keys import expand_rules
 from vaeconv.autoencoder.topology import Layout, Topology
 from vaeconv.option_checks import Range, check_fields
+from vaeconv.option_docs import Doc
 from vaeconv.parity.devices import fitting_batch
 from vaeconv.parity.latents import DECODE, ENCODE, Reference, batches
 from vaeconv.parity.loading import Model
@@ -18,20 +19,36 @@ from vaeconv.parity.watch import find_parting, first_nonfinite
 if TYPE_CHECKING:
     import torch
 
+_LIMITS = "Limits"
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 class Limits(NamedTuple):
-    """What is accepted.
+    """Largest differences that are accepted; each option says what it is.
 
     Attributes:
-        atol: Largest difference, for every type; None for ``TOLERANCES``.
-        min_psnr: Smallest PSNR of a decoded picture; given alone, it alone judges pictures.
         floor: Accept no less by default, whatever the models run in.
     """
 
-    atol: float | None = None
-    min_psnr: float | None = None
+    atol: Annotated[
+        float | None,
+        Doc(
+            "Largest difference of a value from -1 to 1; by default "
+            + ", ".join(f"{limit:g} in {dtype}" for dtype, limit in TOLERANCES.items())
+            + ".",
+            "X",
+            _LIMITS,
+            least=0,
+        ),
+    ] = None
+    min_psnr: Annotated[
+        float | None,
+        Doc(
+            "Smallest PSNR of two decoded images, in dB; without --atol it alone judges them.",
+            "DB",
+            _LIMITS,
+        ),
+    ] = None
     floor: float = 0.0
 
     def validate(self) -> None:
@@ -40,7 +57,7 @@ class Limits(NamedTuple):
         Raises:
             UsageError: One is not allowed.
         """
-        check_fields(self, atol=Range(0), floor=Range(0))
+        check_fields(self, floor=Range(0))
 
     def tolerance(self, kind: str, dtype: str) -> float:
         """The largest difference that is accepted, where values go from -1 to 1."""

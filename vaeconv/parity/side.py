@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vaeconv import option_docs as docs
 from vaeconv.autoencoder.config import NORM_NUM_GROUPS, GivenConfig, Scaling, build_config
 from vaeconv.autoencoder.keys import NamePair
 from vaeconv.autoencoder.scaling import DEFAULT_SAMPLE_SIZE, Decision, ScalingOptions
@@ -16,7 +17,7 @@ from vaeconv.averages import choose_average, no_average, shadow_of
 from vaeconv.checkpoint.base import Checkpoint
 from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.errors import AmbiguousInputError, ConfigMismatchError
-from vaeconv.option_checks import Text, Variant, check_fields
+from vaeconv.option_checks import check_fields
 from vaeconv.parameters import weight_dtype
 from vaeconv.parity.loading import Model, check_module, load_compvis, load_diffusers, load_folder
 from vaeconv.parity.weights import narrower
@@ -25,22 +26,17 @@ from vaeconv.survey import Survey, decide, survey_checkpoint
 
 
 class SideOptions(NamedTuple):
-    """How to read a side.
+    """How to read a model; each option says what it does.
 
     Attributes:
-        variant: Which weights of a diffusers folder, such as ``fp16``.
-        source_prefix: Which autoencoder, where there are several.
-        salvage: Read a pickle past names that are not plain data.
-        download: Fetch a file on the Hub whole.
-        allow_zeros: Let weights pass that are zero where no training leaves zeros.
         on_fetch: Called with the bytes that arrived from the Hub.
     """
 
-    variant: str | None = None
-    source_prefix: str | None = None
-    salvage: bool = False
-    download: bool = False
-    allow_zeros: bool = False
+    variant: docs.Variant = None
+    source_prefix: docs.SourcePrefix = None
+    allow_zeros: docs.AllowZeros = False
+    salvage: docs.Salvage = False
+    download: docs.Download = False
     on_fetch: Callable[[int], None] | None = None
 
     def validate(self) -> None:
@@ -49,7 +45,7 @@ class SideOptions(NamedTuple):
         Raises:
             UsageError: One is not allowed.
         """
-        check_fields(self, variant=Variant, source_prefix=Text)
+        check_fields(self)
 
 
 @dataclass(frozen=True, slots=True)

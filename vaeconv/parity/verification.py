@@ -10,8 +10,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from vaeconv import option_docs as docs
 from vaeconv.autoencoder.config import Scaling
 from vaeconv.autoencoder.families import ASSUMED, BY_NAME, fitting_families
 from vaeconv.autoencoder.scaling import ScalingOptions
@@ -19,7 +20,8 @@ from vaeconv.autoencoder.topology import Topology
 from vaeconv.checkpoint.source import hash_bytes
 from vaeconv.effects import Rule, reading_rules, refuse_idle
 from vaeconv.errors import CheckFailedError, UnmappedKeysError, UsageError
-from vaeconv.option_checks import RUN_DTYPES, Device, Range, check_fields
+from vaeconv.option_checks import RUN_DTYPES, check_fields
+from vaeconv.option_docs import Doc
 from vaeconv.parity.behaviour import Decoded, Limits, Outcome, Runner
 from vaeconv.parity.devices import (
     describe_environment,
@@ -42,51 +44,79 @@ if TYPE_CHECKING:
 _SHAPE_FIELDS = ("in_channels", "out_channels", "latent_channels", "levels")
 
 
+_REFERENCES = "References"
+_Reading = Annotated[SideOptions, "how one model is read; no options of a command"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyOptions:
-    """How to verify.
+    """How to verify; each option says what it does.
 
     Attributes:
-        a: How to read the first side.
+        a: How to read the first model.
         b: How to read the second.
         base: How to read the model that the first shall stand in for.
-        scaling: What is known of scaling, for sides that state none, and to compare with those of
-            folders that do; as ``convert`` takes it.
-        config: A config for sides that are files, as ``convert`` takes it.
-        ema: Use the moving average of a side that has one.
-        weights_only: Compare weights, and do not import torch.
-        encode: Compare posterior moments as well.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-        dtype: Compare in this type as well, after fp32: ``fp16`` or ``bf16``.
-        limits: What is accepted.
-        latents: A file of references in place of the built-in set.
-        batch_size: References at a time; None for what fits.
-        tile: Cut larger latents into tiles of this side; 0 not to.
-        hash_files: Whether the report has the sha256 of every file.
         on_picture: Called with each decoded pair of the first comparison.
         on_progress: Called with what is being done, and how much of it is done of how much.
     """
 
-    a: SideOptions = SideOptions()
-    b: SideOptions = SideOptions()
-    base: SideOptions = SideOptions()
-    scaling: ScalingOptions = ScalingOptions()
-    config: Path | None = None
-    ema: bool = False
-    weights_only: bool = False
-    encode: bool = True
-    device: str = "auto"
-    dtype: str = "fp32"
+    a: _Reading = SideOptions()
+    b: _Reading = SideOptions()
+    base: _Reading = SideOptions()
+    weights_only: Annotated[bool, Doc("Compare weights only. Imports no torch.")] = False
+    encode: Annotated[
+        bool, Doc("Compare the posterior moments of images as well as decoded latents.")
+    ] = True
+    ema: Annotated[
+        bool,
+        Doc("Compare the EMA weights of a model that has some.", flags=("--ema/--no-ema",)),
+    ] = False
+    device: docs.Device = "auto"
+    dtype: Annotated[
+        str,
+        Doc(
+            "Type to compare in as well, after fp32: fp32 (no other), fp16 or bf16.",
+            "TYPE",
+            choices=RUN_DTYPES,
+        ),
+    ] = "fp32"
     limits: Limits = Limits()
-    latents: Path | None = None
-    batch_size: int | None = None
-    tile: int = 0
-    hash_files: bool = True
+    scaling: ScalingOptions = ScalingOptions()
+    config: docs.Config = None
+    latents: Annotated[
+        Path | None,
+        Doc(
+            "Reference latents, as vaeconv latents writes them; by default a built-in set.",
+            "FILE",
+            _REFERENCES,
+        ),
+    ] = None
+    batch_size: Annotated[
+        int | None,
+        Doc("References that run at a time; by default as many as fit.", "N", _REFERENCES, least=1),
+    ] = None
+    tile: Annotated[
+        int,
+        Doc(
+            "Side of the tiles, in latent pixels, that larger latents are decoded in; 0 for none.",
+            "N",
+            _REFERENCES,
+            least=0,
+        ),
+    ] = 0
+    hash_files: Annotated[
+        bool,
+        Doc(
+            "Put the sha256 of every file into the report.",
+            panel=docs.REPORTS,
+            flags=("--hash/--no-hash",),
+        ),
+    ] = True
     on_picture: Callable[[Decoded], None] | None = None
     on_progress: Callable[[str, int, int], None] | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self, device=Device, dtype=RUN_DTYPES, batch_size=Range(1), tile=Range(0))
+        check_fields(self)
 
 
 def _option_rules(
