@@ -3,77 +3,80 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import typer
+from vaeconv.cli.declare import declare
+from vaeconv.cli.sink import Sink
+from vaeconv.effects import Rule, refuse_idle
+from vaeconv.option_docs import Doc
 
-from vaeconv.cli.options import Json, Quiet, Verbose
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CardOptions:
+    """What a card is made of; each option says what it is."""
 
-def card(
-    folder: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DIR",
-            help="The folder that is published: weights, config, manifest.",
-            show_default=False,
-        ),
-    ],
     evaluation: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--eval",
-            metavar="FILE",
-            show_default=False,
-            help="A result of vaeconv eval, one for each set of pictures; repeatable.",
+        tuple[Path, ...],
+        Doc(
+            "Result of vaeconv eval, one for each set of images; repeatable.",
+            "FILE",
+            flags=("--eval",),
         ),
-    ] = None,
-    parity: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", show_default=False, help="A report of vaeconv verify."),
-    ] = None,
+    ] = ()
+    parity: Annotated[Path | None, Doc("Report of vaeconv verify.", "FILE")] = None
     pictures: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            show_default=False,
-            help="Side-by-side pictures, as vaeconv compare writes them, inside DIR.",
+        Doc(
+            "Folder of side-by-side images, as vaeconv compare writes them, inside the published "
+            "folder.",
+            "DIR",
         ),
-    ] = None,
+    ] = None
     meta: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE.toml",
-            show_default=False,
-            help="What people know: title, repo_id, license, base_model, summary, training, …",
+        Doc(
+            "Facts that people know: title, repo_id, license, base_model, summary, training, …",
+            "FILE.toml",
         ),
-    ] = None,
+    ] = None
     template: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", show_default=False, help="A jinja2 template instead of the shipped one."
-        ),
-    ] = None,
-    sbom: Annotated[
-        bool,
-        typer.Option("--sbom", help="Write a bill of materials as well: sbom.cdx.json, CycloneDX."),
-    ] = False,
+        Path | None, Doc("jinja2 template to use in place of the shipped one.", "FILE")
+    ] = None
+    sbom: Annotated[bool, Doc("Also write a bill of materials: sbom.cdx.json, in CycloneDX.")] = (
+        False
+    )
     check: Annotated[
         bool,
-        typer.Option(
-            "--check",
-            help="Write nothing; end with exit code 4 where the card that is there has broken "
-            "front matter, dead links, or numbers that differ from --eval.",
+        Doc(
+            "Write nothing; end with exit code 4 if the card that is there has broken front "
+            "matter, dead links, or numbers that differ from --eval."
         ),
-    ] = False,
-    show: Annotated[bool, typer.Option("--print", help="Print the card on the terminal.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Write nothing, and print the card's text.")
-    ] = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    ] = False
+    show: Annotated[bool, Doc("Print the card on the terminal.", flags=("--print",))] = False
+    dry_run: Annotated[bool, Doc("Write nothing, and print the text of the card.")] = False
+
+    def refuse_idle(self, *, json: bool) -> None:
+        """Refuse options that have no effect together."""
+        why = "--check reads the card that is there, and writes nothing"
+        given = {
+            "parity": self.parity, "pictures": self.pictures, "meta": self.meta,
+            "template": self.template, "sbom": self.sbom, "print": self.show,
+            "dry-run": self.dry_run,
+        }  # fmt: skip
+        rules = [Rule(f"--{name}", bool(one), not self.check, why) for name, one in given.items()]
+        refuse_idle(
+            [*rules, Rule("--print", self.show, not json, "--json has the text in its document")]
+        )
+
+
+@declare
+def card(
+    folder: Annotated[Path, Doc("Folder that is published: weights, config, manifest.", "DIR")],
+    options: CardOptions,
+    sink: Sink,
 ) -> None:
     """Write the model card of a release from what the other commands reported.
 
@@ -86,76 +89,64 @@ def card(
         vaeconv card out/ --meta card.toml --eval coco.json --eval laion.json --parity parity.json
 
         vaeconv card out/ --check --eval coco.json
-    """  # fmt: skip
-    from vaeconv.cli.render import print_json, print_notes
-    from vaeconv.effects import Rule, refuse_idle
-    from vaeconv.errors import CheckFailedError, counted, one_line
+    """
     from vaeconv.publish.card import CardInputs, card_title, make_card, write_card
     from vaeconv.publish.checking import check_card
     from vaeconv.publish.documents import read_document
     from vaeconv.publish.meta import CardMeta, read_meta
     from vaeconv.publish.sbom import write_sbom
 
-    why = "--check reads the card that is there, and writes nothing"
-    refuse_idle(
-        [
-            *[Rule(f"--{name}", bool(given), not check, why)
-              for name, given in (("parity", parity), ("pictures", pictures), ("meta", meta),
-                                  ("template", template), ("sbom", sbom), ("print", show),
-                                  ("dry-run", dry_run))],
-            Rule("--print", show, not json, "--json has the text in its document"),
-        ]
-    )  # fmt: skip
-    evaluations = tuple(read_document(path, "eval") for path in evaluation or ())
-    if check:
-        problems = check_card(folder, evaluations)
-        failure = None
-        if problems:
-            what, details = counted("not in order", problems)
-            failure = CheckFailedError(
-                what,
-                where=str(folder / "README.md"),
-                hint="mend it, or write it anew with vaeconv card --meta FILE.toml",
-                details=details,
-            )
-        if json:
-            print_json("card", {"problems": problems}, failure)
-        elif not quiet:
-            sys.stdout.writelines(one_line(f"  {problem}") + "\n" for problem in problems)
-            if failure:
-                failure.details = ()  # they are listed
-            else:
-                sys.stdout.write(f"{one_line(str(folder / 'README.md'))} is in order\n")
-        if failure:
-            failure.is_reported = json
-            raise failure
+    options.refuse_idle(json=sink.json)
+    evaluations = tuple(read_document(path, "eval") for path in options.evaluation)
+    if options.check:
+        _show_check(folder, check_card(folder, evaluations), sink)
         return
     inputs = CardInputs(
         folder,
-        meta=read_meta(meta) if meta else CardMeta(),
+        meta=read_meta(options.meta) if options.meta else CardMeta(),
         evaluations=evaluations,
-        parity=read_document(parity, "verify") if parity else None,
-        pictures=pictures,
-        template=template,
+        parity=read_document(options.parity, "verify") if options.parity else None,
+        pictures=options.pictures,
+        template=options.template,
     )
     text = make_card(inputs)
-    written = [] if dry_run else [write_card(inputs)]
-    problems = [] if dry_run else check_card(folder, evaluations)
-    if sbom and not dry_run:
+    written = [] if options.dry_run else [write_card(inputs)]
+    problems = [] if options.dry_run else check_card(folder, evaluations)
+    if options.sbom and not options.dry_run:
         written.append(write_sbom(folder, inputs.meta, card_title(inputs)))
-    if json:
-        facts = {"path": str(folder / "README.md"), "written": [str(path) for path in written]}
-        print_json("card", {**facts, "dry_run": dry_run, "text": text,
-                            "problems": problems})  # fmt: skip
-        return
-    if not quiet:
-        print_notes(f"warning: {problem}, so push refuses this card" for problem in problems)
-    if show:
-        from rich.console import Console
-        from rich.markdown import Markdown
+    facts: dict[str, Any] = {
+        "path": str(folder / "README.md"),
+        "written": [str(path) for path in written],
+        "dry_run": options.dry_run,
+        "text": text,
+        "problems": problems,
+    }
 
-        Console().print(Markdown(text.split("\n---\n", 1)[-1]))
-    elif dry_run:
-        sys.stdout.write(text)
-    elif not quiet:
-        sys.stdout.writelines(one_line(f"wrote {path}") + "\n" for path in written)
+    def tell() -> list[str]:
+        if options.show:
+            from rich.console import Console
+            from rich.markdown import Markdown
+
+            Console().print(Markdown(text.split("\n---\n", 1)[-1]))
+        elif options.dry_run:
+            sys.stdout.write(text)
+        return [] if options.show else [f"wrote {path}" for path in written]
+
+    notes = [f"warning: {problem}, so push refuses this card" for problem in problems]
+    sink.show("card", lambda: facts, tell, notes=notes)
+
+
+def _show_check(folder: Path, problems: Sequence[str], sink: Sink) -> None:
+    from vaeconv.errors import CheckFailedError, counted
+
+    failure, lines = None, [f"{folder / 'README.md'} is in order"]
+    if problems:
+        what, details = counted("not in order", problems)
+        failure = CheckFailedError(
+            what,
+            where=str(folder / "README.md"),
+            hint="mend it, or write it anew with vaeconv card --meta FILE.toml",
+            details=() if sink.is_shown else details,  # else the lines list them
+        )
+        lines = [f"  {problem}" for problem in problems]
+    sink.show("card", lambda: {"problems": problems}, lambda: lines, failure=failure)

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from types import NoneType
-from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -38,8 +38,10 @@ class Field(NamedTuple):
 
     @property
     def is_many(self) -> bool:
-        """Whether it can be given several times."""
-        return get_origin(self.kind) in (tuple, frozenset, list, Mapping)
+        """Whether it can be given several times; a tuple of fixed length cannot."""
+        if get_origin(self.kind) is tuple:
+            return Ellipsis in get_args(self.kind)
+        return get_origin(self.kind) in (frozenset, list, Mapping)
 
 
 def declare(function: Callable[..., None]) -> Callable[..., None]:
@@ -111,9 +113,9 @@ def _field(name: str, hint: Any, default: Any) -> Field | None:
     doc = next((one for one in reversed(extras) if isinstance(one, Doc)), None)
     if doc is None:
         return None
-    kinds = [one for one in get_args(kind) if one is not NoneType]
-    if NoneType in get_args(kind) or (len(kinds) > 1 and get_origin(kind) is not Mapping):
-        kind = kinds[0] if len(kinds) == 1 else kind
+    if get_origin(kind) in (Union, UnionType):
+        kinds = [one for one in get_args(kind) if one is not NoneType]
+        kind = kinds[0] if len(kinds) == 1 else str  # a path that may be text is text here
     return Field(name, kind, doc, inspect.Parameter.empty if default is MISSING else default)
 
 
@@ -145,8 +147,7 @@ def _parameter(field: Field) -> inspect.Parameter:
     shown: dict[str, Any] = {
         "help": doc.help,
         "metavar": doc.metavar,
-        "show_default": not (is_argument or field.is_many)
-        and default not in (None, "", inspect.Parameter.empty),
+        "show_default": not field.is_many and default not in (None, "", inspect.Parameter.empty),
         "rich_help_panel": doc.panel,
         "min": doc.least,
     }
@@ -178,4 +179,4 @@ def _typed(kind: Any) -> Any:
     """Take the type that a command line can have: a path or text for what may be either."""
     if isinstance(kind, type) and (kind in (str, int, float, bool, Path) or issubclass(kind, Enum)):
         return kind
-    return str
+    return kind if get_origin(kind) is tuple else str

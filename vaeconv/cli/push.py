@@ -2,131 +2,47 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from vaeconv.cli.options import AllowZeros, Json, Quiet, Verbose
+from vaeconv.cli.declare import declare
+from vaeconv.cli.sink import Sink
+from vaeconv.effects import Rule, refuse_idle
+from vaeconv.option_docs import Doc
+from vaeconv.publish.push_options import PushOptions
 
 if TYPE_CHECKING:
     from vaeconv.publish.pushing import Pushed
 
-CHECKS = "Checks"
+Folder = Annotated[Path, Doc("Folder to publish.", "DIR")]
+RepoId = Annotated[str, Doc("Repository on the Hub: owner/name.", "REPO_ID")]
+OriginalFile = Annotated[
+    tuple[str, Path] | None,
+    Doc(
+        "CompVis file to publish as well, with the repository of its own that it goes to; each "
+        "card leads to the other.",
+        "REPO_ID FILE",
+    ),
+]
+DryRun = Annotated[
+    bool,
+    Doc(
+        "Check the folder, the token and the repository, print what would be added, replaced and "
+        "deleted, and change nothing."
+    ),
+]
 
 
+@declare
 def push(
-    folder: Annotated[
-        Path,
-        typer.Argument(metavar="DIR", help="The folder to publish.", show_default=False),
-    ],
-    repo_id: Annotated[
-        str, typer.Argument(metavar="REPO_ID", help="owner/name on the Hub.", show_default=False)
-    ],
-    revision: Annotated[
-        str, typer.Option(metavar="BRANCH", help="The branch; made where it is not there.")
-    ] = "main",
-    private: Annotated[
-        bool | None,
-        typer.Option(
-            "--private/--no-private",
-            show_default=False,
-            help="Whether a repository that is made is private.",
-        ),
-    ] = None,
-    create_pr: Annotated[
-        bool, typer.Option("--create-pr/--no-create-pr", help="Open a pull request instead.")
-    ] = False,
-    tag: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", show_default=False, help="Tag the commit, such as v1.0."),
-    ] = None,
-    commit_message: Annotated[
-        str | None, typer.Option(metavar="TEXT", show_default=False, help="Of the commit.")
-    ] = None,
-    repo_type: Annotated[str, typer.Option(metavar="TYPE", help="model.")] = "model",
-    include: Annotated[
-        list[str] | None,
-        typer.Option(metavar="GLOB", show_default=False, help="Publish only these; repeatable."),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(metavar="GLOB", show_default=False, help="Leave these out; repeatable."),
-    ] = None,
-    follow_symlinks: Annotated[
-        bool,
-        typer.Option(
-            "--follow-symlinks",
-            help="Publish what links lead to also where that is outside DIR, as in a folder of the "
-            "Hub's cache.",
-        ),
-    ] = False,
-    original: Annotated[
-        tuple[str, Path] | None,
-        typer.Option(
-            metavar="REPO_ID FILE",
-            show_default=False,
-            help="Publish the CompVis file as well, in a repository of its own; each card leads to "
-            "the other.",
-        ),
-    ] = None,
-    card: Annotated[
-        str,
-        typer.Option(
-            metavar="merge|replace",
-            help="A card that people edited on the Hub: merge keeps their words and stops at a "
-            "contradiction, replace publishes the one in DIR.",
-        ),
-    ] = "merge",
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Check the folder, the token and the repository, say what would be added, "
-            "replaced and deleted, and change nothing.",
-        ),
-    ] = False,
-    allow_zeros: AllowZeros = False,
-    parity: Annotated[
-        bool,
-        typer.Option(
-            "--parity/--no-parity",
-            rich_help_panel=CHECKS,
-            help="Every file of weights must be in a report of vaeconv verify that passed.",
-        ),
-    ] = True,
-    report: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE",
-            rich_help_panel=CHECKS,
-            show_default=False,
-            help="A parity report; by default parity*.json in DIR. Repeatable.",
-        ),
-    ] = None,
-    verify: Annotated[
-        bool,
-        typer.Option(
-            "--verify", rich_help_panel=CHECKS, help="Download what was published, and compare."
-        ),
-    ] = False,
-    sign: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="KEY",
-            rich_help_panel=CHECKS,
-            show_default=False,
-            help="Sign with a private key, PEM (pip install 'vaeconv\\[sign]').",
-        ),
-    ] = None,
-    timeout: Annotated[
-        float,
-        typer.Option(metavar="SECONDS", min=1, rich_help_panel=CHECKS, help="For everything."),
-    ] = 3600.0,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    folder: Folder,
+    repo_id: RepoId,
+    options: PushOptions,
+    sink: Sink,
+    original: OriginalFile = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Publish a folder on the Hub as one commit, after checking that it may be.
 
@@ -144,57 +60,36 @@ def push(
         vaeconv push out/ user/my-vae --original user/my-vae-original my-vae.safetensors
 
         vaeconv push out/ user/my-vae --create-pr
-    """  # fmt: skip
-    from vaeconv.cli.progress import StepProgress
-    from vaeconv.cli.render import print_json
-    from vaeconv.effects import Rule, refuse_idle
+    """
     from vaeconv.publish.originals import Original, push_both
-    from vaeconv.publish.push_options import PushOptions
     from vaeconv.publish.pushing import push as run
 
-    refuse_idle([Rule("--report", bool(report), parity, "--no-parity wants none")])
-    shown = not (quiet or json)
-    with StepProgress(enabled=shown) as steps:
-        options = PushOptions(
-            revision=revision,
-            private=private,
-            create_pr=create_pr,
-            tag=tag,
-            message=commit_message,
-            repo_type=repo_type,
-            include=tuple(include or ()),
-            exclude=tuple(exclude or ()),
-            follow_symlinks=follow_symlinks,
-            card=card,
-            parity=parity,
-            allow_zeros=allow_zeros,
-            reports=tuple(report or ()),
-            sign=sign,
-            verify=verify,
-            timeout=timeout,
-            on_progress=steps.advance if shown else None,
-        )
+    why = "--no-parity wants none"
+    refuse_idle([Rule("--report", bool(options.reports), options.parity, why)])
+    with sink.steps() as steps:
+        options = replace(options, on_progress=steps.advance if sink.is_shown else None)
         done = (
             push_both(folder, repo_id, Original(*original), options, dry_run=dry_run)
             if original
             else (run(folder, repo_id, options, dry_run=dry_run),)
         )
-    if json:
-        first, *others = ({**one._asdict(), "dry_run": dry_run} for one in done)
-        print_json("push", {**first, "original": others[0] if others else None})
-        return
-    if not quiet:
-        for one in done:
-            _print(one, dry_run=dry_run, names=verbose or dry_run)
+    first, *others = ({**one._asdict(), "dry_run": dry_run} for one in done)
+    names = sink.verbose or dry_run
+    sink.show(
+        "push",
+        lambda: {**first, "original": others[0] if others else None},
+        lambda: [line for one in done for line in _lines(one, dry_run=dry_run, names=names)],
+        notes=[note for one in done for note in _notes(one)],
+    )
 
 
-def _print(done: Pushed, *, dry_run: bool, names: bool) -> None:
-    from vaeconv.cli.render import print_notes
-    from vaeconv.errors import one_line
-
+def _notes(done: Pushed) -> Iterator[str]:
     if done.left_out:
-        print_notes([f"note: never published, and left out: {', '.join(done.left_out)}"])
-    print_notes(f"note: {note}" for note in done.notes)
+        yield f"note: never published, and left out: {', '.join(done.left_out)}"
+    yield from (f"note: {note}" for note in done.notes)
+
+
+def _lines(done: Pushed, *, dry_run: bool, names: bool) -> list[str]:
     verb = "would publish" if dry_run else "published"
     if not (done.changed or done.deleted):
         lines = [f"nothing changed: {done.repo_id} has all {len(done.unchanged)} files"]
@@ -217,7 +112,7 @@ def _print(done: Pushed, *, dry_run: bool, names: bool) -> None:
         lines.append(f"  {done.url}")
     if done.is_verified:
         lines.append("  downloaded again, and equal")
-    sys.stdout.writelines(one_line(line) + "\n" for line in lines)
+    return lines
 
 
 def _state(done: Pushed, *, dry_run: bool) -> str:

@@ -4,67 +4,63 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from vaeconv.cli.options import Json, Quiet, Verbose
+from vaeconv.cli.declare import declare
+from vaeconv.cli.sink import Sink
+from vaeconv.effects import Rule, refuse_idle
+from vaeconv.errors import OutputExistsError, VaeconvError
+from vaeconv.option_docs import Doc
 
 if TYPE_CHECKING:
-    from vaeconv.errors import VaeconvError
     from vaeconv.publish.release import Release
 
+File = Annotated[
+    Path, Doc("Release file: what to release, and its gates.", "FILE.toml", is_argument=True)
+]
+First = Annotated[
+    str | None,
+    Doc("Do this step and those after it again, even if they are done.", "STEP", flags=("--from",)),
+]
+Last = Annotated[str | None, Doc("Stop after this step.", "STEP", flags=("--until",))]
+Init = Annotated[bool, Doc("Write a release file with every key, its meaning and its default.")]
+Tag = Annotated[
+    str | None,
+    Doc(
+        "Tag of this release: stands for {tag} in the release file, and tags both commits if no "
+        "value has {tag}. By default VAECONV_TAG, or the tag of the CI job (GitHub, GitLab), "
+        "which only fill in {tag}.",
+        "TAG",
+    ),
+]
+Sign = Annotated[
+    Path | None,
+    Doc(
+        "Private key in PEM to sign what is published with (pip install 'vaeconv\\[sign]').",
+        "KEY",
+    ),
+]
+DryRun = Annotated[
+    bool,
+    Doc(
+        "Look at everything that is needed, here and on the Hub, print which steps would run and "
+        "which repositories would be created, and do nothing."
+    ),
+]
 
+
+@declare
 def release(
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE.toml", help="What to release, and its gates.")
-    ] = Path("release.toml"),
-    first: Annotated[
-        str | None,
-        typer.Option(
-            "--from",
-            metavar="STEP",
-            show_default=False,
-            help="Do this step and those after it again, whatever is done.",
-        ),
-    ] = None,
-    last: Annotated[
-        str | None,
-        typer.Option("--until", metavar="STEP", show_default=False, help="Stop after this step."),
-    ] = None,
-    init: Annotated[
-        bool, typer.Option("--init", help="Write FILE with every key, its meaning and default.")
-    ] = False,
-    tag: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TAG",
-            show_default=False,
-            help="Tag of this release: what {tag} in FILE stands for, and the tag of both commits "
-            "where no value of FILE has {tag}. By default VAECONV_TAG, or the tag of the CI job "
-            "(GitHub, GitLab), which fill in {tag} only.",
-        ),
-    ] = None,
-    sign: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="KEY",
-            show_default=False,
-            help="Sign what is published with a private key, PEM (pip install 'vaeconv\\[sign]').",
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Look at everything that is needed, here and on the Hub, say which steps would "
-            "run and which repositories would be made, and do nothing.",
-        ),
-    ] = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    sink: Sink,
+    file: File = Path("release.toml"),
+    first: First = None,
+    last: Last = None,
+    init: Init = False,
+    tag: Tag = None,
+    sign: Sign = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Make a release: convert, prune, verify, eval, compare, card, push.
 
@@ -79,41 +75,23 @@ def release(
         vaeconv release --until card
 
         vaeconv release release.toml --tag v1.2
-    """  # fmt: skip
-    from vaeconv.checkpoint.atomic import replace_small_file
-    from vaeconv.cli.progress import StepProgress
-    from vaeconv.cli.render import print_json, print_notes
-    from vaeconv.effects import Rule, refuse_idle
-    from vaeconv.errors import OutputExistsError, VaeconvError, one_line
-    from vaeconv.names import check_ending
+    """
     from vaeconv.publish.release import release as run
-    from vaeconv.publish.release_config import commented_file, read_release
+    from vaeconv.publish.release_config import read_release
 
+    given = {"--from": first, "--until": last, "--sign": sign, "--dry-run": dry_run}
     why = "--init only writes the file"
-    refuse_idle(
-        [
-            Rule("--from", first is not None, not init, why),
-            Rule("--until", last is not None, not init, why),
-            Rule("--sign", sign is not None, not init, why),
-            Rule("--dry-run", dry_run, not init, why),
-        ]
-    )
+    refuse_idle(Rule(name, bool(value), not init, why) for name, value in given.items())
     if init:
-        check_ending(file, (".toml",), "a release file")
-        if file.exists():
-            raise OutputExistsError("exists", where=str(file), hint="remove it, or name another")
-        replace_small_file(file, commented_file().encode(), durable=False)
-        if not quiet:
-            sys.stdout.write(one_line(f"wrote {file}") + "\n")
+        _write_file(file, sink)
         return
-    shown = not (quiet or json)
 
     def tell(step: str) -> None:
-        if shown:
+        if sink.is_shown:
             sys.stderr.write(f"{step} …\n")
             sys.stderr.flush()
 
-    with StepProgress(enabled=shown) as steps:
+    with sink.steps() as steps:
         try:
             problems: list[VaeconvError] = []
             config = read_release(file, problems)
@@ -127,24 +105,38 @@ def release(
                 sign=sign,
                 dry_run=dry_run,
                 on_step=tell,
-                on_progress=steps.advance if shown else None,
+                on_progress=steps.advance if sink.is_shown else None,
             )
         except VaeconvError as error:
             _annotate(error)
             _tell_failure(error)
             raise
     _tell_ci(done)
-    if json:
-        print_json("release", _document(done, dry_run=dry_run))
-    elif not quiet:
-        print_notes(f"note: {one.repo_id}: {note}" for one in done.pushed for note in one.notes)
-        lines = [
-            f"{step.name}: {step.outcome}{_said({} if step.name == 'push' else step.facts)}"
-            for step in done.steps
-        ]
-        lines += [f"  {one.repo_id} {one.oid} {one.url}".rstrip() for one in done.pushed]
-        lines += [f"  {one.describe()}" for one in done.destinations]
-        sys.stdout.writelines(one_line(line) + "\n" for line in lines)
+    sink.show(
+        "release",
+        lambda: _document(done, dry_run=dry_run),
+        lambda: _lines(done),
+        notes=[f"note: {one.repo_id}: {note}" for one in done.pushed for note in one.notes],
+    )
+
+
+def _write_file(file: Path, sink: Sink) -> None:
+    from vaeconv.checkpoint.atomic import replace_small_file
+    from vaeconv.names import check_ending
+    from vaeconv.publish.release_config import commented_file
+
+    check_ending(file, (".toml",), "a release file")
+    if file.exists():
+        raise OutputExistsError("exists", where=str(file), hint="remove it, or name another")
+    replace_small_file(file, commented_file().encode(), durable=False)
+    sink.show("release", lambda: {"written": [str(file)]}, lambda: [f"wrote {file}"])
+
+
+def _lines(done: Release) -> Iterator[str]:
+    for step in done.steps:
+        yield f"{step.name}: {step.outcome}{_said({} if step.name == 'push' else step.facts)}"
+    yield from (f"  {one.repo_id} {one.oid} {one.url}".rstrip() for one in done.pushed)
+    yield from (f"  {one.describe()}" for one in done.destinations)
 
 
 def _said(facts: dict[str, Any]) -> str:

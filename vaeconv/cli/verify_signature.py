@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from vaeconv.cli.declare import declare
+from vaeconv.cli.sink import Sink
+from vaeconv.option_docs import Doc
 
-from vaeconv.cli.options import Json, Quiet, Verbose
 
-
+@declare
 def verify_signature(
-    folder: Annotated[
-        Path,
-        typer.Argument(metavar="DIR", help="A release, or a download of it.", show_default=False),
-    ],
-    key: Annotated[
-        Path,
-        typer.Option(metavar="FILE", help="The signer's public key, PEM.", show_default=False),
-    ],
+    folder: Annotated[Path, Doc("Folder to check: a release, or a download of it.", "DIR")],
+    key: Annotated[Path, Doc("The signer's public key, in PEM.", "FILE", flags=("--key",))],
+    sink: Sink,
     signature: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="The signature; by default DIR/model.sig.", show_default=False
-        ),
+        Path | None, Doc("Signature to check against; by default DIR/model.sig.", "FILE")
     ] = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Check that a folder is what its publisher signed; end with exit code 4 where it is not.
 
@@ -37,13 +26,12 @@ def verify_signature(
     Examples:
 
         vaeconv verify-signature out/ --key publisher.pub
-    """  # fmt: skip
-    from vaeconv.cli.render import print_json
-    from vaeconv.errors import one_line
+    """
     from vaeconv.publish.signing import verify_signature as run
 
     run(folder, key, signature)
-    if json:
-        print_json("verify-signature", {"folder": str(folder)})
-    elif not quiet:
-        sys.stdout.write(one_line(f"{folder} is what the key's owner signed") + "\n")
+    sink.show(
+        "verify-signature",
+        lambda: {"folder": str(folder)},
+        lambda: [f"{folder} is what the key's owner signed"],
+    )

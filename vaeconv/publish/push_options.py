@@ -6,10 +6,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from vaeconv import option_docs as docs
 from vaeconv.checkpoint.hub_environment import check_environment
 from vaeconv.errors import UsageError
 from vaeconv.option_checks import Range, check_fields
+from vaeconv.option_docs import Doc
 
 # The rules of git check-ref-format.
 _NO_REF = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|^[./-]|[./]$|/\.|\.lock(/|$)|^@?$")
@@ -20,52 +23,107 @@ _MOST_SECONDS = 1e8  # three years; threads cannot wait for much more
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushOptions:
-    """How to push.
+    """How to push; each option says what it does.
 
     Attributes:
-        revision: The branch; made where it is not there.
-        private: Whether a repository that is made is private; None for the namespace's default.
-        create_pr: Open a pull request instead of a commit to the branch.
-        tag: Tag the commit.
-        message: Of the commit; None for one that names the files.
-        repo_type: ``model``.
-        include: Patterns of paths to publish.
-        exclude: Patterns of paths to leave out.
-        follow_symlinks: Whether what links lead to is published where that is outside the folder.
-        card: ``merge`` keeps what people wrote on the card that is published, or stops where that
-            and the card here contradict each other; ``replace`` publishes the card here.
-        parity: Whether every file of weights must be in a parity report that passed.
-        allow_zeros: Let weights pass that are zero where no training leaves zeros.
-        reports: Parity reports; none means those in the folder.
-        sign: A private key (PEM) to sign the files with, which needs the extra ``sign``.
-        verify: Download what was published, and compare hashes.
-        timeout: Seconds for everything.
         on_progress: Called with what is being done, and how much of it is done of how much; 0 of 0
             for uploads, which the Hub's client shows on a terminal. None to show nothing at all.
     """
 
-    revision: str = "main"
-    private: bool | None = None
-    create_pr: bool = False
-    tag: str | None = None
-    message: str | None = None
-    repo_type: str = "model"
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    follow_symlinks: bool = False
-    card: str = "merge"
-    parity: bool = True
-    allow_zeros: bool = False
-    reports: tuple[Path, ...] = ()
-    sign: Path | None = None
-    verify: bool = False
-    timeout: float = 3600.0
+    revision: Annotated[
+        str, Doc("Branch to publish to; it is made if it does not exist yet.", "BRANCH")
+    ] = "main"
+    private: Annotated[
+        bool | None,
+        Doc(
+            "Create the repository as private (or public) if it does not exist yet; by default as "
+            "its owner's settings say.",
+            flags=("--private/--no-private",),
+        ),
+    ] = None
+    create_pr: Annotated[
+        bool,
+        Doc(
+            "Open a pull request instead of a commit to the branch.",
+            flags=("--create-pr/--no-create-pr",),
+        ),
+    ] = False
+    tag: Annotated[str | None, Doc("Tag for the commit, such as v1.0.", "NAME")] = None
+    message: Annotated[
+        str | None,
+        Doc(
+            "Message of the commit; by default one that names the files.",
+            "TEXT",
+            flags=("--commit-message",),
+        ),
+    ] = None
+    repo_type: Annotated[
+        str, Doc("Type of the repository; model is the only one.", "TYPE", choices=TYPES)
+    ] = "model"
+    include: Annotated[
+        tuple[str, ...], Doc("Pattern of paths to publish, and no others; repeatable.", "GLOB")
+    ] = ()
+    exclude: Annotated[
+        tuple[str, ...], Doc("Pattern of paths to leave out; repeatable.", "GLOB")
+    ] = ()
+    follow_symlinks: Annotated[
+        bool,
+        Doc(
+            "Publish the targets of links that lead out of the folder, as links in the Hub's cache "
+            "do.",
+        ),
+    ] = False
+    card: Annotated[
+        str,
+        Doc(
+            "What to do with a card that people edited on the Hub: merge keeps their words and "
+            "stops at a contradiction, replace publishes the card of the folder.",
+            "merge|replace",
+            choices=CARDS,
+        ),
+    ] = "merge"
+    allow_zeros: docs.AllowZeros = False
+    parity: Annotated[
+        bool,
+        Doc(
+            "Require every file of weights to be in a report of vaeconv verify that passed.",
+            panel=docs.CHECKS,
+        ),
+    ] = True
+    reports: Annotated[
+        tuple[Path, ...],
+        Doc(
+            "Parity report; by default parity*.json in the folder. Repeatable.",
+            "FILE",
+            docs.CHECKS,
+            flags=("--report",),
+        ),
+    ] = ()
+    sign: Annotated[
+        Path | None,
+        Doc(
+            "Private key in PEM to sign the files with (pip install 'vaeconv\\[sign]').",
+            "KEY",
+            docs.CHECKS,
+        ),
+    ] = None
+    verify: Annotated[
+        bool, Doc("Download what was published, and compare it.", panel=docs.CHECKS)
+    ] = False
+    timeout: Annotated[
+        float,
+        Doc(
+            "Give up after this many seconds in total.",
+            "SECONDS",
+            docs.CHECKS,
+            least=1,
+            rule=Range(0, is_open=True, most=_MOST_SECONDS),
+        ),
+    ] = 3600.0
     on_progress: Callable[[str, int, int], None] | None = None
 
     def __post_init__(self) -> None:
-        check_fields(
-            self, repo_type=TYPES, card=CARDS, timeout=Range(0, is_open=True, most=_MOST_SECONDS)
-        )
+        check_fields(self)
 
 
 def check_options(repo_id: str, options: PushOptions) -> None:
