@@ -38,9 +38,9 @@ class Field(NamedTuple):
 
     @property
     def is_many(self) -> bool:
-        """Whether it can be given several times; a tuple of fixed length cannot."""
+        """Whether it can be given several times; a tuple of fixed length or of a list cannot."""
         if get_origin(self.kind) is tuple:
-            return Ellipsis in get_args(self.kind)
+            return Ellipsis in get_args(self.kind) and self.doc.parse is None
         return get_origin(self.kind) in (frozenset, list, Mapping)
 
 
@@ -160,6 +160,8 @@ def _parameter(field: Field) -> inspect.Parameter:
         kind = _typed(kind) if default is not None else _typed(kind) | None
     if doc.parse and not field.is_many:  # what is typed is text
         kind = str if default is not None else str | None
+    if doc.parse and isinstance(default, tuple):
+        default = ",".join(default)
     flags = doc.flags or (_flag(field),)
     info = typer.Argument(**shown) if is_argument else typer.Option(*flags, **shown)
     return inspect.Parameter(

@@ -6,74 +6,206 @@ import json as json_module
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from vaeconv.checkpoint.atomic import replace_small_file
 from vaeconv.checkpoint.text_file import read_text_file
 from vaeconv.checkpoint.writable import check_writable
 from vaeconv.cli.left_out import left_out_notes
 from vaeconv.cli.progress import ByteProgress, StepProgress
-from vaeconv.cli.render import SCHEMA_VERSION, print_json, print_notes, text_table
+from vaeconv.cli.reading import Reading
+from vaeconv.cli.render import SCHEMA_VERSION, print_notes, text_table
+from vaeconv.cli.sink import Sink
+from vaeconv.effects import Rule, refuse_idle
 from vaeconv.errors import InputError, OutputExistsError, UsageError, one_line
 from vaeconv.evaluate.evaluation import EvalOptions, evaluate
-from vaeconv.evaluate.meter import METRICS
 from vaeconv.evaluate.models import ModelSpec, name_specs
+from vaeconv.evaluate.nets import NETS
+from vaeconv.evaluate.protocol import ProtocolOptions
 from vaeconv.evaluate.ranks import read_ranks
 from vaeconv.evaluate.shards import OtherRunError, read_digest
 from vaeconv.evaluate.tables import format_latex, format_markdown, identity_of, make_tables
 from vaeconv.json_text import dump_json
 from vaeconv.names import check_ending
+from vaeconv.option_docs import Doc, Images
 from vaeconv.parity.images import LeftOut
 from vaeconv.publish.documents import MAX_REPORT, read_document
 from vaeconv.publish.places import hide_places
 
 
+class Format(str, Enum):
+    """Forms of a printed table."""
+
+    TABLE = "table"
+    MARKDOWN = "markdown"
+    LATEX = "latex"
+    JSON = "json"
+
+
+_MODELS, _METRICS = "Models", "Metrics"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkFiles:
+    """Files with the weights of metric networks; each option says which."""
+
+    inception_weights: Annotated[
+        Path | None, Doc("Weights of torch-fidelity's Inception v3, for rFID.", "FILE", _METRICS)
+    ] = None
+    vgg_weights: Annotated[
+        Path | None, Doc("Weights of torchvision's VGG16, for PSIM and LPIPS.", "FILE", _METRICS)
+    ] = None
+    lpips_weights: Annotated[
+        Path | None, Doc("Linear weights of LPIPS v0.1 for VGG.", "FILE", _METRICS)
+    ] = None
+
+    def by_network(self, metrics: Sequence[str]) -> dict[str, Path]:
+        """List the files that were named, by network.
+
+        Raises:
+            UsageError: No metric needs one.
+        """
+        given = (self.inception_weights, self.vgg_weights, self.lpips_weights)
+        why = "no metric of --metrics uses them"
+        refuse_idle(
+            Rule(net.option, path is not None, not {*metrics}.isdisjoint(net.serves), why)
+            for net, path in zip(NETS, given, strict=True)
+        )
+        return {net.name: path for net, path in zip(NETS, given, strict=True) if path is not None}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalJob:
-    """What the command was asked for, beside the options of an evaluation."""
+    """What to evaluate, and what to do with the result; each option says it."""
 
-    models: list[str]
-    models_file: Path | None
-    names: list[str]
-    train_steps: list[int]
-    comments: list[str]
-    links: list[str]
-    ema: bool
-    images: Path | None
-    out: Path | None
-    format: str
-    add: list[Path]
-    plots: Path | None
-    overwrite: bool
-    reproduce_card: bool
-    dry_run: bool
-    batch_size: str
-    metrics: str
-    json: bool
-    quiet: bool
-    verbose: bool
+    models: Annotated[
+        tuple[str, ...],
+        Doc("Autoencoders to evaluate: anything that convert opens.", "MODEL...", is_argument=True),
+    ] = ()
+    images: Images = None
+    out: Annotated[
+        Path | None,
+        Doc(
+            "JSON file to write the result to; what a run has found so far lies beside it in "
+            "FILE.parts, so that it can go on after a kill.",
+            "FILE",
+        ),
+    ] = None
+    format: Annotated[Format, Doc("Form of the printed table.")] = Format.TABLE
+    add: Annotated[
+        tuple[Path, ...],
+        Doc(
+            "Earlier result to print as well, in the same table if protocol and images are the "
+            "same; repeatable.",
+            "FILE",
+        ),
+    ] = ()
+    plots: Annotated[
+        Path | None,
+        Doc("Folder to draw the distribution of each metric into. Needs matplotlib.", "DIR"),
+    ] = None
+    reproduce_card: Annotated[
+        bool,
+        Doc(
+            "Download the three published autoencoders and COCO 2017 val, and print our table "
+            "beside the card's, for each setting in doubt."
+        ),
+    ] = False
+    dry_run: Annotated[
+        bool, Doc("With --reproduce-card: print what would be downloaded and run; do neither.")
+    ] = False
+    models_file: Annotated[
+        Path | None,
+        Doc(
+            "TOML file of models with name, train_steps, comment, link, variant and ema.",
+            "FILE.toml",
+            _MODELS,
+            flags=("--models",),
+        ),
+    ] = None
+    name: Annotated[
+        tuple[str, ...],
+        Doc("Name of the first MODEL, of the second, and so on; repeatable.", "NAME", _MODELS),
+    ] = ()
+    train_steps: Annotated[
+        tuple[int, ...],
+        Doc("Training steps of the first MODEL, and so on; repeatable.", "N", _MODELS),
+    ] = ()
+    comment: Annotated[
+        tuple[str, ...], Doc("Comment on the first MODEL, and so on; repeatable.", "TEXT", _MODELS)
+    ] = ()
+    link: Annotated[
+        tuple[str, ...], Doc("Link of the first MODEL, and so on; repeatable.", "URL", _MODELS)
+    ] = ()
+    ema: Annotated[
+        bool,
+        Doc(
+            "Use the EMA weights of MODELs that have some.",
+            panel=_MODELS,
+            flags=("--ema/--no-ema",),
+        ),
+    ] = False
+    overwrite: Annotated[
+        bool,
+        Doc(
+            "Replace existing files at --out and --plots; without it only the result of this same "
+            "run is replaced.",
+            flags=("--overwrite", "--force"),
+        ),
+    ] = False
+
+    def refuse_idle(self, options: EvalOptions, reading: Reading, *, json: bool) -> None:
+        """Refuse options that have no effect together."""
+        has_models = bool(self.models or self.models_file or self.reproduce_card)
+        given = {
+            "images": self.images, "out": self.out, "ema": self.ema, "limit": options.limit,
+            "strict": options.strict, "latent-stats": options.latent_stats,
+            "restart": options.restart, "compile": options.compiles,
+            "channels-last": options.channels_last,
+            "expect-world-size": options.expect_world_size,
+            "source-prefix": reading.source_prefix, "salvage": reading.salvage,
+            "download": reading.download,
+        }  # fmt: skip
+        why = "there are no models to evaluate"
+        refuse_idle(
+            [
+                *[Rule(f"--{name}", bool(one), has_models, why) for name, one in given.items()],
+                Rule("--format", self.format is not Format.TABLE, not json, "--json is JSON"),
+            ]
+        )
 
 
-def run_job(job: EvalJob, options: EvalOptions) -> None:
+def run_job(
+    job: EvalJob,
+    protocol: ProtocolOptions,
+    options: EvalOptions,
+    networks: NetworkFiles,
+    reading: Reading,
+    sink: Sink,
+) -> None:
     """Run the command.
-
-    Args:
-        job: What was asked for.
-        options: Those of the evaluation that can be taken as they were given.
 
     Raises:
         VaeconvError: As :func:`~vaeconv.evaluate.evaluation.evaluate`.
     """
+    if not (job.models or job.models_file or job.reproduce_card or job.add):
+        raise UsageError("no models", hint="name some, or results of earlier runs with --add")
+    job.refuse_idle(options, reading, json=sink.json)
+    options = replace(
+        options,
+        protocol=protocol.made(),
+        weights=networks.by_network(options.metrics),
+        sides=reading.options(),
+    )
     if job.reproduce_card:
         from vaeconv.cli.reproduced import reproduce
 
-        reproduce(job, options)
+        reproduce(job, options, sink)
         return
     earlier = [read_result(path) for path in job.add]
     specs = specs_of(job)
-    if not specs and not earlier:
-        raise UsageError("no models", hint="name some, or results of earlier runs with --add")
     if job.dry_run:
         raise UsageError("--dry-run goes with --reproduce-card")
     if job.plots:
@@ -85,7 +217,7 @@ def run_job(job: EvalJob, options: EvalOptions) -> None:
         check_plots(job.plots, bool(specs) + len(earlier), overwrite=job.overwrite)
     result = None
     if specs:
-        result = run_evaluation(job, specs, options)
+        result = run_evaluation(job, specs, options, sink)
         if result is None:  # not the first of several processes
             return
     results = [*([result] if result else []), *earlier]
@@ -93,14 +225,15 @@ def run_job(job: EvalJob, options: EvalOptions) -> None:
         from vaeconv.evaluate.plots import draw_plots
 
         draw_plots(job.plots, results)
-    if job.json:
-        print_json("eval", {"results": results} if job.add else dict(result or {}))
-    elif not job.quiet:
-        print_results(results, job.format)
+    sink.show(
+        "eval",
+        lambda: {"results": results} if job.add else dict(result or {}),
+        lambda: print_results(results, job.format.value),
+    )
 
 
 def run_evaluation(
-    job: EvalJob, specs: Sequence[ModelSpec], options: EvalOptions
+    job: EvalJob, specs: Sequence[ModelSpec], options: EvalOptions, sink: Sink
 ) -> dict[str, Any] | None:
     """Evaluate, and write the result."""
     if job.images is None:
@@ -111,12 +244,10 @@ def run_evaluation(
     parts = job.out.with_name(job.out.name + ".parts")
     is_first = read_ranks().is_first
     check_result(job.out, parts, overwrite=job.overwrite)
-    shown = not (job.quiet or job.json) and is_first
+    shown = sink.is_shown and is_first
     with ByteProgress("fetching", enabled=shown) as fetching, StepProgress(enabled=shown) as steps:
         options = replace(
             options,
-            metrics=_metrics_of(job.metrics),
-            batch_size=_batch_size_of(job.batch_size),
             discards=_may_discard(job.out, parts, options.restart, job.overwrite),
             sides=options.sides._replace(on_fetch=fetching.advance),
             quiet=not shown,
@@ -137,7 +268,7 @@ def run_evaluation(
     data = dump_json(document, indent=1)
     replace_small_file(job.out, data.encode() + b"\n", durable=True)
     if shown:
-        _print_notes(result, verbose=job.verbose)
+        _print_notes(result, verbose=sink.verbose)
     return result
 
 
@@ -204,31 +335,12 @@ def _print_notes(result: Mapping[str, Any], *, verbose: bool) -> None:
 def specs_of(job: EvalJob) -> list[ModelSpec]:
     """List the models that arguments and the file name."""
     columns: dict[str, Sequence[Any]] = {
-        "name": job.names,
+        "name": job.name,
         "train_steps": job.train_steps,
-        "comment": job.comments,
-        "link": job.links,
+        "comment": job.comment,
+        "link": job.link,
     }
-    return name_specs(job.models, columns, job.models_file, ema=job.ema)
-
-
-def _metrics_of(text: str) -> tuple[str, ...]:
-    wanted = [name.strip() for name in text.lower().split(",") if name.strip()]
-    unknown = [name for name in wanted if name not in METRICS]
-    if unknown or not wanted:
-        raise UsageError(
-            f"no metric is called {unknown[0]}" if unknown else "no metrics",
-            hint=f"choose from {', '.join(METRICS)}",
-        )
-    return tuple(name for name in METRICS if name in wanted)
-
-
-def _batch_size_of(text: str) -> int | None:
-    if text == "auto":
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"--batch-size {text} is neither auto nor a whole number")
-    return int(text)
+    return name_specs(list(job.models), columns, job.models_file, ema=job.ema)
 
 
 def read_result(path: Path) -> dict[str, Any]:

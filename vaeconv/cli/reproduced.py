@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vaeconv.cli.evaluated import EvalJob, check_result, run_evaluation
-from vaeconv.cli.render import print_json, text_table
+from vaeconv.cli.render import text_table
+from vaeconv.cli.sink import Sink
 from vaeconv.errors import UsageError, one_line
 from vaeconv.evaluate.card import (
     PROTOCOLS,
@@ -28,7 +29,7 @@ from vaeconv.evaluate.evaluation import EvalOptions
 _TITLES = {"rfid": "rFID", "psnr": "PSNR", "ssim": "SSIM", "psim": "PSIM"}
 
 
-def reproduce(job: EvalJob, options: EvalOptions) -> None:
+def reproduce(job: EvalJob, options: EvalOptions, sink: Sink) -> None:
     """Fetch what is missing, evaluate under each protocol, and print the comparison.
 
     Raises:
@@ -45,7 +46,7 @@ def reproduce(job: EvalJob, options: EvalOptions) -> None:
     if job.images:
         downloads.pop()
     if job.dry_run:
-        _print_plan(job, downloads, images)
+        _print_plan(sink, downloads, images)
         return
     if job.out is None:
         raise UsageError("no output", hint="name a file for the result with --out")
@@ -54,36 +55,32 @@ def reproduce(job: EvalJob, options: EvalOptions) -> None:
         check_result(out, out.with_name(out.name + ".parts"), overwrite=job.overwrite)
     for download in downloads:
         if not download.is_there:
-            fetch(download, quiet=job.quiet or job.json)
+            fetch(download, quiet=not sink.is_shown)
     differences: list[Difference] = []
     for one in PROTOCOLS:
         run = replace(job, images=images, out=protocol_file(job.out, one))
-        result = run_evaluation(run, card_specs(cache), replace(options, protocol=one))
+        result = run_evaluation(run, card_specs(cache), replace(options, protocol=one), sink)
         if result is None:
             return
         differences += compare_with_card(result)
-    if job.json:
-        print_json("eval", comparison_document(differences))
-    elif not job.quiet:
-        print_comparison(differences)
+    sink.show(
+        "eval",
+        lambda: comparison_document(differences),
+        lambda: print_comparison(differences),
+    )
 
 
-def _print_plan(job: EvalJob, downloads: Sequence[Any], images: Path) -> None:
-    if job.json:
-        print_json(
-            "eval",
-            {
-                "dry_run": True,
-                "downloads": [
-                    {"url": one.url, "target": str(one.target), "is_there": one.is_there}
-                    for one in downloads
-                ],
-                "nets": net_urls(),
-                "images": str(images),
-                "protocols": {one.name: one.describe() for one in PROTOCOLS},
-            },
-        )
-        return
+def _print_plan(sink: Sink, downloads: Sequence[Any], images: Path) -> None:
+    document = {
+        "dry_run": True,
+        "downloads": [
+            {"url": one.url, "target": str(one.target), "is_there": one.is_there}
+            for one in downloads
+        ],
+        "nets": net_urls(),
+        "images": str(images),
+        "protocols": {one.name: one.describe() for one in PROTOCOLS},
+    }
     lines = ["would fetch:"]
     lines += [
         f"  {one.url} to {one.target}{' (there)' if one.is_there else ''}" for one in downloads
@@ -93,7 +90,7 @@ def _print_plan(job: EvalJob, downloads: Sequence[Any], images: Path) -> None:
         f"would evaluate {', '.join(spec.name for spec in card_specs(Path()))} on {images}:"
     )
     lines += [f"  {one.name}: {one.describe()}" for one in PROTOCOLS]
-    sys.stdout.writelines(one_line(line) + "\n" for line in lines)
+    sink.show("eval", lambda: document, lambda: lines)
 
 
 def comparison_document(differences: Sequence[Difference]) -> dict[str, Any]:

@@ -6,18 +6,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 from vaeconv.cli.declare import declare
+from vaeconv.cli.reading import Reading
 from vaeconv.cli.sink import Sink
 from vaeconv.cli.verified import Outputs, publish_result
 from vaeconv.effects import Rule, refuse_idle
-from vaeconv.option_docs import (
-    EXPERT,
-    AllowZeros,
-    Doc,
-    Download,
-    Salvage,
-    SourcePrefix,
-    Variant,
-)
+from vaeconv.option_docs import EXPERT, Doc, Variant
 from vaeconv.parity.verification import VerifyOptions
 
 if TYPE_CHECKING:
@@ -46,14 +39,11 @@ def verify(
     *,
     options: VerifyOptions,
     files: Outputs,
+    reading: Reading,
     sink: Sink,
     drop_in_for: Base = None,
     variant_a: VariantA = None,
     variant_b: VariantB = None,
-    source_prefix: SourcePrefix = None,
-    allow_zeros: AllowZeros = False,
-    salvage: Salvage = False,
-    download: Download = False,
 ) -> None:
     """Prove that two files hold the same autoencoder; end with exit code 4 where they do not.
 
@@ -74,7 +64,6 @@ def verify(
 
         vaeconv verify out/ --drop-in-for hf://stabilityai/sd-vae-ft-mse
     """
-    from vaeconv.parity.side import SideOptions
     from vaeconv.parity.verification import verify as run
 
     why = "--weights-only draws none"
@@ -83,9 +72,7 @@ def verify(
     files.check([path for path in (a, b, drop_in_for, latents) if path])
     decoded: list[Decoded] = []
     with sink.progress("fetching") as fetching, sink.steps() as steps:
-        model = SideOptions(
-            None, source_prefix, allow_zeros, salvage, download, on_fetch=fetching.advance
-        )
+        model = reading.options(fetching.advance)
         options = replace(
             options,
             a=model._replace(variant=variant_a),

@@ -9,20 +9,22 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+from vaeconv import option_docs as docs
 from vaeconv.checkpoint.atomic import replace_small_file
 from vaeconv.checkpoint.writable import make_folder
 from vaeconv.errors import InputError, OutputExistsError
-from vaeconv.evaluate.grids import Panel, contact_sheet, merge_panels, save_picture
+from vaeconv.evaluate.grids import FORMATS, Panel, contact_sheet, merge_panels, save_picture
 from vaeconv.evaluate.images import ImageSet
 from vaeconv.evaluate.models import Candidate, ModelSpec, load_candidates, sample_posterior
 from vaeconv.evaluate.protocol import PRESETS, Protocol
 from vaeconv.json_text import dump_json
-from vaeconv.option_checks import Device, Range, check_fields
+from vaeconv.option_checks import check_fields
+from vaeconv.option_docs import Doc
 from vaeconv.parity.devices import import_torch, pick_device, reproducible
 from vaeconv.parity.images import LeftOut, flatten
-from vaeconv.parity.side import SideOptions
+from vaeconv.parity.side import OfOneModel, SideOptions
 
 ORIGINAL = "original"
 REPORT = "compare.json"
@@ -32,41 +34,39 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompareOptions:
-    """How to compare.
+    """How to compare; each option says what it does.
 
     Attributes:
-        protocol: How pictures are prepared and reconstructed.
-        limit: Take the first so many pictures.
-        labels: Write names and PSNR under the pictures.
-        zoom: Side of a square to show enlarged where candidates differ most; 0 for none.
-        sheet: Columns of the contact sheet; 0 for none.
-        format: ``png`` or ``webp``.
-        overwrite: Whether pictures that are there may be replaced.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        protocol: How images are prepared and reconstructed.
         sides: How to read the models.
         on_progress: Called with what is being done, and how much of it is done of how much.
     """
 
-    protocol: Protocol = PRESETS["card-256"]
-    limit: int | None = None
-    labels: bool = True
-    zoom: int = 0
-    sheet: int = 1
-    format: str = "png"
-    overwrite: bool = False
-    device: str = "auto"
-    sides: SideOptions = SideOptions()
+    protocol: Annotated[Protocol, "made of ProtocolOptions"] = PRESETS["card-256"]
+    limit: docs.Limit = None
+    labels: Annotated[bool, Doc("Write names and PSNR under the images; the cards do not.")] = True
+    zoom: Annotated[
+        int,
+        Doc(
+            "Side, in pixels, of a square to show enlarged where the models differ most; 0 for "
+            "none.",
+            "PIXELS",
+            least=0,
+        ),
+    ] = 0
+    sheet: Annotated[
+        int, Doc("Columns of the contact sheet; 0 for no sheet.", "COLUMNS", least=0)
+    ] = 1
+    format: Annotated[
+        str, Doc("Format of the images: png or webp, both lossless.", "NAME", choices=FORMATS)
+    ] = "png"
+    overwrite: docs.Overwrite = False
+    device: docs.Device = "auto"
+    sides: OfOneModel = SideOptions()
     on_progress: Callable[[str, int, int], None] | None = None
 
     def __post_init__(self) -> None:
-        check_fields(
-            self,
-            limit=Range(1),
-            zoom=Range(0),
-            sheet=Range(0),
-            format=("png", "webp"),
-            device=Device,
-        )
+        check_fields(self)
 
 
 class Compared(NamedTuple):

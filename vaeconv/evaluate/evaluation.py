@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from vaeconv import option_docs as docs
 from vaeconv.checkpoint.writable import check_writable
 from vaeconv.errors import MissingDependencyError, UsageError
 from vaeconv.evaluate.batches import BatchRunner, grouped
@@ -31,7 +32,8 @@ from vaeconv.evaluate.shards import (
     open_folder,
     read_shards,
 )
-from vaeconv.option_checks import Device, Range, check_fields
+from vaeconv.option_checks import check_fields
+from vaeconv.option_docs import Doc
 from vaeconv.parity.devices import (
     describe_environment,
     describe_versions,
@@ -39,64 +41,120 @@ from vaeconv.parity.devices import (
     import_torch,
     reproducible,
 )
-from vaeconv.parity.side import SideOptions
+from vaeconv.parity.side import OfOneModel, SideOptions
 
 SCHEMA_VERSION = 2  # of what is kept of a run; 1 knew images by names and sizes only
 _AHEAD = 3  # batches that are read before they are wanted
 
 
+_METRICS_PANEL, _SPEED = "Metrics", "Speed"
+
+
+def metric_list(text: str) -> tuple[str, ...]:
+    """Read names of metrics, separated by commas, into their own order."""
+    wanted = [name.strip() for name in text.lower().split(",") if name.strip()]
+    unknown = [name for name in wanted if name not in METRICS]
+    return (*(name for name in METRICS if name in wanted), *unknown)
+
+
+def number_or_auto(text: str) -> int | None:
+    """Read a whole number; ``auto`` is None.
+
+    Raises:
+        UsageError: It is neither.
+    """
+    if text == "auto":
+        return None
+    if not text.isdecimal():
+        raise UsageError(f"{text!r} is neither auto nor a whole number")
+    return int(text)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalOptions:
-    """How to evaluate.
+    """How to evaluate; each option says what it does.
 
     Attributes:
-        protocol: How pictures are prepared and reconstructed.
-        metrics: Which to compute.
-        weights: Files with weights of metric nets, by net.
-        may_download: Whether to fetch weights that are not there.
-        allow_missing: Leave out metrics whose weights are nowhere, in place of an error.
-        latent_stats: Whether to take mean and deviation of latents.
-        limit: Take the first so many pictures.
-        strict: Fail where a picture is skipped.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-        batch_size: Pictures at a time; None for what fits.
-        workers: Threads that read pictures; None for one per core.
-        channels_last: Whether activations lie so.
-        compiles: Whether to compile encoder and decoder.
-        expect_world_size: How many processes there must be.
-        restart: Discard the progress of this same run, and start over.
+        protocol: How images are prepared and reconstructed.
+        weights: Files with weights of metric networks, by network.
         discards: Discard the progress of another run, in place of an error.
         sides: How to read the models.
         quiet: Draw no progress bar while fetching weights.
         on_progress: Called with what is being done, and how much of it is done of how much.
     """
 
-    protocol: Protocol = PRESETS["card-256"]
-    metrics: tuple[str, ...] = METRICS
+    protocol: Annotated[Protocol, "made of ProtocolOptions"] = PRESETS["card-256"]
+    limit: docs.Limit = None
+    strict: Annotated[
+        bool,
+        Doc("Fail if an image cannot be read.", flags=("--strict/--no-strict",)),
+    ] = False
+    latent_stats: Annotated[
+        bool,
+        Doc("Measure mean and deviation of the latents, and the scaling factor that follows."),
+    ] = False
+    metrics: Annotated[
+        tuple[str, ...],
+        Doc(
+            "Metrics to compute, separated by commas: rfid, psnr, ssim, psim and lpips.",
+            "LIST",
+            _METRICS_PANEL,
+            choices=METRICS,
+            parse=metric_list,
+        ),
+    ] = METRICS
+    allow_missing: Annotated[
+        bool,
+        Doc(
+            "Leave out metrics whose network weights are not found, instead of exit code 7.",
+            panel=_METRICS_PANEL,
+            flags=("--allow-missing-metrics",),
+        ),
+    ] = False
     weights: dict[str, Path] = field(default_factory=dict)
-    may_download: bool = True
-    allow_missing: bool = False
-    latent_stats: bool = False
-    limit: int | None = None
-    strict: bool = False
-    device: str = "auto"
-    batch_size: int | None = None
-    workers: int | None = None
-    channels_last: bool = False
-    compiles: bool = False
-    expect_world_size: int | None = None
-    restart: bool = False
+    may_download: Annotated[
+        bool,
+        Doc(
+            "Download no weights of metric networks.",
+            panel=_METRICS_PANEL,
+            flags=(" /--offline",),
+        ),
+    ] = True
+    device: docs.Device = "auto"
+    batch_size: Annotated[
+        int | None,
+        Doc(
+            "Images that run at a time; by default, and with auto, as many as fit.",
+            "N",
+            _SPEED,
+            least=1,
+            parse=number_or_auto,
+        ),
+    ] = None
+    workers: Annotated[
+        int | None,
+        Doc("Threads that read images; by default one for each core.", "N", _SPEED, least=1),
+    ] = None
+    channels_last: Annotated[
+        bool,
+        Doc("Store activations with channels last, which is faster on some GPUs.", panel=_SPEED),
+    ] = False
+    compiles: Annotated[
+        bool,
+        Doc("Compile encoder and decoder with torch.compile.", panel=_SPEED, flags=("--compile",)),
+    ] = False
+    expect_world_size: Annotated[
+        int | None,
+        Doc("Refuse to run in more or fewer processes than this.", "N", _SPEED, least=1),
+    ] = None
+    restart: Annotated[bool, Doc("Discard saved progress and start over.")] = False
     discards: bool = False
-    sides: SideOptions = SideOptions()
+    sides: OfOneModel = SideOptions()
     quiet: bool = False
     on_progress: Callable[[str, int, int], None] | None = None
 
     def __post_init__(self) -> None:
-        some = Range(1)
-        check_fields(
-            self, metrics=METRICS, limit=some, device=Device, batch_size=some,
-            workers=some, expect_world_size=some,
-        )  # fmt: skip
+        check_fields(self)
         if not self.metrics:
             raise UsageError("metrics are empty", hint=f"there are {', '.join(METRICS)}")
 

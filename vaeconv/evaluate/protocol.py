@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, NamedTuple
 
+from vaeconv.effects import Rule, refuse_idle
 from vaeconv.option_checks import MOST_PIXELS, Range, check_fields, check_value
+from vaeconv.option_docs import Doc
 
 FILTERS = ("bicubic", "lanczos", "bilinear", "box", "hamming", "nearest")
+_PANEL = "Protocol"
 RESIZES = ("shorter-side", "squash", "none")
 POSTERIORS = ("mode", "sample")
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -90,3 +94,75 @@ def preset(name: str) -> Protocol:
     """
     check_value("protocol", name, tuple(PRESETS))
     return PRESETS[name]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProtocolOptions:
+    """A preset, and what of it is changed; each option says what it does."""
+
+    protocol: Annotated[
+        str,
+        Doc(
+            "Preset: card-256, card-256-squash or card-256-sample; the options below change it.",
+            "NAME",
+            _PANEL,
+        ),
+    ] = "card-256"
+    size: Annotated[
+        int | None,
+        Doc("Side of the square images, in pixels; 256 in the presets.", "PIXELS", _PANEL, least=1),
+    ] = None
+    resize: Annotated[
+        str | None,
+        Doc(
+            "How images become square: shorter-side (then a centre crop), squash, or none (a "
+            "centre crop alone).",
+            "HOW",
+            _PANEL,
+        ),
+    ] = None
+    filter: Annotated[
+        str | None,
+        Doc(
+            "Antialiased filter that resizes: bicubic, lanczos, bilinear, box, hamming or "
+            "nearest.",
+            "NAME",
+            _PANEL,
+        ),
+    ] = None
+    posterior: Annotated[
+        str | None,
+        Doc("Latent to decode: mode (the posterior's mean) or sample.", "HOW", _PANEL),
+    ] = None
+    seed: Annotated[int | None, Doc("Random seed for posterior samples.", panel=_PANEL)] = None
+    rounds: Annotated[
+        bool | None,
+        Doc(
+            "Round reconstructions to the 256 steps of uint8 before measuring.",
+            panel=_PANEL,
+            flags=("--uint8/--no-uint8",),
+        ),
+    ] = None
+    dtype: Annotated[
+        str | None,
+        Doc("Type that the autoencoders run in: fp32, fp16 or bf16.", "TYPE", _PANEL),
+    ] = None
+
+    def made(self) -> Protocol:
+        """Make the protocol.
+
+        Raises:
+            UsageError: A knob has no such setting, or has no effect.
+        """
+        changes = asdict(self)
+        begun = preset(changes.pop("protocol"))
+        is_drawn = (self.posterior or begun.posterior) == "sample"
+        is_resized = (self.resize or begun.resize) != "none"
+        refuse_idle(
+            [
+                Rule("--seed", self.seed is not None, is_drawn, "only --posterior sample draws"),
+                Rule("--filter", self.filter is not None, is_resized,
+                     "--resize none filters nothing"),
+            ]
+        )  # fmt: skip
+        return begun.changed(**changes)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from vaeconv import option_docs as docs
 from vaeconv.autoencoder.config import NORM_NUM_GROUPS, GivenConfig, Scaling, build_config
@@ -46,6 +46,10 @@ class SideOptions(NamedTuple):
             UsageError: One is not allowed.
         """
         check_fields(self)
+
+
+# A field of this kind says how one model is read; a command has options for all models at once.
+OfOneModel = Annotated[SideOptions, "no options of a command"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,14 @@ from vaeconv.parity.files import compare_files
 from vaeconv.parity.latents import DECODE, ENCODE, ReferenceSet, built_in_set, load_set
 from vaeconv.parity.loading import Model
 from vaeconv.parity.measure import MIXED
-from vaeconv.parity.side import Side, SideOptions, check_averages, match_rounding, open_side
+from vaeconv.parity.side import (
+    OfOneModel,
+    Side,
+    SideOptions,
+    check_averages,
+    match_rounding,
+    open_side,
+)
 from vaeconv.parity.verdict import Comparison, SideFacts, Verification
 from vaeconv.parity.weights import WeightResult
 
@@ -45,7 +52,6 @@ _SHAPE_FIELDS = ("in_channels", "out_channels", "latent_channels", "levels")
 
 
 _REFERENCES = "References"
-_Reading = Annotated[SideOptions, "how one model is read; no options of a command"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +66,9 @@ class VerifyOptions:
         on_progress: Called with what is being done, and how much of it is done of how much.
     """
 
-    a: _Reading = SideOptions()
-    b: _Reading = SideOptions()
-    base: _Reading = SideOptions()
+    a: OfOneModel = SideOptions()
+    b: OfOneModel = SideOptions()
+    base: OfOneModel = SideOptions()
     weights_only: Annotated[bool, Doc("Compare weights only. Imports no torch.")] = False
     encode: Annotated[
         bool, Doc("Compare the posterior moments of images as well as decoded latents.")
