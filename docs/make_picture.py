@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from vaeconv.cli.render import render_inspection
+from vaeconv.cli.render.inspect import render_inspection
 from vaeconv.inspection import InspectOptions, inspect
 
 WIDTH = 100

@@ -385,10 +385,10 @@ PLANTED = [
     ("conversion.py", "import importlib\nimportlib.import_module('torch')", "imports by name"),
     ("output.py", "import safetensors", "imports safetensors"),
     ("errors.py", "import vaeconv.plan", "must not know vaeconv.plan"),
-    ("cli/render.py", "import rich.table", "imports rich early"),
-    ("cli/options.py", "import click", "imports click"),
-    ("cli/options.py", "def f():\n    import click", "imports click"),
-    ("cli/convert.py", "import torch", "imports torch"),
+    ("cli/output.py", "import rich.table", "imports rich early"),
+    ("cli/declare.py", "import click", "imports click"),
+    ("cli/declare.py", "def f():\n    import click", "imports click"),
+    ("cli/commands/convert.py", "import torch", "imports torch"),
     ("helpers.py", "", "has no place in the table of rooms"),
     ("survey.py", "import vaeconv.helpers", "no place in the table of rooms"),
     ("parity/__init__.py", "import torch", "imports torch early"),
@@ -433,7 +433,7 @@ ALLOWED = [
     ("evaluate/metrics.py", "from vaeconv.parity import latents"),
     ("publish/release.py", "import vaeconv.evaluate, vaeconv.parity, vaeconv.prune"),
     ("prune.py", "from vaeconv.prune_plan import Group"),
-    ("cli/push.py", "import typer\nfrom vaeconv.publish import card"),
+    ("cli/commands/push.py", "import typer\nfrom vaeconv.publish import card"),
 ]
 
 

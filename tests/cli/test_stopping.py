@@ -74,7 +74,7 @@ def assert_stopped(done: subprocess.CompletedProcess[str], code: int = 130) -> N
 
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
 @pytest.mark.parametrize(
-    "name", ["typer", "vaeconv.cli.group", "vaeconv.cli.options", "vaeconv.conversion"]
+    "name", ["typer", "vaeconv.cli.group", "vaeconv.cli.declare", "vaeconv.conversion"]
 )
 def test_a_stop_during_an_import(name, number, code, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(_SITE.format(name=name, number=number, times=1))

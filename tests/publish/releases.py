@@ -206,7 +206,7 @@ def _main() -> None:
     torch.set_num_threads(1)  # threads that have computed are not there after a fork
     with tempfile.TemporaryDirectory() as folder:  # what is loaded late is loaded now
         make(write_project(Path(folder) / "project"), last="card")
-    import vaeconv.cli.release  # noqa: F401
+    import vaeconv.cli.commands.release  # noqa: F401
 
     for line in sys.stdin:
         pid = os.fork()

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from vaeconv._version import __version__
-from vaeconv.cli.render import print_error, print_json
+from vaeconv.cli.output import print_error, print_json
 from vaeconv.cli.streams import BROKEN_PIPE, STDOUT, ReaderGone
 from vaeconv.errors import UsageError, VaeconvError
 
@@ -56,7 +56,7 @@ class Commands(TyperGroup):
             gc.enable()
         single = typer.Typer(add_completion=False)
         name = cmd_name.replace("-", "_")
-        single.command(cmd_name)(getattr(import_module(f"vaeconv.cli.{name}"), name))
+        single.command(cmd_name)(getattr(import_module(f"vaeconv.cli.commands.{name}"), name))
         return typer.main.get_command(single)
 
     def invoke(self, ctx: Any) -> Any:

@@ -124,8 +124,7 @@ class ProtocolOptions:
     filter: Annotated[
         str | None,
         Doc(
-            "Antialiased filter that resizes: bicubic, lanczos, bilinear, box, hamming or "
-            "nearest.",
+            "Antialiased filter that resizes: bicubic, lanczos, bilinear, box, hamming or nearest.",
             "NAME",
             _PANEL,
         ),

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from vaeconv.autoencoder.families import FAMILY_NAMES
-from vaeconv.errors import UsageError, VaeconvError
+from vaeconv.checkpoint.atomic import replace_small_file
+from vaeconv.errors import OutputExistsError, UsageError, VaeconvError
 from vaeconv.evaluate.meter import METRICS
 from vaeconv.evaluate.protocol import PRESETS
-from vaeconv.names import KINDS
+from vaeconv.names import KINDS, check_ending
 from vaeconv.option_checks import MOST_PIXELS, RUN_DTYPES, Device, Range, check_fields
 from vaeconv.publish.meta import CardMeta
 from vaeconv.schema import build, read_toml
@@ -244,3 +245,16 @@ def _line(table: str, key: Any) -> str:
     else:
         text = "(not set)" if default is None else str(default)
     return f"# {key.name} = {text}"
+
+
+def write_release_file(path: Path) -> None:
+    """Write a release file with every key, its meaning and its default.
+
+    Raises:
+        OutputExistsError: There is one already.
+        UsageError: Its name does not end in ``.toml``.
+    """
+    check_ending(path, (".toml",), "a release file")
+    if path.exists():
+        raise OutputExistsError("exists", where=str(path), hint="remove it, or name another")
+    replace_small_file(path, commented_file().encode(), durable=False)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from vaeconv.cli.declare import declare
-from vaeconv.cli.sink import Sink
+from vaeconv.cli.output import Sink
 from vaeconv.effects import Rule, refuse_idle
 from vaeconv.option_docs import Doc
 from vaeconv.publish.push_options import PushOptions
-
-if TYPE_CHECKING:
-    from vaeconv.publish.pushing import Pushed
 
 Folder = Annotated[Path, Doc("Folder to publish.", "DIR")]
 RepoId = Annotated[str, Doc("Repository on the Hub: owner/name.", "REPO_ID")]
@@ -61,6 +57,7 @@ def push(
 
         vaeconv push out/ user/my-vae --create-pr
     """
+    from vaeconv.cli.render.push import push_lines, push_notes
     from vaeconv.publish.originals import Original, push_both
     from vaeconv.publish.pushing import push as run
 
@@ -78,48 +75,6 @@ def push(
     sink.show(
         "push",
         lambda: {**first, "original": others[0] if others else None},
-        lambda: [line for one in done for line in _lines(one, dry_run=dry_run, names=names)],
-        notes=[note for one in done for note in _notes(one)],
+        lambda: [line for one in done for line in push_lines(one, dry_run=dry_run, names=names)],
+        notes=[note for one in done for note in push_notes(one)],
     )
-
-
-def _notes(done: Pushed) -> Iterator[str]:
-    if done.left_out:
-        yield f"note: never published, and left out: {', '.join(done.left_out)}"
-    yield from (f"note: {note}" for note in done.notes)
-
-
-def _lines(done: Pushed, *, dry_run: bool, names: bool) -> list[str]:
-    verb = "would publish" if dry_run else "published"
-    if not (done.changed or done.deleted):
-        lines = [f"nothing changed: {done.repo_id} has all {len(done.unchanged)} files"]
-    elif not (done.is_new or dry_run):
-        lines = [f"nothing changed: a pull request to {done.repo_id} has all files"]
-    else:
-        lines = [f"{verb} {len(done.changed)} files to {done.repo_id}, branch {done.revision}"]
-    if dry_run or done.creates:
-        lines.append(f"  {_state(done, dry_run=dry_run)}")
-    if names:
-        lines += [
-            f"  {path}" + " (replaces another)" * (path in done.replaced) for path in done.changed
-        ]
-        lines += [f"  {path} (there)" for path in done.unchanged]
-    gone = "would be deleted" if dry_run else "deleted"
-    lines += [f"  {path} ({gone}: of an older release)" for path in done.deleted]
-    if done.oid:
-        lines.append(f"  commit {done.oid}{f', tag {done.tag}' if done.tag else ''}")
-    if done.url:
-        lines.append(f"  {done.url}")
-    if done.is_verified:
-        lines.append("  downloaded again, and equal")
-    return lines
-
-
-def _state(done: Pushed, *, dry_run: bool) -> str:
-    """Say whether the repository is there, and who may see it."""
-    from vaeconv.publish.access import visibility
-
-    verb = "is there"
-    if done.creates:
-        verb = "would be created" if dry_run else "was created"
-    return f"the repository {verb}, {visibility(done.is_private)}"

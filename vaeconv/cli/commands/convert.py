@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from vaeconv.cli.declare import declare
-from vaeconv.cli.sink import Sink
+from vaeconv.cli.output import Sink
 from vaeconv.conversion import ConvertOptions
 from vaeconv.option_docs import Doc, DryRun, Source
 
@@ -42,7 +42,7 @@ def convert(
 
         vaeconv convert hf://stabilityai/sd-vae-ft-mse vae.ckpt
     """
-    from vaeconv.cli.render import conversion_document, conversion_lines
+    from vaeconv.cli.render.convert import conversion_document, conversion_lines
     from vaeconv.conversion import convert as run
 
     started, name = time.monotonic(), Path(source).name

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from vaeconv.checkpoint.folder import CONFIG, STEM
 from vaeconv.checkpoint.writable import check_writable
-from vaeconv.cli.render import human_size, text_table
-from vaeconv.cli.sink import Sink
+from vaeconv.cli.output import Sink, human_size, text_table
 from vaeconv.errors import CheckFailedError, OutputError, OutputExistsError
 from vaeconv.names import check_ending
 from vaeconv.option_docs import REPORTS, Doc

@@ -5,176 +5,29 @@ from __future__ import annotations
 import json as json_module
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from enum import Enum
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from vaeconv.checkpoint.atomic import replace_small_file
 from vaeconv.checkpoint.text_file import read_text_file
 from vaeconv.checkpoint.writable import check_writable
+from vaeconv.cli.jobs import EvalJob, NetworkFiles, Reading
 from vaeconv.cli.left_out import left_out_notes
+from vaeconv.cli.output import SCHEMA_VERSION, Sink, print_notes, text_table
 from vaeconv.cli.progress import ByteProgress, StepProgress
-from vaeconv.cli.reading import Reading
-from vaeconv.cli.render import SCHEMA_VERSION, print_notes, text_table
-from vaeconv.cli.sink import Sink
-from vaeconv.effects import Rule, refuse_idle
 from vaeconv.errors import InputError, OutputExistsError, UsageError, one_line
 from vaeconv.evaluate.evaluation import EvalOptions, evaluate
 from vaeconv.evaluate.models import ModelSpec, name_specs
-from vaeconv.evaluate.nets import NETS
 from vaeconv.evaluate.protocol import ProtocolOptions
 from vaeconv.evaluate.ranks import read_ranks
 from vaeconv.evaluate.shards import OtherRunError, read_digest
 from vaeconv.evaluate.tables import format_latex, format_markdown, identity_of, make_tables
 from vaeconv.json_text import dump_json
 from vaeconv.names import check_ending
-from vaeconv.option_docs import Doc, Images
 from vaeconv.parity.images import LeftOut
 from vaeconv.publish.documents import MAX_REPORT, read_document
 from vaeconv.publish.places import hide_places
-
-
-class Format(str, Enum):
-    """Forms of a printed table."""
-
-    TABLE = "table"
-    MARKDOWN = "markdown"
-    LATEX = "latex"
-    JSON = "json"
-
-
-_MODELS, _METRICS = "Models", "Metrics"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NetworkFiles:
-    """Files with the weights of metric networks; each option says which."""
-
-    inception_weights: Annotated[
-        Path | None, Doc("Weights of torch-fidelity's Inception v3, for rFID.", "FILE", _METRICS)
-    ] = None
-    vgg_weights: Annotated[
-        Path | None, Doc("Weights of torchvision's VGG16, for PSIM and LPIPS.", "FILE", _METRICS)
-    ] = None
-    lpips_weights: Annotated[
-        Path | None, Doc("Linear weights of LPIPS v0.1 for VGG.", "FILE", _METRICS)
-    ] = None
-
-    def by_network(self, metrics: Sequence[str]) -> dict[str, Path]:
-        """List the files that were named, by network.
-
-        Raises:
-            UsageError: No metric needs one.
-        """
-        given = (self.inception_weights, self.vgg_weights, self.lpips_weights)
-        why = "no metric of --metrics uses them"
-        refuse_idle(
-            Rule(net.option, path is not None, not {*metrics}.isdisjoint(net.serves), why)
-            for net, path in zip(NETS, given, strict=True)
-        )
-        return {net.name: path for net, path in zip(NETS, given, strict=True) if path is not None}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvalJob:
-    """What to evaluate, and what to do with the result; each option says it."""
-
-    models: Annotated[
-        tuple[str, ...],
-        Doc("Autoencoders to evaluate: anything that convert opens.", "MODEL...", is_argument=True),
-    ] = ()
-    images: Images = None
-    out: Annotated[
-        Path | None,
-        Doc(
-            "JSON file to write the result to; what a run has found so far lies beside it in "
-            "FILE.parts, so that it can go on after a kill.",
-            "FILE",
-        ),
-    ] = None
-    format: Annotated[Format, Doc("Form of the printed table.")] = Format.TABLE
-    add: Annotated[
-        tuple[Path, ...],
-        Doc(
-            "Earlier result to print as well, in the same table if protocol and images are the "
-            "same; repeatable.",
-            "FILE",
-        ),
-    ] = ()
-    plots: Annotated[
-        Path | None,
-        Doc("Folder to draw the distribution of each metric into. Needs matplotlib.", "DIR"),
-    ] = None
-    reproduce_card: Annotated[
-        bool,
-        Doc(
-            "Download the three published autoencoders and COCO 2017 val, and print our table "
-            "beside the card's, for each setting in doubt."
-        ),
-    ] = False
-    dry_run: Annotated[
-        bool, Doc("With --reproduce-card: print what would be downloaded and run; do neither.")
-    ] = False
-    models_file: Annotated[
-        Path | None,
-        Doc(
-            "TOML file of models with name, train_steps, comment, link, variant and ema.",
-            "FILE.toml",
-            _MODELS,
-            flags=("--models",),
-        ),
-    ] = None
-    name: Annotated[
-        tuple[str, ...],
-        Doc("Name of the first MODEL, of the second, and so on; repeatable.", "NAME", _MODELS),
-    ] = ()
-    train_steps: Annotated[
-        tuple[int, ...],
-        Doc("Training steps of the first MODEL, and so on; repeatable.", "N", _MODELS),
-    ] = ()
-    comment: Annotated[
-        tuple[str, ...], Doc("Comment on the first MODEL, and so on; repeatable.", "TEXT", _MODELS)
-    ] = ()
-    link: Annotated[
-        tuple[str, ...], Doc("Link of the first MODEL, and so on; repeatable.", "URL", _MODELS)
-    ] = ()
-    ema: Annotated[
-        bool,
-        Doc(
-            "Use the EMA weights of MODELs that have some.",
-            panel=_MODELS,
-            flags=("--ema/--no-ema",),
-        ),
-    ] = False
-    overwrite: Annotated[
-        bool,
-        Doc(
-            "Replace existing files at --out and --plots; without it only the result of this same "
-            "run is replaced.",
-            flags=("--overwrite", "--force"),
-        ),
-    ] = False
-
-    def refuse_idle(self, options: EvalOptions, reading: Reading, *, json: bool) -> None:
-        """Refuse options that have no effect together."""
-        has_models = bool(self.models or self.models_file or self.reproduce_card)
-        given = {
-            "images": self.images, "out": self.out, "ema": self.ema, "limit": options.limit,
-            "strict": options.strict, "latent-stats": options.latent_stats,
-            "restart": options.restart, "compile": options.compiles,
-            "channels-last": options.channels_last,
-            "expect-world-size": options.expect_world_size,
-            "source-prefix": reading.source_prefix, "salvage": reading.salvage,
-            "download": reading.download,
-        }  # fmt: skip
-        why = "there are no models to evaluate"
-        refuse_idle(
-            [
-                *[Rule(f"--{name}", bool(one), has_models, why) for name, one in given.items()],
-                Rule("--format", self.format is not Format.TABLE, not json, "--json is JSON"),
-            ]
-        )
 
 
 def run_job(
@@ -200,7 +53,7 @@ def run_job(
         sides=reading.options(),
     )
     if job.reproduce_card:
-        from vaeconv.cli.reproduced import reproduce
+        from vaeconv.cli.render.reproduce import reproduce
 
         reproduce(job, options, sink)
         return

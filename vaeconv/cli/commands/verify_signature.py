@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from vaeconv.cli.declare import declare
-from vaeconv.cli.sink import Sink
+from vaeconv.cli.output import Sink
 from vaeconv.option_docs import Doc
 
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 from vaeconv.cli.declare import declare
-from vaeconv.cli.sink import Sink
+from vaeconv.cli.output import Sink
 from vaeconv.option_docs import Device, Doc, Limit, Overwrite
 from vaeconv.parity.side import SideOptions
-
-if TYPE_CHECKING:
-    from vaeconv.parity.encoding import Encoded
 
 Images = Annotated[Path, Doc("Images to encode: a folder, or one image.", "IMAGES")]
 Output = Annotated[Path, Doc(".safetensors file to write.", "OUT")]
@@ -55,6 +51,7 @@ def latents(
         vaeconv verify --latents refs.safetensors last.ckpt out/
     """
     from vaeconv.cli.left_out import left_out_notes
+    from vaeconv.cli.render.latents import latents_document, latents_lines
     from vaeconv.parity.encoding import encode_pictures
 
     with sink.progress("fetching") as fetching, sink.steps() as steps:
@@ -71,30 +68,7 @@ def latents(
         )
     sink.show(
         "latents",
-        lambda: _document(done),
-        lambda: _lines(done, verbose=sink.verbose),
+        lambda: latents_document(done),
+        lambda: latents_lines(done, verbose=sink.verbose),
         notes=left_out_notes(done.left_out, verbose=sink.verbose),
     )
-
-
-def _document(done: Encoded) -> dict[str, Any]:
-    return {
-        "path": str(done.output),
-        "bytes": done.output.stat().st_size,
-        "names": list(done.names),
-        "left_out": [one._asdict() for one in done.left_out],
-        "latent": list(done.latent),
-        "device": done.device,
-    }
-
-
-def _lines(done: Encoded, *, verbose: bool) -> Iterator[str]:
-    from vaeconv.cli.render import human_size
-
-    shape = "x".join(map(str, done.latent))
-    yield (
-        f"encoded {len(done.names)} images on {done.device} to latents of {shape}: "
-        f"{done.output} ({human_size(done.output.stat().st_size)})"
-    )
-    if verbose:
-        yield from (f"  {name}" for name in done.names)

@@ -1,160 +1,20 @@
-"""Turn results into text or JSON. The only place that prints."""
+"""An inspection as tables and as a document."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from vaeconv.errors import VaeconvError, one_line
-from vaeconv.json_text import dump_json
+from vaeconv.cli.output import human_size
+from vaeconv.errors import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from vaeconv.conversion import Conversion
     from vaeconv.inspection import Inspection
 
-SCHEMA_VERSION = 1
 _SHOWN_PARTS = 40
 _SHOWN_ENTRIES, _SHOWN_TEXT = 40, 120
-
-
-def print_json(
-    command: str, document: Mapping[str, Any], error: VaeconvError | None = None
-) -> None:
-    """Write one JSON document straight to stdout, untouched by any console."""
-    envelope: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "command": command,
-        "ok": error is None,
-        **document,
-    }
-    if error is not None:
-        envelope["error"] = describe_error(error)
-    sys.stdout.write(dump_json(envelope) + "\n")
-    sys.stdout.flush()
-
-
-def describe_error(error: VaeconvError) -> dict[str, Any]:
-    """Give an error's facts."""
-    return {
-        "type": type(error).__name__,
-        "exit_code": error.exit_code,
-        "message": str(error),
-        "what": one_line(error.what),
-        "where": error.where and one_line(error.where),
-        "hint": error.hint,
-        **({"details": list(error.details)} if error.details else {}),
-    }
-
-
-def print_error(text: str, details: Iterable[str] = ()) -> None:
-    """Write one error line to stderr, where that can be written, and one for each detail."""
-    lines = [f"error: {one_line(text)}", *(f"  - {one_line(detail)}" for detail in details)]
-    with suppress(OSError):
-        _write_stderr(line + "\n" for line in lines)
-
-
-def print_notes(notes: Iterable[str]) -> None:
-    """Write notes and warnings to stderr, a line each."""
-    _write_stderr(one_line(note) + "\n" for note in notes)
-
-
-def _write_stderr(lines: Iterable[str]) -> None:
-    """Write lines; where there is no room for them, the work goes on."""
-    try:
-        sys.stderr.writelines(lines)
-        sys.stderr.flush()
-    except BrokenPipeError:
-        raise
-    except OSError:
-        pass
-
-
-def human_size(nbytes: int) -> str:
-    """Write a number of bytes for people, in decimal units as file managers do."""
-    size = float(nbytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
-        size /= 1000
-    raise AssertionError
-
-
-def text_table(
-    head: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, left: int, last_left: bool = False
-) -> list[str]:
-    """Align columns: the first ``left`` to the left, numbers to the right; as wide as it takes."""
-    table = [head, *rows]
-    widths = [max(len(row[column]) for row in table) for column in range(len(head))]
-    lines = []
-    for row in table:
-        cells = [
-            cell.ljust(width) if column < left or (last_left and column == len(head) - 1)
-            else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]  # fmt: skip
-        lines.append(("  " + "  ".join(cells)).rstrip())
-    return lines
-
-
-def conversion_document(result: Conversion, *, dry_run: bool) -> dict[str, Any]:
-    """Describe a conversion for machines."""
-    ema, raw = result.plan.ema_counts
-    document: dict[str, Any] = {
-        "dry_run": dry_run,
-        "source": {"name": result.source, "container": result.container,
-                   "layout": result.source_layout.value},
-        "output": {"path": str(result.output), "layout": result.layout.value,
-                   "tensors": len(result.plan.rows), "bytes": result.plan.nbytes},
-        "ema": {"ema": ema, "raw": raw},
-        "dropped": result.plan.drop_counts(),
-        "config": result.config,
-        "metadata": dict(sorted(result.metadata.items())),
-        "scaling_from": result.decision.scaling.source if result.decision else None,
-        "family": result.decision.family.name
-        if result.decision and result.decision.family else None,
-        "files": [
-            {"path": str(w.path), "size": w.size, "sha256": w.sha256} for w in result.written
-        ],
-        "notes": list(result.plan.notes),
-    }  # fmt: skip
-    if dry_run:
-        document["rows"] = [
-            {"name": row.name, "source": row.source.name, "shape": list(row.shape),
-             "dtype": row.dtype.code, "cast_from": row.source.dtype.code if row.is_cast else None}
-            for row in result.plan.rows
-        ]  # fmt: skip
-    return document
-
-
-def conversion_lines(
-    result: Conversion, *, dry_run: bool, seconds: float, verbose: bool
-) -> Iterator[str]:
-    """Tell a person what was converted."""
-    yield (
-        f"{'would convert' if dry_run else 'converted'} {result.source} ({result.container}, "
-        f"{result.source_layout.value}) to {result.output} ({result.layout.value})"
-    )
-    yield f"  {len(result.plan.rows)} tensors, {human_size(result.plan.nbytes)}"
-    if result.decision:
-        scaling = result.decision.scaling
-        shift = "" if scaling.shift_factor is None else f", shift factor {scaling.shift_factor:g}"
-        yield f"  scaling factor {scaling.scaling_factor:g}{shift} ({scaling.source})"
-    if result.plan.dropped:
-        counts = ", ".join(f"{count} {why}" for why, count in result.plan.drop_counts().items())
-        yield f"  left out: {counts}"
-    if dry_run or verbose:
-        for row in result.plan.rows:
-            cast = f" {row.source.dtype.code} -> {row.dtype.code}" if row.is_cast else ""
-            yield f"  {row.name} <- {row.source.name}{cast}"
-    for written in result.written:
-        digest = f"  sha256 {written.sha256}" if written.sha256 else ""
-        yield f"  {written.path}  {human_size(written.size)}{digest}"
-    if not dry_run:
-        yield f"  in {seconds:.2f} s"
 
 
 def inspection_document(report: Inspection, *, keys: bool) -> dict[str, Any]:

@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 from vaeconv.cli.declare import declare
-from vaeconv.cli.reading import Reading
-from vaeconv.cli.sink import Sink
-from vaeconv.cli.verified import Outputs, publish_result
+from vaeconv.cli.jobs import Reading, VerifyJob
+from vaeconv.cli.output import Sink
+from vaeconv.cli.render.verify import Outputs, publish_result
 from vaeconv.effects import Rule, refuse_idle
-from vaeconv.option_docs import EXPERT, Doc, Variant
+from vaeconv.option_docs import Doc
 from vaeconv.parity.verification import VerifyOptions
 
 if TYPE_CHECKING:
@@ -20,16 +20,6 @@ First = Annotated[str, Doc("Model to verify: anything that convert opens.", "A")
 Second = Annotated[
     str | None, Doc("Model that should be the same autoencoder.", "[B]", is_argument=True)
 ]
-Base = Annotated[
-    str | None,
-    Doc(
-        "Model that A must be able to stand in for: encoder, posterior moments, channels and "
-        "scaling are the same, and the decoder may differ.",
-        "BASE",
-    ),
-]
-VariantA = Annotated[Variant, Doc("Variant of a diffusers folder A, such as fp16.", "NAME", EXPERT)]
-VariantB = Annotated[Variant, Doc("Variant of a diffusers folder B, such as fp16.", "NAME", EXPERT)]
 
 
 @declare
@@ -40,10 +30,8 @@ def verify(
     options: VerifyOptions,
     files: Outputs,
     reading: Reading,
+    job: VerifyJob,
     sink: Sink,
-    drop_in_for: Base = None,
-    variant_a: VariantA = None,
-    variant_b: VariantB = None,
 ) -> None:
     """Prove that two files hold the same autoencoder; end with exit code 4 where they do not.
 
@@ -69,17 +57,17 @@ def verify(
     why = "--weights-only draws none"
     refuse_idle([Rule("--pictures", files.pictures is not None, not options.weights_only, why)])
     latents = options.latents and str(options.latents)
-    files.check([path for path in (a, b, drop_in_for, latents) if path])
+    files.check([path for path in (a, b, job.drop_in_for, latents) if path])
     decoded: list[Decoded] = []
     with sink.progress("fetching") as fetching, sink.steps() as steps:
         model = reading.options(fetching.advance)
         options = replace(
             options,
-            a=model._replace(variant=variant_a),
-            b=model._replace(variant=variant_b),
+            a=model._replace(variant=job.variant_a),
+            b=model._replace(variant=job.variant_b),
             base=model,
             on_picture=decoded.append if files.pictures or files.html else None,
             on_progress=steps.advance,
         )
-        result = run(a, b, options, drop_in_for=drop_in_for)
+        result = run(a, b, options, drop_in_for=job.drop_in_for)
     publish_result(result, files, decoded, sink)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from vaeconv.cli.declare import declare
-from vaeconv.cli.evaluated import EvalJob, NetworkFiles, run_job
-from vaeconv.cli.reading import Reading
-from vaeconv.cli.sink import Sink
+from vaeconv.cli.jobs import EvalJob, NetworkFiles, Reading
+from vaeconv.cli.output import Sink
+from vaeconv.cli.render.eval import run_job
 from vaeconv.evaluate.evaluation import EvalOptions
 from vaeconv.evaluate.protocol import ProtocolOptions
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from vaeconv.cli.declare import declare
-from vaeconv.cli.sink import Sink
+from vaeconv.cli.output import Sink
 from vaeconv.inspection import InspectOptions
 from vaeconv.option_docs import Doc, Source
 
@@ -33,7 +33,7 @@ def inspect(
     """
     from dataclasses import replace
 
-    from vaeconv.cli.render import inspection_document, render_inspection
+    from vaeconv.cli.render.inspect import inspection_document, render_inspection
     from vaeconv.inspection import inspect as run
 
     with sink.progress(f"fetching {Path(source).name}") as fetching:

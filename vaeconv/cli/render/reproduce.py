@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vaeconv.cli.evaluated import EvalJob, check_result, run_evaluation
-from vaeconv.cli.render import text_table
-from vaeconv.cli.sink import Sink
+from vaeconv.cli.jobs import EvalJob
+from vaeconv.cli.output import Sink, text_table
+from vaeconv.cli.render.eval import check_result, run_evaluation
 from vaeconv.errors import UsageError, one_line
 from vaeconv.evaluate.card import (
     PROTOCOLS,

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from vaeconv.cli.render import (
+from vaeconv.cli.output import (
+    Sink,
     describe_error,
     human_size,
     print_error,
     print_notes,
     text_table,
 )
-from vaeconv.cli.sink import Sink
 from vaeconv.errors import VaeconvError, one_line
 from vaeconv.pruning import Pruning
 

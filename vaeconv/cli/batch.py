@@ -1,0 +1,76 @@
+"""Several prunings by one command: outputs of inputs, and what of the options each can use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vaeconv.cli.output import Sink
+from vaeconv.errors import CheckpointNotFoundError, OutputError, UsageError, raise_all
+from vaeconv.names import batch_targets, is_address, output_kind
+from vaeconv.plan import Row
+from vaeconv.prune_options import Probe, Probed, PruneOptions
+from vaeconv.pruning import Pruning, prune
+
+
+def pair(paths: list[str], out_dir: Path | None) -> list[tuple[str, str]]:
+    """Tell the output of each input.
+
+    Raises:
+        UsageError: One is missing, or two would be the same.
+    """
+    if out_dir is None:
+        if len(paths) != 2:
+            raise UsageError(
+                f"IN and OUT are needed, and there are {len(paths)} names",
+                hint="to prune several checkpoints, name a folder with --out-dir",
+            )
+        return [(paths[0], paths[1])]
+    targets = batch_targets(paths, out_dir)
+    missing = [one for one in paths if not is_address(one) and not Path(one).exists()]
+    raise_all([CheckpointNotFoundError("No such file or directory", where=one) for one in missing])
+    if not out_dir.is_dir():
+        raise OutputError("is not a folder", where=str(out_dir), hint=f"mkdir -p '{out_dir}'")
+    return targets
+
+
+def fitting(
+    options: PruneOptions, job: tuple[str, str], jobs: Sequence[tuple[str, str]]
+) -> PruneOptions:
+    """Leave out of one job of several what only others can use, such as the shards of folders."""
+
+    def idle(source: str, target: str) -> set[str]:
+        rules = options.rules(*output_kind(target), source)
+        return {rule.option for rule in rules if rule.is_given and not rule.has_effect}
+
+    everywhere = set(idle(*job)).intersection(*(idle(*one) for one in jobs))
+    spare = idle(*job) - everywhere
+    fields = {option[2:].replace("-", "_") for option in spare}
+    return replace(options, **{name: getattr(type(options)(), name) for name in fields})
+
+
+def make_probe(device: str) -> Probe:
+    """Make what decodes in fp16 and fp32 before anything is written."""
+
+    def probe(rows: Sequence[Row], config: Mapping[str, Any]) -> Probed:
+        from vaeconv.parity.probe import probe_decoder
+
+        return probe_decoder(rows, config, device=device)
+
+    return probe
+
+
+def run_one(
+    source: str, target: str, options: PruneOptions, sink: Sink, *, dry_run: bool
+) -> Pruning:
+    """Prune one checkpoint, and show how far it is."""
+    name = Path(source).name
+    with (
+        sink.progress(f"fetching {name}") as fetching,
+        sink.progress(f"pruning {name}") as copying,
+    ):
+        copy = options.copy._replace(on_progress=copying.advance)
+        options = replace(options, copy=copy, on_fetch=fetching.advance)
+        return prune(source, target, options, dry_run=dry_run)

@@ -1,0 +1,77 @@
+"""``vaeconv card``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from vaeconv.cli.declare import declare
+from vaeconv.cli.jobs import CardJob
+from vaeconv.cli.output import Sink
+from vaeconv.option_docs import Doc
+
+
+@declare
+def card(
+    folder: Annotated[Path, Doc("Folder that is published: weights, config, manifest.", "DIR")],
+    options: CardJob,
+    sink: Sink,
+) -> None:
+    """Write the model card of a release from what the other commands reported.
+
+    Of a card that is there, the generated parts are made anew, and what people wrote stays.
+
+    Examples:
+
+        vaeconv card out/ --meta card.toml
+
+        vaeconv card out/ --meta card.toml --eval coco.json --eval laion.json --parity parity.json
+
+        vaeconv card out/ --check --eval coco.json
+    """
+    from vaeconv.cli.render.card import show_check
+    from vaeconv.publish.card import CardInputs, card_title, make_card, write_card
+    from vaeconv.publish.checking import check_card
+    from vaeconv.publish.documents import read_document
+    from vaeconv.publish.meta import CardMeta, read_meta
+    from vaeconv.publish.sbom import write_sbom
+
+    options.refuse_idle(json=sink.json)
+    evaluations = tuple(read_document(path, "eval") for path in options.evaluation)
+    if options.check:
+        show_check(folder, check_card(folder, evaluations), sink)
+        return
+    inputs = CardInputs(
+        folder,
+        meta=read_meta(options.meta) if options.meta else CardMeta(),
+        evaluations=evaluations,
+        parity=read_document(options.parity, "verify") if options.parity else None,
+        pictures=options.pictures,
+        template=options.template,
+    )
+    text = make_card(inputs)
+    written = [] if options.dry_run else [write_card(inputs)]
+    problems = [] if options.dry_run else check_card(folder, evaluations)
+    if options.sbom and not options.dry_run:
+        written.append(write_sbom(folder, inputs.meta, card_title(inputs)))
+    facts: dict[str, Any] = {
+        "path": str(folder / "README.md"),
+        "written": [str(path) for path in written],
+        "dry_run": options.dry_run,
+        "text": text,
+        "problems": problems,
+    }
+
+    def tell() -> list[str]:
+        if options.show:
+            from rich.console import Console
+            from rich.markdown import Markdown
+
+            Console().print(Markdown(text.split("\n---\n", 1)[-1]))
+        elif options.dry_run:
+            sys.stdout.write(text)
+        return [] if options.show else [f"wrote {path}" for path in written]
+
+    notes = [f"warning: {problem}, so push refuses this card" for problem in problems]
+    sink.show("card", lambda: facts, tell, notes=notes)

@@ -1,0 +1,72 @@
+"""A release in a job of GitHub Actions: annotation, summary and outputs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from vaeconv.errors import OutputError, VaeconvError, one_line
+from vaeconv.publish.release import Release
+
+
+def annotate(error: VaeconvError) -> None:
+    """Show the failure at the job, where this runs in one."""
+    from vaeconv.parity.report import annotation
+
+    said = annotation("\n".join([str(error), *error.details]), "release")
+    if said:
+        sys.stderr.write(said + "\n")
+
+
+def tell_failure(error: VaeconvError) -> None:
+    """Write the verdict into the job's summary, and all that is wrong."""
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    if summary:
+        head, *details = (one_line(one).replace("`", "'") for one in (str(error), *error.details))
+        lines = [f"**stopped**: `{head}`", "", *(f"- `{one}`" for one in details)]
+        _append(summary, "\n".join(["### vaeconv release", "", *lines]).rstrip() + "\n")
+
+
+def tell_job(done: Release) -> None:
+    """Write the job's summary and outputs (``GITHUB_STEP_SUMMARY``, ``GITHUB_OUTPUT``)."""
+    from vaeconv.evaluate.tables import format_markdown
+    from vaeconv.publish.documents import read_document
+
+    summary, output = os.environ.get("GITHUB_STEP_SUMMARY"), os.environ.get("GITHUB_OUTPUT")
+    if summary:
+        lines = ["### vaeconv release", "", f"**{_verdict(done)}**", ""]
+        lines += [f"- {step.name}: {step.outcome}" for step in done.steps]
+        lines += [
+            f"- [{one.repo_id}](https://huggingface.co/{one.repo_id}) at {one.oid}"
+            for one in done.pushed
+        ]
+        evaluation = done.folder / "diffusers" / "eval.json"
+        if evaluation.is_file():
+            lines += ["", format_markdown([read_document(evaluation, "eval")])]
+        _append(summary, "\n".join(lines) + "\n")
+    if output:
+        facts = {
+            "folder": one_line(str(done.folder)),
+            "pushed": "true" if any(one.is_new for one in done.pushed) else "false",
+            "repo_ids": " ".join(one.repo_id for one in done.pushed),
+            "commits": " ".join(one.oid or "" for one in done.pushed),
+        }
+        _append(output, "".join(f"{key}={value}\n" for key, value in facts.items()))
+
+
+def _verdict(done: Release) -> str:
+    """Say in a few words what came of it."""
+    if any(one.is_new for one in done.pushed):
+        return "published"
+    if done.pushed:
+        return "nothing changed since it was published"
+    return "not pushed"
+
+
+def _append(path: str, text: str) -> None:
+    try:
+        with Path(path).open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+    except OSError as error:
+        raise OutputError(f"cannot be written: {error.strerror}", where=path) from error

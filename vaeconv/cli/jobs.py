@@ -1,0 +1,349 @@
+"""Options of commands beside those of the library: inputs, outputs, rows of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from vaeconv.effects import Rule, refuse_idle
+from vaeconv.option_docs import (
+    EXPERT,
+    AllowZeros,
+    Doc,
+    Download,
+    Images,
+    Salvage,
+    SourcePrefix,
+    Variant,
+)
+
+if TYPE_CHECKING:
+    from vaeconv.evaluate.evaluation import EvalOptions
+    from vaeconv.parity.side import SideOptions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """Options that hold for every model; each says what it does."""
+
+    source_prefix: SourcePrefix = None
+    allow_zeros: AllowZeros = False
+    salvage: Salvage = False
+    download: Download = False
+
+    def options(self, on_fetch: Callable[[int], None] | None = None) -> SideOptions:
+        """Make the library's options of it."""
+        from vaeconv.parity.side import SideOptions
+
+        return SideOptions(**asdict(self), on_fetch=on_fetch)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CardJob:
+    """What a card is made of; each option says what it is."""
+
+    evaluation: Annotated[
+        tuple[Path, ...],
+        Doc(
+            "Result of vaeconv eval, one for each set of images; repeatable.",
+            "FILE",
+            flags=("--eval",),
+        ),
+    ] = ()
+    parity: Annotated[Path | None, Doc("Report of vaeconv verify.", "FILE")] = None
+    pictures: Annotated[
+        Path | None,
+        Doc(
+            "Folder of side-by-side images, as vaeconv compare writes them, inside the published "
+            "folder.",
+            "DIR",
+        ),
+    ] = None
+    meta: Annotated[
+        Path | None,
+        Doc(
+            "Facts that people know: title, repo_id, license, base_model, summary, training, …",
+            "FILE.toml",
+        ),
+    ] = None
+    template: Annotated[
+        Path | None, Doc("jinja2 template to use in place of the shipped one.", "FILE")
+    ] = None
+    sbom: Annotated[bool, Doc("Also write a bill of materials: sbom.cdx.json, in CycloneDX.")] = (
+        False
+    )
+    check: Annotated[
+        bool,
+        Doc(
+            "Write nothing; end with exit code 4 if the card that is there has broken front "
+            "matter, dead links, or numbers that differ from --eval."
+        ),
+    ] = False
+    show: Annotated[bool, Doc("Print the card on the terminal.", flags=("--print",))] = False
+    dry_run: Annotated[bool, Doc("Write nothing, and print the text of the card.")] = False
+
+    def refuse_idle(self, *, json: bool) -> None:
+        """Refuse options that have no effect together."""
+        why = "--check reads the card that is there, and writes nothing"
+        given = {
+            "parity": self.parity, "pictures": self.pictures, "meta": self.meta,
+            "template": self.template, "sbom": self.sbom, "print": self.show,
+            "dry-run": self.dry_run,
+        }  # fmt: skip
+        rules = [Rule(f"--{name}", bool(one), not self.check, why) for name, one in given.items()]
+        refuse_idle(
+            [*rules, Rule("--print", self.show, not json, "--json has the text in its document")]
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareJob:
+    """What to compare, and where to put it; each option says it."""
+
+    models: Annotated[
+        tuple[str, ...],
+        Doc(
+            "Autoencoders to compare, from left to right: anything that convert opens.",
+            "MODEL...",
+            is_argument=True,
+        ),
+    ] = ()
+    images: Images = None
+    out: Annotated[Path | None, Doc("Folder to write the side-by-side images into.", "DIR")] = None
+    name: Annotated[
+        tuple[str, ...],
+        Doc("Name of the first MODEL, of the second, and so on; repeatable.", "NAME"),
+    ] = ()
+    models_file: Annotated[
+        Path | None, Doc("TOML file of models, as for eval.", "FILE.toml", flags=("--models",))
+    ] = None
+    ema: Annotated[
+        bool, Doc("Use the EMA weights of MODELs that have some.", flags=("--ema/--no-ema",))
+    ] = False
+    protocol: Annotated[str, Doc("Preset of how images are prepared, as for eval.", "NAME")] = (
+        "card-256"
+    )
+    size: Annotated[
+        int | None,
+        Doc("Side of the square images, in pixels; 256 in the presets.", "PIXELS", least=1),
+    ] = None
+
+
+class Format(str, Enum):
+    """Forms of a printed table."""
+
+    TABLE = "table"
+    MARKDOWN = "markdown"
+    LATEX = "latex"
+    JSON = "json"
+
+
+_MODELS, _METRICS = "Models", "Metrics"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkFiles:
+    """Files with the weights of metric networks; each option says which."""
+
+    inception_weights: Annotated[
+        Path | None, Doc("Weights of torch-fidelity's Inception v3, for rFID.", "FILE", _METRICS)
+    ] = None
+    vgg_weights: Annotated[
+        Path | None, Doc("Weights of torchvision's VGG16, for PSIM and LPIPS.", "FILE", _METRICS)
+    ] = None
+    lpips_weights: Annotated[
+        Path | None, Doc("Linear weights of LPIPS v0.1 for VGG.", "FILE", _METRICS)
+    ] = None
+
+    def by_network(self, metrics: Sequence[str]) -> dict[str, Path]:
+        """List the files that were named, by network.
+
+        Raises:
+            UsageError: No metric needs one.
+        """
+        from vaeconv.evaluate.nets import NETS
+
+        given = (self.inception_weights, self.vgg_weights, self.lpips_weights)
+        why = "no metric of --metrics uses them"
+        refuse_idle(
+            Rule(net.option, path is not None, not {*metrics}.isdisjoint(net.serves), why)
+            for net, path in zip(NETS, given, strict=True)
+        )
+        return {net.name: path for net, path in zip(NETS, given, strict=True) if path is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalJob:
+    """What to evaluate, and what to do with the result; each option says it."""
+
+    models: Annotated[
+        tuple[str, ...],
+        Doc("Autoencoders to evaluate: anything that convert opens.", "MODEL...", is_argument=True),
+    ] = ()
+    images: Images = None
+    out: Annotated[
+        Path | None,
+        Doc(
+            "JSON file to write the result to; what a run has found so far lies beside it in "
+            "FILE.parts, so that it can go on after a kill.",
+            "FILE",
+        ),
+    ] = None
+    format: Annotated[Format, Doc("Form of the printed table.")] = Format.TABLE
+    add: Annotated[
+        tuple[Path, ...],
+        Doc(
+            "Earlier result to print as well, in the same table if protocol and images are the "
+            "same; repeatable.",
+            "FILE",
+        ),
+    ] = ()
+    plots: Annotated[
+        Path | None,
+        Doc("Folder to draw the distribution of each metric into. Needs matplotlib.", "DIR"),
+    ] = None
+    reproduce_card: Annotated[
+        bool,
+        Doc(
+            "Download the three published autoencoders and COCO 2017 val, and print our table "
+            "beside the card's, for each setting in doubt."
+        ),
+    ] = False
+    dry_run: Annotated[
+        bool, Doc("With --reproduce-card: print what would be downloaded and run; do neither.")
+    ] = False
+    models_file: Annotated[
+        Path | None,
+        Doc(
+            "TOML file of models with name, train_steps, comment, link, variant and ema.",
+            "FILE.toml",
+            _MODELS,
+            flags=("--models",),
+        ),
+    ] = None
+    name: Annotated[
+        tuple[str, ...],
+        Doc("Name of the first MODEL, of the second, and so on; repeatable.", "NAME", _MODELS),
+    ] = ()
+    train_steps: Annotated[
+        tuple[int, ...],
+        Doc("Training steps of the first MODEL, and so on; repeatable.", "N", _MODELS),
+    ] = ()
+    comment: Annotated[
+        tuple[str, ...], Doc("Comment on the first MODEL, and so on; repeatable.", "TEXT", _MODELS)
+    ] = ()
+    link: Annotated[
+        tuple[str, ...], Doc("Link of the first MODEL, and so on; repeatable.", "URL", _MODELS)
+    ] = ()
+    ema: Annotated[
+        bool,
+        Doc(
+            "Use the EMA weights of MODELs that have some.",
+            panel=_MODELS,
+            flags=("--ema/--no-ema",),
+        ),
+    ] = False
+    overwrite: Annotated[
+        bool,
+        Doc(
+            "Replace existing files at --out and --plots; without it only the result of this same "
+            "run is replaced.",
+            flags=("--overwrite", "--force"),
+        ),
+    ] = False
+
+    def refuse_idle(self, options: EvalOptions, reading: Reading, *, json: bool) -> None:
+        """Refuse options that have no effect together."""
+        has_models = bool(self.models or self.models_file or self.reproduce_card)
+        given = {
+            "images": self.images, "out": self.out, "ema": self.ema, "limit": options.limit,
+            "strict": options.strict, "latent-stats": options.latent_stats,
+            "restart": options.restart, "compile": options.compiles,
+            "channels-last": options.channels_last,
+            "expect-world-size": options.expect_world_size,
+            "source-prefix": reading.source_prefix, "salvage": reading.salvage,
+            "download": reading.download,
+        }  # fmt: skip
+        why = "there are no models to evaluate"
+        refuse_idle(
+            [
+                *[Rule(f"--{name}", bool(one), has_models, why) for name, one in given.items()],
+                Rule("--format", self.format is not Format.TABLE, not json, "--json is JSON"),
+            ]
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseJob:
+    """Which steps of which release; each option says what it does."""
+
+    file: Annotated[
+        Path, Doc("Release file: what to release, and its gates.", "FILE.toml", is_argument=True)
+    ] = Path("release.toml")
+    first: Annotated[
+        str | None,
+        Doc(
+            "Do this step and those after it again, even if they are done.",
+            "STEP",
+            flags=("--from",),
+        ),
+    ] = None
+    last: Annotated[str | None, Doc("Stop after this step.", "STEP", flags=("--until",))] = None
+    init: Annotated[
+        bool, Doc("Write a release file with every key, its meaning and its default.")
+    ] = False
+    tag: Annotated[
+        str | None,
+        Doc(
+            "Tag of this release: stands for {tag} in the release file, and tags both commits if "
+            "no value has {tag}. By default VAECONV_TAG, or the tag of the CI job (GitHub, "
+            "GitLab), which only fill in {tag}.",
+            "TAG",
+        ),
+    ] = None
+    sign: Annotated[
+        Path | None,
+        Doc(
+            "Private key in PEM to sign what is published with (pip install 'vaeconv\\[sign]').",
+            "KEY",
+        ),
+    ] = None
+    dry_run: Annotated[
+        bool,
+        Doc(
+            "Look at everything that is needed, here and on the Hub, print which steps would run "
+            "and which repositories would be created, and do nothing."
+        ),
+    ] = False
+
+    def refuse_idle(self) -> None:
+        """Refuse options that have no effect together."""
+        given = {
+            "--from": self.first, "--until": self.last, "--sign": self.sign,
+            "--dry-run": self.dry_run,
+        }  # fmt: skip
+        why = "--init only writes the file"
+        refuse_idle(Rule(name, bool(one), not self.init, why) for name, one in given.items())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyJob:
+    """What to verify a model against; each option says it."""
+
+    drop_in_for: Annotated[
+        str | None,
+        Doc(
+            "Model that A must be able to stand in for: encoder, posterior moments, channels and "
+            "scaling are the same, and the decoder may differ.",
+            "BASE",
+        ),
+    ] = None
+    variant_a: Annotated[
+        Variant, Doc("Variant of a diffusers folder A, such as fp16.", "NAME", EXPERT)
+    ] = None
+    variant_b: Annotated[
+        Variant, Doc("Variant of a diffusers folder B, such as fp16.", "NAME", EXPERT)
+    ] = None

@@ -1,0 +1,152 @@
+"""Where a command's result goes: the one place that knows text, ``--json`` and ``--quiet``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Annotated, Any, NamedTuple
+
+from vaeconv.cli.progress import ByteProgress, StepProgress
+from vaeconv.errors import VaeconvError, one_line
+from vaeconv.json_text import dump_json
+from vaeconv.option_docs import Doc
+
+SCHEMA_VERSION = 1
+
+
+def print_json(
+    command: str, document: Mapping[str, Any], error: VaeconvError | None = None
+) -> None:
+    """Write one JSON document straight to stdout, untouched by any console."""
+    envelope: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "command": command,
+        "ok": error is None,
+        **document,
+    }
+    if error is not None:
+        envelope["error"] = describe_error(error)
+    sys.stdout.write(dump_json(envelope) + "\n")
+    sys.stdout.flush()
+
+
+def describe_error(error: VaeconvError) -> dict[str, Any]:
+    """Give an error's facts."""
+    return {
+        "type": type(error).__name__,
+        "exit_code": error.exit_code,
+        "message": str(error),
+        "what": one_line(error.what),
+        "where": error.where and one_line(error.where),
+        "hint": error.hint,
+        **({"details": list(error.details)} if error.details else {}),
+    }
+
+
+def print_error(text: str, details: Iterable[str] = ()) -> None:
+    """Write one error line to stderr, where that can be written, and one for each detail."""
+    lines = [f"error: {one_line(text)}", *(f"  - {one_line(detail)}" for detail in details)]
+    with suppress(OSError):
+        _write_stderr(line + "\n" for line in lines)
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Write notes and warnings to stderr, a line each."""
+    _write_stderr(one_line(note) + "\n" for note in notes)
+
+
+def _write_stderr(lines: Iterable[str]) -> None:
+    """Write lines; where there is no room for them, the work goes on."""
+    try:
+        sys.stderr.writelines(lines)
+        sys.stderr.flush()
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass
+
+
+def human_size(nbytes: int) -> str:
+    """Write a number of bytes for people, in decimal units as file managers do."""
+    size = float(nbytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
+        size /= 1000
+    raise AssertionError
+
+
+def text_table(
+    head: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, left: int, last_left: bool = False
+) -> list[str]:
+    """Align columns: the first ``left`` to the left, numbers to the right; as wide as it takes."""
+    table = [head, *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(head))]
+    lines = []
+    for row in table:
+        cells = [
+            cell.ljust(width) if column < left or (last_left and column == len(head) - 1)
+            else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]  # fmt: skip
+        lines.append(("  " + "  ".join(cells)).rstrip())
+    return lines
+
+
+class Sink(NamedTuple):
+    """How much a command says, and to whom.
+
+    Attributes:
+        json: To a program: one document on stdout.
+        quiet: Errors only.
+        verbose: More than usual.
+    """
+
+    json: Annotated[bool, Doc("Print one JSON document on stdout.")] = False
+    quiet: Annotated[bool, Doc("Print errors only.", flags=("--quiet", "-q"))] = False
+    verbose: Annotated[
+        bool,
+        Doc("Print details; with an error, also the traceback.", flags=("--verbose", "-v")),
+    ] = False
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether text for people is wanted, and progress."""
+        return not (self.json or self.quiet)
+
+    def progress(self, what: str) -> ByteProgress:
+        """Show how many bytes are done, where people look."""
+        return ByteProgress(what, enabled=self.is_shown)
+
+    def steps(self) -> StepProgress:
+        """Show what is being done, where people look."""
+        return StepProgress(enabled=self.is_shown)
+
+    def show(
+        self,
+        command: str,
+        document: Callable[[], Mapping[str, Any]],
+        text: Callable[[], Iterable[str] | None],
+        *,
+        notes: Iterable[str] = (),
+        failure: VaeconvError | None = None,
+    ) -> None:
+        """Print a result: notes on stderr, lines on stdout, or the document.
+
+        Args:
+            command: Which it is of.
+            document: Makes its facts for machines.
+            text: Makes its lines for people, or draws them.
+            notes: What the user should know beside it.
+            failure: Raised when all is printed.
+        """
+        if self.json:
+            print_json(command, dict(document()), failure)
+        elif not self.quiet:
+            print_notes(notes)
+            sys.stdout.writelines(one_line(line) + "\n" for line in text() or ())
+            sys.stdout.flush()
+        if failure:
+            failure.is_reported = self.json
+            raise failure

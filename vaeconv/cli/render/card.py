@@ -1,0 +1,24 @@
+"""What is wrong with a card, as text and as a document."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vaeconv.cli.output import Sink
+from vaeconv.errors import CheckFailedError, counted
+
+
+def show_check(folder: Path, problems: Sequence[str], sink: Sink) -> None:
+    """Print what is wrong with a card; the end is an error where something is."""
+    failure, lines = None, [f"{folder / 'README.md'} is in order"]
+    if problems:
+        what, details = counted("not in order", problems)
+        failure = CheckFailedError(
+            what,
+            where=str(folder / "README.md"),
+            hint="mend it, or write it anew with vaeconv card --meta FILE.toml",
+            details=() if sink.is_shown else details,  # else the lines list them
+        )
+        lines = [f"  {problem}" for problem in problems]
+    sink.show("card", lambda: {"problems": problems}, lambda: lines, failure=failure)

@@ -1,0 +1,32 @@
+"""Encoded images, as text and as a document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from vaeconv.cli.output import human_size
+from vaeconv.parity.encoding import Encoded
+
+
+def latents_document(done: Encoded) -> dict[str, Any]:
+    """Describe encoded images for machines."""
+    return {
+        "path": str(done.output),
+        "bytes": done.output.stat().st_size,
+        "names": list(done.names),
+        "left_out": [one._asdict() for one in done.left_out],
+        "latent": list(done.latent),
+        "device": done.device,
+    }
+
+
+def latents_lines(done: Encoded, *, verbose: bool) -> Iterator[str]:
+    """Tell a person what was encoded."""
+    shape = "x".join(map(str, done.latent))
+    yield (
+        f"encoded {len(done.names)} images on {done.device} to latents of {shape}: "
+        f"{done.output} ({human_size(done.output.stat().st_size)})"
+    )
+    if verbose:
+        yield from (f"  {name}" for name in done.names)
