@@ -13,7 +13,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-numerics lint format check bench picture fixtures clean
+.PHONY: help setup demo test test-all test-numerics lint format check bench picture reference \
+	fixtures clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile
@@ -69,6 +70,9 @@ bench: $(READY)  ## make the inputs (8 GB under BENCH_DIR) once, then measure
 
 picture: $(READY)  ## redraw docs/inspect.svg
 	$(BIN)/python docs/make_picture.py fixtures/tiny-kl.ckpt docs/inspect.svg
+
+reference: $(READY)  ## rewrite docs/cli.md from the options of the commands
+	$(BIN)/python -m docs.make_reference
 
 fixtures: $(READY)  ## rewrite fixtures/ from its script
 	$(BIN)/python -m fixtures.make_fixtures

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from docs.make_reference import make_reference
 from vaeconv import __version__, errors
 from vaeconv.cli.group import COMMANDS
 from vaeconv.cli.stopping import SIGNALS
@@ -103,3 +104,8 @@ def test_the_picture_is_what_inspect_prints_now(tmp_path):
     shown = text_of(picture)
     assert any("vaeconv inspect fixtures/tiny-kl.ckpt" in line for line in shown)
     assert shown == text_of(ROOT / "docs" / "inspect.svg")
+
+
+def test_the_reference_of_commands_is_what_the_help_says() -> None:
+    said = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert said == make_reference(), "make reference writes it"

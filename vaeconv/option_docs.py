@@ -20,7 +20,7 @@ from vaeconv.option_checks import Variant as VariantName
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 CHECKS, EXPERT, SCALING = "Checks", "Special inputs", "Scaling"
-REPORTS = "Reports"
+REPORTS, PROBE = "Reports", "Probe"
 
 
 class Doc(NamedTuple):

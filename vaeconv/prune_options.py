@@ -17,7 +17,7 @@ from vaeconv.option_docs import Doc
 from vaeconv.parts import Part
 from vaeconv.plan import KEEP, Row
 
-_PARTS, PROBE = "Parts", "Probe"
+_PARTS = "Parts"
 _INFERENCE = frozenset(Part) - {Part.LOSS}
 
 
@@ -121,7 +121,7 @@ class PruneOptions:
         bool,
         Doc(
             "Probe, and end with exit code 4 if fp16 decoding is not finite.",
-            panel=PROBE,
+            panel=docs.PROBE,
             flags=("--require-fp16-decode",),
         ),
     ] = False

@@ -58,7 +58,7 @@ def test_the_release_file_is_one(tmp_path: Path) -> None:
 
 
 def test_the_outputs_are_those_of_the_command() -> None:
-    source = ROOT / "vaeconv" / "cli" / "release.py"
+    source = ROOT / "vaeconv" / "cli" / "github.py"
     for name in ("folder", "pushed", "repo_ids", "commits"):
         assert f"`{name}`" in TEXT
         assert f'"{name}":' in source.read_text(encoding="utf-8")

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 from vaeconv.effects import Rule, refuse_idle
 from vaeconv.option_docs import (
     EXPERT,
+    PROBE,
     AllowZeros,
+    Device,
     Doc,
     Download,
+    DryRun,
     Images,
     Salvage,
     SourcePrefix,
@@ -347,3 +350,41 @@ class VerifyJob:
     variant_b: Annotated[
         Variant, Doc("Variant of a diffusers folder B, such as fp16.", "NAME", EXPERT)
     ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruneJob:
+    """How the command prunes; each option says it."""
+
+    out_dir: Annotated[Path | None, Doc("Folder to prune several checkpoints into.", "DIR")] = None
+    dry_run: DryRun = False
+    probe: Annotated[
+        bool,
+        Doc(
+            "First decode a latent in fp16 and fp32, report the largest activation, and set "
+            "force_upcast in a folder's config accordingly. Imports torch.",
+            panel=PROBE,
+        ),
+    ] = False
+    device: Device = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushJob:
+    """What the command publishes beside the folder; each option says it."""
+
+    original: Annotated[
+        tuple[str, Path] | None,
+        Doc(
+            "CompVis file to publish as well, with the repository of its own that it goes to; "
+            "each card leads to the other.",
+            "REPO_ID FILE",
+        ),
+    ] = None
+    dry_run: Annotated[
+        bool,
+        Doc(
+            "Check the folder, the token and the repository, print what would be added, replaced "
+            "and deleted, and change nothing."
+        ),
+    ] = False

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 from vaeconv.autoencoder.families import FAMILY_NAMES
 from vaeconv.checkpoint.atomic import replace_small_file
@@ -14,6 +14,7 @@ from vaeconv.evaluate.meter import METRICS
 from vaeconv.evaluate.protocol import PRESETS
 from vaeconv.names import KINDS, check_ending
 from vaeconv.option_checks import MOST_PIXELS, RUN_DTYPES, Device, Range, check_fields
+from vaeconv.option_docs import Doc
 from vaeconv.publish.meta import CardMeta
 from vaeconv.schema import build, read_toml
 
@@ -21,29 +22,33 @@ from vaeconv.schema import build, read_toml
 _FORMATS = (*(ending.lstrip(".") for ending in KINDS), *KINDS)
 
 
-def _key(default: Any, doc: str) -> Any:
-    """Make a field with a default and a line for the commented file."""
-    if default in ({}, ()):
-        return field(default_factory=type(default), metadata={"doc": doc})
-    return field(default=default, metadata={"doc": doc})
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceTable:
     """What is released."""
 
-    checkpoint: str = field(metadata={"doc": "The training checkpoint: anything convert opens."})
-    ema: bool = _key(True, "Use EMA weights where a tensor has some.")
-    scaling_factor: float | None = _key(
-        None, "What latents are multiplied by; must be given, or family."
-    )
-    shift_factor: float | None = _key(None, "What is subtracted from latents before.")
-    family: str | None = _key(None, "sd1, sdxl, sd3, flux1, …: settles scaling and shift.")
-    config: str | None = _key(None, "A config file, for what shapes do not tell.")
-    source_prefix: str | None = _key(None, "Which autoencoder, where there are several.")
-    allow_zeros: bool = _key(
-        False, "Let weights pass that are zero where no training leaves zeros."
-    )
+    checkpoint: Annotated[str, Doc("Training checkpoint to release: anything that convert opens.")]
+    ema: Annotated[bool, Doc("Release the EMA weights of tensors that have some.")] = True
+    scaling_factor: Annotated[
+        float | None,
+        Doc("Factor that the diffusion model multiplies latents by; this or family must be given."),
+    ] = None
+    shift_factor: Annotated[
+        float | None, Doc("Number that the diffusion model subtracts from latents before scaling.")
+    ] = None
+    family: Annotated[
+        str | None,
+        Doc("Model family, which settles scaling and shift: sd1, sd2, sdxl, sd3, flux1, …"),
+    ] = None
+    config: Annotated[
+        str | None,
+        Doc("Config for what shapes do not tell: a diffusers config.json or a training yaml."),
+    ] = None
+    source_prefix: Annotated[
+        str | None, Doc("Prefix of the autoencoder to release, where the checkpoint holds several.")
+    ] = None
+    allow_zeros: Annotated[
+        bool, Doc("Accept weights that are zero where no training leaves zeros.")
+    ] = False
 
     def __post_init__(self) -> None:
         check_fields(self, scaling_factor=Range(0, is_open=True), family=FAMILY_NAMES)
@@ -53,17 +58,24 @@ class SourceTable:
 class OutputTable:
     """What is written, and where."""
 
-    folder: str = _key("release", "Where everything goes.")
-    dtypes: tuple[str, ...] = _key(
-        ("fp32", "fp16"), "Weights of the diffusers folder: fp32 plain, others as variants."
-    )
-    original: str = _key("", "Name of the CompVis file, without ending; empty for none.")
-    original_formats: tuple[str, ...] = _key(
-        ("safetensors", "ckpt"), "Its endings: safetensors, sft, ckpt, pt, pth, bin."
-    )
-    original_dtype: str = _key("fp32", "Its dtype.")
-    modelspec: bool = _key(False, "Describe the model in the headers of its safetensors files.")
-    sbom: bool = _key(False, "Write a bill of materials (CycloneDX) into each folder.")
+    folder: Annotated[str, Doc("Folder that everything is written into.")] = "release"
+    dtypes: Annotated[
+        tuple[str, ...],
+        Doc("Types of the weights in the diffusers folder: fp32 is the plain variant."),
+    ] = ("fp32", "fp16")
+    original: Annotated[
+        str, Doc("Name of the CompVis file, without an ending; empty for no such file.")
+    ] = ""
+    original_formats: Annotated[
+        tuple[str, ...], Doc("Endings of the CompVis file: safetensors, sft, ckpt, pt, pth, bin.")
+    ] = ("safetensors", "ckpt")
+    original_dtype: Annotated[
+        str, Doc("Type of the weights in the CompVis file: fp32, fp16 or bf16.")
+    ] = "fp32"
+    modelspec: Annotated[
+        bool, Doc("Describe the model in the headers of the safetensors files (ModelSpec).")
+    ] = False
+    sbom: Annotated[bool, Doc("Write a bill of materials (CycloneDX) into each folder.")] = False
 
     def __post_init__(self) -> None:
         check_fields(self, dtypes=RUN_DTYPES, original_formats=_FORMATS, original_dtype=RUN_DTYPES)
@@ -75,10 +87,17 @@ class OutputTable:
 class VerifyTable:
     """The gate of parity."""
 
-    device: str = _key("auto", "auto, cpu, cuda, cuda:N or mps.")
-    dtype: str = _key("fp32", "Compare in this type as well, after fp32.")
-    latents: str | None = _key(None, "A file of vaeconv latents.")
-    drop_in_for: str | None = _key(None, "Prove that it can stand in for this model.")
+    device: Annotated[str, Doc("Device that computes: auto, cpu, cuda, cuda:N or mps.")] = "auto"
+    dtype: Annotated[
+        str, Doc("Type to compare in as well, after fp32: fp32 (no other), fp16 or bf16.")
+    ] = "fp32"
+    latents: Annotated[
+        str | None,
+        Doc("Reference latents, as vaeconv latents writes them; by default a built-in set."),
+    ] = None
+    drop_in_for: Annotated[str | None, Doc("Model that this one must be able to stand in for.")] = (
+        None
+    )
 
     def __post_init__(self) -> None:
         check_fields(self, device=Device, dtype=RUN_DTYPES)
@@ -88,18 +107,33 @@ class VerifyTable:
 class EvalTable:
     """The evaluation, and its gates."""
 
-    images: str | None = _key(None, "A folder or a zip file of pictures; no evaluation without.")
-    title: str = _key("", "Title of the table.")
-    limit: int | None = _key(None, "Take the first so many pictures.")
-    protocol: str = _key("card-256", "The protocol's preset.")
-    size: int | None = _key(None, "Side of a picture in pixels.")
-    metrics: tuple[str, ...] = _key(("rfid", "psnr", "ssim", "psim", "lpips"), "What to compute.")
-    models: str | None = _key(None, "A TOML file with models to stand beside this one.")
-    device: str = _key("auto", "auto, cpu, cuda, cuda:N or mps.")
-    allow_missing_metrics: bool = _key(False, "Leave out metrics whose nets are nowhere.")
-    min_psnr: float | None = _key(None, "Gate: smallest mean PSNR in dB.")
-    baseline: str | None = _key(None, "Gate: an earlier eval.json to compare rFID with.")
-    max_rfid_regression: float = _key(0.0, "Gate: how much larger than the baseline's rFID may be.")
+    images: Annotated[
+        str | None,
+        Doc("Images to evaluate with: a folder or a zip file; no evaluation without them."),
+    ] = None
+    title: Annotated[str, Doc("Title of the table in the card.")] = ""
+    limit: Annotated[int | None, Doc("Use only this many images, in the order of their names.")] = (
+        None
+    )
+    protocol: Annotated[
+        str, Doc("Preset of how images are prepared: card-256, card-256-squash or card-256-sample.")
+    ] = "card-256"
+    size: Annotated[
+        int | None, Doc("Side of the square images, in pixels; by default that of the preset.")
+    ] = None
+    metrics: Annotated[
+        tuple[str, ...], Doc("Metrics to compute: rfid, psnr, ssim, psim and lpips.")
+    ] = ("rfid", "psnr", "ssim", "psim", "lpips")
+    models: Annotated[str | None, Doc("TOML file of models to show beside this one.")] = None
+    device: Annotated[str, Doc("Device that computes: auto, cpu, cuda, cuda:N or mps.")] = "auto"
+    allow_missing_metrics: Annotated[
+        bool, Doc("Leave out metrics whose network weights are not found.")
+    ] = False
+    min_psnr: Annotated[float | None, Doc("Gate: smallest mean PSNR, in dB.")] = None
+    baseline: Annotated[str | None, Doc("Gate: earlier eval.json whose rFID is compared.")] = None
+    max_rfid_regression: Annotated[
+        float, Doc("Gate: how much larger than the baseline's the rFID may be.")
+    ] = 0.0
 
     def __post_init__(self) -> None:
         check_fields(
@@ -119,10 +153,15 @@ class EvalTable:
 class CompareTable:
     """The pictures of the card."""
 
-    images: str | None = _key(None, "A folder or a zip file of pictures; none without.")
-    limit: int = _key(6, "Take the first so many.")
-    size: int | None = _key(None, "Side of a picture in pixels.")
-    labels: bool = _key(False, "Write names and PSNR under the pictures.")
+    images: Annotated[
+        str | None,
+        Doc("Images to show side by side: a folder or a zip file; none are shown without."),
+    ] = None
+    limit: Annotated[int, Doc("Show only this many images, in the order of their names.")] = 6
+    size: Annotated[
+        int | None, Doc("Side of the square images, in pixels; by default that of the preset.")
+    ] = None
+    labels: Annotated[bool, Doc("Write names and PSNR under the images.")] = False
 
     def __post_init__(self) -> None:
         check_fields(self, limit=Range(1), size=Range(1, most=MOST_PIXELS))
@@ -132,13 +171,21 @@ class CompareTable:
 class PushTable:
     """Where it is published."""
 
-    repo_id: str = _key("", "owner/name of the diffusers repository; no push without.")
-    original_repo_id: str = _key("", "owner/name of the repository with the CompVis file.")
-    revision: str = _key("main", "The branch.")
-    private: bool | None = _key(None, "Whether repositories that are made are private.")
-    tag: str | None = _key(None, "Tag of both commits; {tag} is that of the CI job, or of --tag.")
-    message: str | None = _key(None, "Of both commits.")
-    verify: bool = _key(True, "Download what was published, and compare.")
+    repo_id: Annotated[
+        str, Doc("Repository of the diffusers folder, owner/name; no push without it.")
+    ] = ""
+    original_repo_id: Annotated[str, Doc("Repository of the CompVis file, owner/name.")] = ""
+    revision: Annotated[str, Doc("Branch to publish to.")] = "main"
+    private: Annotated[
+        bool | None, Doc("Create repositories as private if they do not exist yet.")
+    ] = None
+    tag: Annotated[
+        str | None, Doc("Tag of both commits; {tag} stands for that of --tag or of the CI job.")
+    ] = None
+    message: Annotated[
+        str | None, Doc("Message of both commits; by default one that names the files.")
+    ] = None
+    verify: Annotated[bool, Doc("Download what was published, and compare it.")] = True
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -200,12 +247,21 @@ def commented_file() -> str:
         kind = hints[table.name]
         assert is_dataclass(kind)
         lines += [f"# {(kind.__doc__ or '').splitlines()[0]}", f"[{table.name}]"]
-        documented = _attributes_of(kind)
+        documented = {**_attributes_of(kind), **_docs_of(kind)}
         for key in fields(kind):
-            lines.append(f"# {key.metadata.get('doc') or documented[key.name]}")
+            lines.append(f"# {documented[key.name]}")
             lines.append(_line(table.name, key))
         lines.append("")
     return "\n".join(lines)
+
+
+def _docs_of(kind: Any) -> dict[str, str]:
+    """Read the help of each field that has a ``Doc``."""
+    return {
+        name: doc.help
+        for name, hint in get_type_hints(kind, include_extras=True).items()
+        for doc in getattr(hint, "__metadata__", ())
+    }
 
 
 def _attributes_of(kind: Any) -> dict[str, str]:

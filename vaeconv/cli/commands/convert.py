@@ -24,7 +24,12 @@ Output = Annotated[
 
 @declare
 def convert(
-    source: Source, output: Output, options: ConvertOptions, sink: Sink, dry_run: DryRun = False
+    source: Source,
+    output: Output,
+    options: ConvertOptions,
+    *,
+    dry_run: DryRun = False,
+    sink: Sink,
 ) -> None:
     """Convert an autoencoder: CompVis checkpoint to diffusers folder, or back.
 

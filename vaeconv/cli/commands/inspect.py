@@ -15,8 +15,9 @@ from vaeconv.option_docs import Doc, Source
 def inspect(
     source: Source,
     options: InspectOptions,
-    sink: Sink,
+    *,
     keys: Annotated[bool, Doc("List every tensor.")] = False,
+    sink: Sink,
 ) -> None:
     """Say what is in a checkpoint: layout, family, config, EMA, and what else.
 

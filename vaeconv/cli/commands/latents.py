@@ -33,11 +33,12 @@ def latents(
     output: Output,
     model: Model,
     how: SideOptions,
-    sink: Sink,
+    *,
     size: Size = 256,
     limit: Limit = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
+    sink: Sink,
 ) -> None:
     """Encode pictures to a file of reference latents, for verify --latents.
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vaeconv.cli.batch import fitting, make_probe, pair, run_one
 from vaeconv.cli.declare import declare
+from vaeconv.cli.jobs import PruneJob
 from vaeconv.cli.output import Sink
-from vaeconv.option_docs import Device, Doc, DryRun
-from vaeconv.prune_options import PROBE, PruneOptions
+from vaeconv.option_docs import Doc
+from vaeconv.prune_options import PruneOptions
 
 if TYPE_CHECKING:
     pass
@@ -29,22 +29,7 @@ Paths = Annotated[
 
 
 @declare
-def prune(
-    paths: Paths,
-    options: PruneOptions,
-    sink: Sink,
-    out_dir: Annotated[Path | None, Doc("Folder to prune several checkpoints into.", "DIR")] = None,
-    dry_run: DryRun = False,
-    probe: Annotated[
-        bool,
-        Doc(
-            "First decode a latent in fp16 and fp32, report the largest activation, and set "
-            "force_upcast in a folder's config accordingly. Imports torch.",
-            panel=PROBE,
-        ),
-    ] = False,
-    device: Device = "auto",
-) -> None:
+def prune(paths: Paths, options: PruneOptions, job: PruneJob, *, sink: Sink) -> None:
     """Write a checkpoint again with only what inference needs, in fp16.
 
     Layout and names stay. Optimizer, callbacks, loss and EMA are left out; --ema folds the EMA
@@ -65,20 +50,20 @@ def prune(
     from vaeconv.cli.render.prune import print_batch, print_single
     from vaeconv.effects import Rule, refuse_idle
 
-    has_probe = probe or options.require_fp16
-    refuse_idle([Rule("--device", device != "auto", has_probe, "only --probe computes")])
-    jobs = pair(paths, out_dir)
-    options = replace(options, probe=make_probe(device) if has_probe else None)
-    if out_dir is None:
+    has_probe = job.probe or options.require_fp16
+    refuse_idle([Rule("--device", job.device != "auto", has_probe, "only --probe computes")])
+    jobs = pair(paths, job.out_dir)
+    options = replace(options, probe=make_probe(job.device) if has_probe else None)
+    if job.out_dir is None:
         ((source, target),) = jobs
         started = time.monotonic()
-        result = run_one(source, target, options, sink, dry_run=dry_run)
+        result = run_one(source, target, options, sink, dry_run=job.dry_run)
         print_single(result, sink, seconds=time.monotonic() - started)
         return
     code = print_batch(
         jobs,
         lambda source, target: run_one(
-            source, target, fitting(options, (source, target), jobs), sink, dry_run=dry_run
+            source, target, fitting(options, (source, target), jobs), sink, dry_run=job.dry_run
         ),
         sink,
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from vaeconv.cli.declare import declare
+from vaeconv.cli.jobs import PushJob
 from vaeconv.cli.output import Sink
 from vaeconv.effects import Rule, refuse_idle
 from vaeconv.option_docs import Doc
@@ -14,31 +15,11 @@ from vaeconv.publish.push_options import PushOptions
 
 Folder = Annotated[Path, Doc("Folder to publish.", "DIR")]
 RepoId = Annotated[str, Doc("Repository on the Hub: owner/name.", "REPO_ID")]
-OriginalFile = Annotated[
-    tuple[str, Path] | None,
-    Doc(
-        "CompVis file to publish as well, with the repository of its own that it goes to; each "
-        "card leads to the other.",
-        "REPO_ID FILE",
-    ),
-]
-DryRun = Annotated[
-    bool,
-    Doc(
-        "Check the folder, the token and the repository, print what would be added, replaced and "
-        "deleted, and change nothing."
-    ),
-]
 
 
 @declare
 def push(
-    folder: Folder,
-    repo_id: RepoId,
-    options: PushOptions,
-    sink: Sink,
-    original: OriginalFile = None,
-    dry_run: DryRun = False,
+    folder: Folder, repo_id: RepoId, options: PushOptions, job: PushJob, *, sink: Sink
 ) -> None:
     """Publish a folder on the Hub as one commit, after checking that it may be.
 
@@ -66,15 +47,17 @@ def push(
     with sink.steps() as steps:
         options = replace(options, on_progress=steps.advance if sink.is_shown else None)
         done = (
-            push_both(folder, repo_id, Original(*original), options, dry_run=dry_run)
-            if original
-            else (run(folder, repo_id, options, dry_run=dry_run),)
+            push_both(folder, repo_id, Original(*job.original), options, dry_run=job.dry_run)
+            if job.original
+            else (run(folder, repo_id, options, dry_run=job.dry_run),)
         )
-    first, *others = ({**one._asdict(), "dry_run": dry_run} for one in done)
-    names = sink.verbose or dry_run
+    first, *others = ({**one._asdict(), "dry_run": job.dry_run} for one in done)
+    names = sink.verbose or job.dry_run
     sink.show(
         "push",
         lambda: {**first, "original": others[0] if others else None},
-        lambda: [line for one in done for line in push_lines(one, dry_run=dry_run, names=names)],
+        lambda: [
+            line for one in done for line in push_lines(one, dry_run=job.dry_run, names=names)
+        ],
         notes=[note for one in done for note in push_notes(one)],
     )

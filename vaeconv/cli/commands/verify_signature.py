@@ -14,10 +14,11 @@ from vaeconv.option_docs import Doc
 def verify_signature(
     folder: Annotated[Path, Doc("Folder to check: a release, or a download of it.", "DIR")],
     key: Annotated[Path, Doc("The signer's public key, in PEM.", "FILE", flags=("--key",))],
-    sink: Sink,
+    *,
     signature: Annotated[
         Path | None, Doc("Signature to check against; by default DIR/model.sig.", "FILE")
     ] = None,
+    sink: Sink,
 ) -> None:
     """Check that a folder is what its publisher signed; end with exit code 4 where it is not.
 
