@@ -457,3 +457,10 @@ def test_planted_difference_in_the_drawing_is_found(old: str, new: str) -> None:
     assert errors.__doc__ is not None
     assert errors.__doc__.count(old) == 1
     assert drawn_tree(errors.__doc__.replace(old, new)) != raised_tree()
+
+
+@pytest.mark.parametrize(
+    "path", sorted((PACKAGE / "cli" / "commands").glob("*.py")), ids=lambda path: path.stem
+)
+def test_a_command_is_short(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) < 80, "what it prints goes to render/"
