@@ -81,8 +81,8 @@ def check_fields(options: Any, **rules: Rule) -> None:
     """
     kind = type(options)
     if kind not in _hints:
-        _hints[kind] = get_type_hints(kind)
         _documented[kind] = _rules_of(kind)
+        _hints[kind] = get_type_hints(kind)
     rules = {**_documented[kind], **rules}
     problems: list[VaeconvError] = []
     for name, hint in _hints[kind].items():
@@ -103,6 +103,8 @@ def _rules_of(kind: type) -> dict[str, Rule]:
     rules: dict[str, Rule] = {}
     for name, hint in get_type_hints(kind, include_extras=True).items():
         for doc in getattr(hint, "__metadata__", ()):
+            if not hasattr(doc, "rule"):
+                continue
             rule = doc.rule or doc.choices
             if rule or doc.least is not None:
                 rules[name] = rule or Range(doc.least)
@@ -187,7 +189,10 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
     if origin in (tuple, frozenset):
         if not isinstance(value, list | tuple | Set):
             raise UsageError(f"{name} is {_shown(value)}; it must be several: a tuple")
-        found = [_typed(name, one, inside[0]) for one in value]
+        kinds = inside if origin is tuple and Ellipsis not in inside else inside[:1] * len(value)
+        if len(kinds) != len(value):
+            raise UsageError(f"{name} is {_shown(value)}; it must be {len(kinds)} values")
+        found = [_typed(name, one, kind) for one, kind in zip(value, kinds, strict=True)]
         return value if type(value) is origin and found == list(value) else origin(found)
     if origin in (dict, Mapping) or hint is Mapping:
         if not isinstance(value, Mapping):

@@ -73,7 +73,7 @@ class CardJob:
         ),
     ] = None
     template: Annotated[
-        Path | None, Doc("jinja2 template to use in place of the shipped one.", "FILE")
+        Path | None, Doc("Template (jinja2) to use in place of the shipped one.", "FILE")
     ] = None
     sbom: Annotated[bool, Doc("Also write a bill of materials: sbom.cdx.json, in CycloneDX.")] = (
         False
