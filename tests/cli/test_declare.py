@@ -106,7 +106,7 @@ def test_every_option_stands_alone() -> None:
             said = parameter.help
             assert (said and said[0] != said[0].lower()) or said[0] in ".T", (name, parameter.name)
             assert said.rstrip().endswith((".", "…", ")")), (name, parameter.name, said)
-            first = said.split()[0].rstrip(".")
+            first = said.split()[0].rstrip(".")  # a pronoun or preposition needs the name
             assert first not in ("It", "Its", "Their", "Of", "For", "What", "Whether"), said
 
 

@@ -76,7 +76,7 @@ class PushOptions:
     card: Annotated[
         str,
         Doc(
-            "What to do with a card that people edited on the Hub: merge keeps their words and "
+            "How to treat a card that people edited on the Hub: merge keeps their words and "
             "stops at a contradiction, replace publishes the card of the folder.",
             "merge|replace",
             choices=CARDS,
