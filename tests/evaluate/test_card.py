@@ -28,7 +28,7 @@ from tests.evaluate.runs import (
 )
 from tests.support.compvis import DDConfig
 from tests.support.samples import average, save_ckpt, weights_of
-from vaeconv.cli import reproduced
+from vaeconv.cli.render import reproduce as reproduced
 from vaeconv.cli.render.reproduce import comparison_document, print_comparison
 from vaeconv.errors import HubError, UsageError
 from vaeconv.evaluate import card

@@ -78,7 +78,7 @@ def test_latents_are_the_mode_that_diffusers_finds(tmp_path: Path, photos: Path)
             judged = model.encode(pixels[None].float() / 127.5 - 1).latent_dist.mode()[0]
         assert_near(latent, judged)
         assert latent.std() > 0.01
-    assert "encoded 2 pictures on cpu to latents of 4x12x12" in result.stdout
+    assert "encoded 2 images on cpu to latents of 4x12x12" in result.stdout
     with safe_open(out, "pt") as file:
         about = json.loads(file.metadata()["vaeconv"])
     assert about == {"format": "vaeconv-latents-1", "model": "tiny-kl.ckpt", "size": 24}
@@ -365,7 +365,7 @@ def test_the_installed_entry_point(tmp_path: Path, photos: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "encoded 2 pictures" in done.stdout
+    assert "encoded 2 images" in done.stdout
     again = tmp_path / "again.safetensors"
     latents(photos, again, "--model", MODEL, "--size", 16)
     for name, tensor in load_file(out).items():

@@ -65,7 +65,7 @@ def number_or_auto(text: str) -> int | None:
     """
     if text == "auto":
         return None
-    if not text.isdecimal():
+    if not text.isdecimal() or int(text) < 1:
         raise UsageError(f"{text!r} is neither auto nor a whole number")
     return int(text)
 

@@ -37,7 +37,9 @@ class SourceTable:
     ] = None
     family: Annotated[
         str | None,
-        Doc("Model family, which settles scaling and shift: sd1, sd2, sdxl, sd3, flux1, …"),
+        Doc(
+            "Model family, which settles scaling and shift: sd1, sd2, sdxl, sd3, flux1 or another."
+        ),
     ] = None
     config: Annotated[
         str | None,

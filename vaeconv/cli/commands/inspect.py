@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from vaeconv.cli.declare import declare
-from vaeconv.cli.output import Sink
+from vaeconv.cli.output import Sink, print_notes
 from vaeconv.inspection import InspectOptions
 from vaeconv.option_docs import Doc, Source
 
@@ -44,11 +44,11 @@ def inspect(
         from rich.console import Console
 
         render_inspection(report, Console(), keys=keys)
+        print_notes(report.notes)
 
     sink.show(
         "inspect",
         lambda: inspection_document(report, keys=keys),
         draw,
-        notes=report.notes,
         failure=report.problem,
     )
