@@ -180,16 +180,18 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
     if origin in (Union, UnionType):
         if value is None and NoneType in inside:
             return None
-        kinds = [one for one in inside if one is not NoneType]
-        if len(kinds) > 1:
-            if not any(_fits(value, one) for one in kinds):
-                raise _of_wrong_type(name, value, kinds[0])
+        some = [one for one in inside if one is not NoneType]
+        if len(some) > 1:
+            if not any(_fits(value, one) for one in some):
+                raise _of_wrong_type(name, value, some[0])
             return value
-        return _typed(name, value, kinds[0])
+        return _typed(name, value, some[0])
     if origin in (tuple, frozenset):
         if not isinstance(value, list | tuple | Set):
             raise UsageError(f"{name} is {_shown(value)}; it must be several: a tuple")
-        kinds = inside if origin is tuple and Ellipsis not in inside else inside[:1] * len(value)
+        kinds: tuple[Any, ...] = (
+            inside if origin is tuple and Ellipsis not in inside else inside[:1] * len(value)
+        )
         if len(kinds) != len(value):
             raise UsageError(f"{name} is {_shown(value)}; it must be {len(kinds)} values")
         found = [_typed(name, one, kind) for one, kind in zip(value, kinds, strict=True)]

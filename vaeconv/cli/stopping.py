@@ -33,9 +33,10 @@ def _stop(number: int, frame: FrameType | None) -> None:
     for other in SIGNALS:
         signal.signal(other, signal.SIG_IGN)
     if os.getpid() == _process:  # a fork has its parent's temporaries in its memory
-        leftovers = sys.modules.get("vaeconv.leftovers")
-        if leftovers is not None:
-            leftovers.remove_all()
+        # One that is being imported right now has made nothing yet.
+        remove_all = getattr(sys.modules.get("vaeconv.leftovers"), "remove_all", None)
+        if remove_all is not None:
+            remove_all()
         bar = "\r\x1b[K\x1b[?25h" if "rich.live" in sys.modules and os.isatty(2) else ""
         say(f"{bar}error: {SIGNALS[signal.Signals(number)]}; nothing is left half-written\n")
     os._exit(128 + number)
