@@ -113,3 +113,10 @@ def test_every_option_stands_alone() -> None:
 def test_an_option_is_declared_once() -> None:
     names = [one.name for one in documented(Options)]
     assert len(names) == len(set(names)) and "hidden" not in names and "check" in names
+
+
+def test_the_help_of_all_says_what_the_help_of_each_begins_with() -> None:
+    group: Any = typer.main.get_command(app)
+    for name, said in COMMANDS.items():
+        first = group.get_command(None, name).help.split("\n\n")[0]
+        assert " ".join(first.split()) == said

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from vaeconv._version import __version__
 from vaeconv.cli.output import print_error, print_json
@@ -28,10 +28,22 @@ class _Stopped(BaseException):
 
 
 _INTERRUPTED = 130, "interrupted; nothing is left half-written"
-COMMANDS = (
-    "inspect", "convert", "prune", "verify", "latents", "eval", "compare", "card", "push",
-    "release", "verify-signature",
-)  # fmt: skip
+# What each command does, as its own help begins: the help of all is shown without their modules.
+COMMANDS = {
+    "inspect": "Say what is in a checkpoint: layout, family, config, EMA, and what else.",
+    "convert": "Convert an autoencoder: CompVis checkpoint to diffusers folder, or back.",
+    "prune": "Write a checkpoint again with only what inference needs, in fp16.",
+    "verify": "Prove that two files hold the same autoencoder; end with exit code 4 where they do "
+    "not.",
+    "latents": "Encode pictures to a file of reference latents, for verify --latents.",
+    "eval": "Reconstruct pictures and measure: rFID, PSNR, SSIM, PSIM and LPIPS of each model.",
+    "compare": "Put reconstructions side by side: candidates first, the original last.",
+    "card": "Write the model card of a release from what the other commands reported.",
+    "push": "Publish a folder on the Hub as one commit, after checking that it may be.",
+    "release": "Make a release: convert, prune, verify, eval, compare, card, push.",
+    "verify-signature": "Check that a folder is what its publisher signed; end with exit code 4 "
+    "where it is not.",
+}
 # One file in, one file out: they end before there is garbage worth collecting.
 _SHORT = ("inspect", "convert")
 _MAY_BE_EMPTY = ("--source-prefix",)  # no prefix is one, too
@@ -44,14 +56,26 @@ class Commands(TyperGroup):
     most of them take to run.
     """
 
+    _is_resolving = False
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that is to run."""
+        self._is_resolving = True
+        return super().resolve_command(ctx, args)
+
     def list_commands(self, ctx: Any) -> list[str]:
         """Name the commands, in the order of the help."""
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Make a command from the function of its name in the module of its name."""
+        """Make a command from the function of its name in the module of its name.
+
+        Only one that is to run is made whole: the help of all needs no more than a line of each.
+        """
         if cmd_name not in COMMANDS:
             return None
+        if ctx is not None and not self._is_resolving:
+            return TyperCommand(cmd_name, help=COMMANDS[cmd_name])
         if cmd_name not in _SHORT:
             gc.enable()
         single = typer.Typer(add_completion=False)
@@ -158,7 +182,7 @@ def _where_to_look(command: str) -> str:
         return f"see vaeconv {command} --help"
     from difflib import get_close_matches
 
-    meant = get_close_matches(command, COMMANDS, 1)
+    meant = get_close_matches(command, list(COMMANDS), 1)
     return f"did you mean {meant[0]}?" if meant else "see vaeconv --help"
 
 
