@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from vaeconv.publish.places import hide_places, hide_places_in_text, is_place
 
 PLACES = (
-    "/home/user/work/last.ckpt",
+    "/home/user/vae/last.ckpt",
     "/home/my user/a (b) [c]+$^/last one.ckpt",
     "/private/tmp/x/last.ckpt",
     "/tmp/last.ckpt",
-    "~/work/last.ckpt",
-    "~user/work/last.ckpt",
+    "~/vae/last.ckpt",
+    "~user/vae/last.ckpt",
     r"C:\Users\user\last.ckpt",
-    "d:/work/last.ckpt",
+    "d:/vae/last.ckpt",
     r"\\server\share\last.ckpt",
     "file:///home/user/last%20one.ckpt",
     "/home/a&b/<c>/last.ckpt",
@@ -62,7 +62,7 @@ def test_a_path_that_nobody_knew_of_is_found_in_a_sentence(place: str) -> None:
 def test_a_known_path_is_found_in_markup(place: str) -> None:
     page = f"<td title='{html.escape(place)}'>{html.escape(place)}</td>"
     hidden = hide_places_in_text(page, known=[place])
-    assert "user" not in hidden and "home" not in hidden and "work" not in hidden
+    assert "user" not in hidden and "home" not in hidden and "vae" not in hidden
     assert hidden.endswith("ckpt</td>")
 
 

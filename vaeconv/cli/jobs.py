@@ -46,7 +46,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CardJob:
-    """What a card is made of; each option says what it is."""
+    """Sources of a card, and its form; each option says what it is."""
 
     evaluation: Annotated[
         tuple[Path, ...],
@@ -104,7 +104,7 @@ class CardJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompareJob:
-    """What to compare, and where to put it; each option says it."""
+    """Models and images of a comparison, and its output; each option says what it is."""
 
     models: Annotated[
         tuple[str, ...],
@@ -180,7 +180,7 @@ class NetworkFiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalJob:
-    """What to evaluate, and what to do with the result; each option says it."""
+    """Models and images of an evaluation, and its outputs; each option says what it is."""
 
     models: Annotated[
         tuple[str, ...],
@@ -334,7 +334,7 @@ class ReleaseJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyJob:
-    """What to verify a model against; each option says it."""
+    """Other models of a verification; each option says what it is."""
 
     drop_in_for: Annotated[
         str | None,
@@ -371,7 +371,7 @@ class PruneJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushJob:
-    """What the command publishes beside the folder; each option says it."""
+    """Publications beside the folder; each option says what it is."""
 
     original: Annotated[
         tuple[str, Path] | None,

@@ -1,4 +1,4 @@
-"""What is wrong with a card, as text and as a document."""
+"""Problems of a card, as text and as a document."""
 
 from __future__ import annotations
 

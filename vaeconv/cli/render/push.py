@@ -1,4 +1,4 @@
-"""What was published, as text."""
+"""A push, as text."""
 
 from __future__ import annotations
 
