@@ -16,6 +16,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -673,6 +674,26 @@ def test_an_input_that_is_replaced_during_the_run_is_read_to_its_end(form, tmp_p
 
     convert(source, scene.target, ConvertOptions(copy=CopyOptions(on_progress=replace)))
     scene.assert_is(new=True)
+
+
+@every_form
+def test_progress_is_told_one_call_at_a_time(form, tmp_path):
+    """Pieces are written by several threads; what counts them need not know that."""
+    scene = make_scene(tmp_path / "place", form, old=False)
+    running, overlaps, told = [0], [0], [0]
+
+    def count(size: int, total: int) -> None:
+        running[0] += 1
+        overlaps[0] += running[0] > 1
+        told[0] += size
+        time.sleep(0.02)
+        running[0] -= 1
+
+    done = convert(CKPT, scene.target, ConvertOptions(copy=CopyOptions(on_progress=count)))
+    assert told[0] == sum(
+        written.size for written in done.written if written.path.suffix != ".json"
+    )
+    assert overlaps == [0]
 
 
 @pytest.mark.parametrize("count", [2, 8])

@@ -42,8 +42,8 @@ class CopyOptions(NamedTuple):
     """How carefully to copy; each option says what it does.
 
     Attributes:
-        on_progress: Called from any thread with the bytes just written, and those of the whole
-            file.
+        on_progress: Called from any thread, one call at a time, with the bytes just written, and
+            those of the whole file.
     """
 
     check: Check = True
@@ -194,6 +194,7 @@ class _Copy:
         self._buffers: SimpleQueue[bytearray | None] = SimpleQueue()
         self._finished: dict[int, tuple[bytearray, int]] = {}
         self._hashing = threading.Lock()
+        self._reporting = threading.Lock()
         # The kernel lets one writer in at a time, and spins a core while the next one waits. Where
         # that core has checks to do, it shall wait here instead.
         self._writing = threading.Lock() if options.check else nullcontext()
@@ -274,7 +275,8 @@ class _Copy:
         else:
             self._buffers.put(buffer)
         if self._options.on_progress:
-            self._options.on_progress(end - start, self._file.size)
+            with self._reporting:
+                self._options.on_progress(end - start, self._file.size)
 
     def _hash(self, index: int, buffer: bytearray, size: int) -> None:
         """Hash all finished pieces whose turn it is, unless another worker is at it."""
