@@ -13,7 +13,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from vaeconv.cli.render.inspect import render_inspection
+from vaeconv.cli.render.inspect import inspection_lines
+from vaeconv.cli.screen import fitted
 from vaeconv.inspection import InspectOptions, inspect
 
 WIDTH = 100
@@ -28,7 +29,9 @@ def draw(checkpoint: Path) -> str:
     )
     command = f"vaeconv inspect {checkpoint.as_posix()}"
     console.print(Text.assemble(("$ ", "dim"), (command, "bold")))
-    render_inspection(inspect(checkpoint.as_posix(), InspectOptions()), console)
+    report = inspect(checkpoint.as_posix(), InspectOptions())
+    for line in fitted(inspection_lines(report, keys=False, verbose=False), console.file):
+        console.print(Text(line))
     # A fixed id keeps the file the same from one drawing to the next.
     svg = console.export_svg(title="vaeconv inspect", unique_id="inspect")
     return FONT_FACE.sub("", svg)

@@ -10,6 +10,7 @@ from vaeconv.checkpoint.base import Checkpoint
 from vaeconv.checkpoint.state_tree import NAMELESS_HINT
 from vaeconv.checkpoint.tensor import Tensor
 from vaeconv.errors import AmbiguousInputError, EmaError, UnmappedKeysError
+from vaeconv.notes import Note, warning
 from vaeconv.survey import Survey, read_ema_facts
 
 
@@ -47,7 +48,7 @@ def check_single(checkpoint: Checkpoint, averages: Mapping[str, Mapping[str, str
 
 def check_average(
     checkpoint: Checkpoint, survey: Survey | None, shadows: Mapping[str, str]
-) -> list[str]:
+) -> list[Note]:
     """Look whether an average was ever updated, and whether it differs from the raw weights.
 
     Args:
@@ -58,16 +59,16 @@ def check_average(
     Returns:
         Warnings.
     """
-    warnings: list[str] = []
+    warnings: list[Note] = []
     updates = read_ema_facts(checkpoint, survey)[0]
     if updates is not None and updates < WARM_UPDATES:
         meaning = {0: "was never updated", -1: "had its warm-up off, so its random start may show"}
         said = meaning.get(updates, f"was updated only {updates} times")
-        warnings.append(f"warning: the EMA {said} (num_updates {updates})")
+        warnings.append(warning(f"the EMA {said} (num_updates {updates})"))
     tensors = checkpoint.tensors
     pairs = [(key, shadow) for key, shadow in shadows.items() if key != shadow]
     if pairs and all(same_values(tensors[key], tensors[shadow]) for key, shadow in pairs):
-        warnings.append("warning: the EMA weights are equal to the raw ones")
+        warnings.append(warning("the EMA weights are equal to the raw ones"))
     return warnings
 
 

@@ -9,6 +9,7 @@ from vaeconv.checkpoint.base import Checkpoint
 from vaeconv.checkpoint.tensor import Tensor
 from vaeconv.ema_names import names_average
 from vaeconv.errors import AmbiguousInputError, UsageError
+from vaeconv.notes import Note, note
 
 _COMPARE_PIECE = 1 << 20
 # Lightning's WeightAveraging puts the averaged weights under ``state_dict``, and the raw ones here.
@@ -16,7 +17,7 @@ _LIGHTNING_RAW = "current_model_state."
 
 
 def choose_prefix(
-    checkpoint: Checkpoint, found: Sequence[str], wanted: str | None, notes: list[str]
+    checkpoint: Checkpoint, found: Sequence[str], wanted: str | None, notes: list[Note]
 ) -> str:
     """Choose an autoencoder: the one that is wanted, else the raw one of the state dict proper.
 
@@ -48,17 +49,26 @@ def choose_prefix(
                 hint=f"choose one with --source-prefix, such as --source-prefix {first or other}",
             )
     if others:
-        notes.append(f"note: the same autoencoder is there {len(proper)} times; {first!r} is used")
+        notes.append(
+            note(f"the file holds the same autoencoder {len(proper)} times; {first!r} is used")
+        )
     if is_lightning_average(checkpoint, first):
         notes.append(
-            "note: state_dict holds averaged (EMA) weights, as Lightning's WeightAveraging saves "
-            f"it, and they are used; --source-prefix {_LIGHTNING_RAW} takes the raw ones"
+            note(
+                "state_dict holds EMA weights, as Lightning's WeightAveraging saves them, and "
+                f"they are used; --source-prefix {_LIGHTNING_RAW} selects the raw weights"
+            )
         )
     elif is_average(checkpoint, first):
-        notes.append(f"note: these are EMA weights ({_full(checkpoint, first)}); no raw ones")
+        notes.append(
+            note(f"the file holds EMA weights only ({_full(checkpoint, first)}), no raw weights")
+        )
     elif rest := [prefix for prefix in raws if prefix not in proper]:
         notes.append(
-            "note: another autoencoder is there, which --source-prefix takes: " + ", ".join(rest)
+            note(
+                "the file also holds another autoencoder, which --source-prefix can select: "
+                + ", ".join(rest)
+            )
         )
     return first
 

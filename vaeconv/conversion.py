@@ -24,9 +24,11 @@ from vaeconv.effects import (
     variant_rule,
     writing_rules,
 )
+from vaeconv.errors import plural
 from vaeconv.executor import CopyOptions
 from vaeconv.metadata import Change, make_header
 from vaeconv.names import OutputKind, check_order, is_address, output_kind
+from vaeconv.notes import Note, note, warning
 from vaeconv.option_checks import CAST_DTYPES, Text, check_fields
 from vaeconv.option_docs import Doc
 from vaeconv.output import Output, Written, check_target, write_output, written_notes
@@ -182,7 +184,7 @@ def convert(
                 given=survey.given,
             )
             if decision.warning:
-                plan = plan._replace(notes=(*plan.notes, f"warning: {decision.warning}"))
+                plan = plan._replace(notes=(*plan.notes, warning(decision.warning)))
         header = make_header(
             checkpoint.metadata,
             options.metadata,
@@ -295,21 +297,24 @@ def build_plan(
     unknown = [name for name, reason in dropped.items() if reason is DropReason.UNKNOWN]
     if unknown:
         notes.append(
-            f"warning: {len(unknown)} keys outside the autoencoder are unknown and left out, "
-            f"such as {unknown[0]}"
+            warning(
+                f"left out: {plural(len(unknown), 'key')} of unknown purpose outside the "
+                f"autoencoder, such as {unknown[0]}"
+            )
         )
     return Plan(tuple(rows), dropped, tuple(notes))
 
 
-def _ema_notes(checkpoint: Checkpoint, survey: Survey, options: ConvertOptions) -> list[str]:
+def _ema_notes(checkpoint: Checkpoint, survey: Survey, options: ConvertOptions) -> list[Note]:
     ema, total = survey.ema, len(survey.autoencoder.keys)
     if not options.ema:
         if not ema.shadows or ema.is_whole:
             return []
         return [
-            f"note: EMA weights for {len(ema.shadows)} of {total} tensors are in the file "
-            f"({ema.prefix.rstrip('.')}); "
-            "raw weights are used, --ema takes the EMA"
+            note(
+                f"raw weights are used; the file also holds EMA weights for {len(ema.shadows)} of "
+                f"{plural(total, 'tensor')} ({ema.prefix.rstrip('.')}), which --ema uses"
+            )
         ]
     averaged = choose_average(checkpoint, survey)
     shadows = {
@@ -318,7 +323,10 @@ def _ema_notes(checkpoint: Checkpoint, survey: Survey, options: ConvertOptions) 
         if pair.compvis in averaged
     }
     return [
-        f"note: EMA for {len(shadows)} tensors, raw for {total - len(shadows)}",
+        note(
+            f"EMA weights for {plural(len(shadows), 'tensor')}, raw weights for "
+            f"{total - len(shadows)}"
+        ),
         *check_average(checkpoint, survey, shadows),
     ]
 

@@ -48,6 +48,11 @@ def listed(names: Sequence[str], limit: int = 10) -> str:
     return ", ".join(names[:limit]) + more
 
 
+def plural(count: int, noun: str) -> str:
+    """Say how many there are, such as ``1 image`` or ``2 images``; the noun is a regular one."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def counted(what: str, problems: Sequence[str]) -> tuple[str, Sequence[str]]:
     """Say what is wrong in one line: the problem itself, or how many there are.
 

@@ -23,6 +23,7 @@ from vaeconv.checkpoint.tensor import Tensor
 from vaeconv.effects import reading_rules, refuse_idle, variant_rule
 from vaeconv.ema_names import names_average
 from vaeconv.errors import AmbiguousInputError, InputError
+from vaeconv.notes import Note, note, warning
 from vaeconv.option_checks import check_fields
 from vaeconv.option_docs import Doc
 from vaeconv.survey import Survey, decide, read_ema_facts, survey_checkpoint
@@ -135,7 +136,7 @@ class Inspection:
     metadata: Mapping[str, str]
     sha256: tuple[str, ...]
     keys: tuple[KeyLine, ...]
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     problem: InputError | None
 
 
@@ -184,15 +185,15 @@ def _describe(
     own = _own_tensors(checkpoint, autoencoder)
     notes = list(survey.notes) if survey else []
     if nameless := nameless_average(checkpoint):
-        notes.append(f"note: {nameless}, which --ema cannot use; {NAMELESS_HINT}")
+        notes.append(note(f"{nameless}, which --ema cannot use; {NAMELESS_HINT}"))
     family, scaling, config = None, None, None
     if survey:
         try:
-            family, scaling, config, warning = _scale(checkpoint, survey, options)
-            notes += [f"warning: {warning}"] if warning else []
+            family, scaling, config, doubt = _scale(checkpoint, survey, options)
+            notes += [warning(doubt)] if doubt else []
         except AmbiguousInputError as error:
             family = "undecided"
-            notes.append(f"warning: {error}")
+            notes.append(warning(str(error)))
         except InputError as error:
             problem = error
     nonfinite = None

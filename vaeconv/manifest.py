@@ -14,6 +14,7 @@ from vaeconv.checkpoint.folder import CONFIG, STEM
 from vaeconv.checkpoint.source import FileSource, hash_bytes
 from vaeconv.errors import listed
 from vaeconv.json_text import dump_json
+from vaeconv.notes import Note, note, warning
 
 MANIFEST = "vaeconv.json"
 MAX_MANIFEST = 64 << 20
@@ -121,24 +122,28 @@ def _is_same(one: Any, other: Mapping[str, Any]) -> bool:
     )
 
 
-def kept_notes(target: Path, kept: Kept, removed: Collection[str]) -> list[str]:
+def kept_notes(target: Path, kept: Kept, removed: Collection[str]) -> list[Note]:
     """Say which files stay in a folder without being of what was written, and which went."""
     notes = []
     if removed:
         notes.append(
-            f"note: removed from {target}: {listed(sorted(removed), 5)}, an earlier run's weights "
-            "of the same variant"
+            note(
+                f"removed from {target}: {listed(sorted(removed), 5)}, weights of the same variant "
+                "that an earlier run wrote"
+            )
         )
     for name, entry in kept.others.items():
         source = entry["source"]
         known = isinstance(source, dict) and source.get("name")
         made = f"was made from {source['name']}" if known else "was not made by vaeconv"
         notes.append(
-            f"warning: {name} stays in {target} and {made}, not from this source; "
-            f"{CONFIG} is this one's"
+            warning(
+                f"{target} keeps {name}, which {made}; {CONFIG} beside it now belongs to the new "
+                "weights"
+            )
         )
     if kept.rest:
-        notes.append(f"note: {listed(kept.rest, 5)} in {target} stays as it is")
+        notes.append(note(f"{target} keeps {listed(kept.rest, 5)}"))
     return notes
 
 

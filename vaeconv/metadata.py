@@ -14,6 +14,7 @@ from typing import NamedTuple
 from vaeconv.autoencoder.accounting import DropReason
 from vaeconv.errors import UsageError, listed
 from vaeconv.names import OutputKind
+from vaeconv.notes import Note, note, warning
 from vaeconv.plan import Plan
 
 FORMAT = "format"  # how tensors are to be loaded; written by the layout of the file itself
@@ -30,7 +31,7 @@ class Header(NamedTuple):
     """
 
     entries: Mapping[str, str]
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
 
 class Change(NamedTuple):
@@ -102,10 +103,12 @@ def make_header(
     kept = {key: text for key, text in own.items() if key not in untrue}
     notes = []
     if untrue:
-        notes.append(f"note: metadata that tells of the old file is left out: {listed(untrue, 5)}")
+        notes.append(
+            note(f"left out, as true of the old file only: the metadata {listed(untrue, 5)}")
+        )
     large = _too_large(kept)
     if large:
-        notes.append(f"warning: metadata is too large to be kept: {listed(large, 5)}")
+        notes.append(warning(f"left out, as too large: the metadata {listed(large, 5)}"))
     return Header(
         {**{key: text for key, text in kept.items() if key not in large}, **wanted}, tuple(notes)
     )
@@ -135,12 +138,15 @@ def _is_untrue(key: str, change: Change) -> bool:
     )
 
 
-def _lost(own: Mapping[str, str]) -> tuple[str, ...]:
+def _lost(own: Mapping[str, str]) -> tuple[Note, ...]:
     if not own:
         return ()
     return (
-        f"warning: metadata is lost, as such a file has no header: {listed(sorted(own), 5)}; "
-        "a .safetensors file keeps it, --no-metadata drops it unsaid",
+        warning(
+            f"left out, as a pickle checkpoint has no header: the metadata "
+            f"{listed(sorted(own), 5)}; a .safetensors file keeps it, and with --no-metadata this "
+            "warning is not shown"
+        ),
     )
 
 

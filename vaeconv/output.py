@@ -29,10 +29,11 @@ from vaeconv.checkpoint.folder import (
 )
 from vaeconv.checkpoint.layout_out import lay_out_safetensors, lay_out_torch_zip
 from vaeconv.checkpoint.source import hash_bytes
-from vaeconv.errors import OutputError
+from vaeconv.errors import OutputError, plural
 from vaeconv.executor import CopyOptions, copy_rows
 from vaeconv.manifest import MANIFEST, dump_manifest, kept_files, kept_notes, source_name
 from vaeconv.names import OutputKind, is_address, is_file
+from vaeconv.notes import Note, note, warning
 from vaeconv.plan import Plan, Row
 from vaeconv.shards import shard_index, split_rows, stale_names
 
@@ -78,7 +79,7 @@ class Written(NamedTuple):
     sha256: str | None
     losses: Mapping[str, CastLoss] = MappingProxyType({})
     source_crcs: Mapping[str, int] = MappingProxyType({})
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
 
 def check_target(
@@ -249,27 +250,31 @@ class _Job:
         return Written(target, file.size, copied.sha256, copied.losses, copied.source_crcs)
 
 
-def written_notes(written: Sequence[Written]) -> list[str]:
+def written_notes(written: Sequence[Written]) -> list[Note]:
     """Say what casts lost beyond rounding, and what else is in a folder that was written to."""
     return [*_cast_notes(written), *(note for file in written for note in file.notes)]
 
 
-def _cast_notes(written: Sequence[Written]) -> list[str]:
+def _cast_notes(written: Sequence[Written]) -> list[Note]:
     losses = {name: loss for file in written for name, loss in file.losses.items()}
     flushed = [loss.flushed for loss in losses.values() if loss.flushed]
     notes = []
     if flushed:
         notes.append(
-            f"note: {sum(flushed)} values in {len(flushed)} tensors were too small for the dtype "
-            "and became zero"
+            note(
+                f"{plural(sum(flushed), 'value')} in {plural(len(flushed), 'tensor')} became zero: "
+                "too small for the dtype"
+            )
         )
     clamped = {name: loss for name, loss in losses.items() if loss.clamped}
     if clamped:
         worst = max(clamped, key=lambda name: clamped[name].overflow)
         notes.append(
-            f"warning: {sum(loss.clamped for loss in clamped.values())} values in {len(clamped)} "
-            f"tensors were too large for the dtype and were clamped; the largest was "
-            f"{clamped[worst].overflow:g} in {worst}"
+            warning(
+                f"{plural(sum(loss.clamped for loss in clamped.values()), 'value')} in "
+                f"{plural(len(clamped), 'tensor')} were clamped: too large for the dtype; the "
+                f"largest was {clamped[worst].overflow:g}, in {worst}"
+            )
         )
     return notes
 

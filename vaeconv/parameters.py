@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from vaeconv.autoencoder.accounting import DropReason, drop_reason
 from vaeconv.checkpoint.dtypes import BY_OPTION, DType
 from vaeconv.checkpoint.tensor import Tensor
-from vaeconv.errors import UnsupportedModelError
+from vaeconv.errors import UnsupportedModelError, plural
+from vaeconv.notes import Note, note
 from vaeconv.plan import KEEP
 
 # Last components of keys under which modules keep what they train: torch's own modules, weight
@@ -112,7 +113,7 @@ def weight_dtype(tensor: Tensor, wanted: str, where: str) -> DType:
     return dtype if wanted == KEEP else BY_OPTION[wanted]
 
 
-def kept_note(left: Mapping[str, Tensor], wanted: str) -> list[str]:
+def kept_note(left: Mapping[str, Tensor], wanted: str) -> list[Note]:
     """Say which tensors a cast leaves alone: those that are quantised, and those that may be.
 
     Args:
@@ -130,12 +131,15 @@ def kept_note(left: Mapping[str, Tensor], wanted: str) -> list[str]:
     ]
     if codes:
         notes.append(
-            f"note: {len(codes)} tensors are quantised and stay as they are, with their scales, "
-            f"such as {codes[0]}"
+            note(
+                f"not cast: {plural(len(codes), 'quantised tensor')} with their scales, such as "
+                f"{codes[0]}"
+            )
         )
     if others:
         notes.append(
-            f"note: {len(others)} tensors are not parameters, as far as is known, and keep their "
-            f"dtype, such as {others[0]}"
+            note(
+                f"not cast: {plural(len(others), 'tensor')} of unknown purpose, such as {others[0]}"
+            )
         )
     return notes

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from vaeconv.autoencoder.accounting import DropReason
 from vaeconv.checkpoint.dtypes import DType
 from vaeconv.checkpoint.tensor import Tensor
+from vaeconv.notes import Note
 
 KEEP = "keep"
 
@@ -55,7 +56,7 @@ class Plan(NamedTuple):
 
     rows: tuple[Row, ...]
     dropped: Mapping[str, DropReason]
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
     @property
     def nbytes(self) -> int:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from vaeconv.checkpoint.dtypes import BY_CODE
 from vaeconv.checkpoint.source import MemorySource
 from vaeconv.checkpoint.tensor import PlainStorage, Tensor
+from vaeconv.notes import Note, note
 from vaeconv.plan import Row
 
 _NAME = "embeddings.position_ids"  # rotary embeddings have position ids of other kinds
@@ -21,7 +22,7 @@ _LONGEST = 1 << 16  # positions; the longest text encoders have some thousands
 _UNPACK = {"F64": "d", "F32": "f", "F16": "e", "I64": "q", "I32": "i", "I16": "h"}
 
 
-def repair_rows(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
+def repair_rows(rows: Sequence[Row]) -> tuple[list[Row], list[Note]]:
     """Put right the position ids among rows that are no integers from 0 up, and say so.
 
     Returns:
@@ -32,8 +33,10 @@ def repair_rows(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
         fault = _find_fault(row.source) if row.name.endswith(_NAME) else None
         if fault:
             notes.append(
-                f"note: {row.name} were {fault}, as merging leaves them; the integers "
-                f"0 to {row.source.numel - 1} that they stand for are written"
+                note(
+                    f"{row.name} were {fault}, as merging models leaves them; the integers "
+                    f"0 to {row.source.numel - 1} are written in their place"
+                )
             )
             source = _make(row.source)
             row = row._replace(source=source, dtype=source.dtype)

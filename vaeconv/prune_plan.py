@@ -17,7 +17,8 @@ from vaeconv.candidates import inner_prefix
 from vaeconv.checkpoint.base import Checkpoint
 from vaeconv.checkpoint.dtypes import BY_OPTION, DType
 from vaeconv.checkpoint.tensor import Tensor, check_repeats
-from vaeconv.errors import ConfigMismatchError, UsageError
+from vaeconv.errors import ConfigMismatchError, UsageError, plural
+from vaeconv.notes import Note, note
 from vaeconv.parameters import Parameters, kept_note, may_be_infinite, weight_dtype
 from vaeconv.parts import Part
 from vaeconv.plan import KEEP, Plan, Row
@@ -242,15 +243,17 @@ class PrunePlanner:
             rows.append(Row(name, tensor, pair.shape(layout), dtype))
         return rows
 
-    def _prefix_notes(self) -> list[str]:
+    def _prefix_notes(self) -> list[Note]:
         """Say which prefix was chosen where the checkpoint has no autoencoder to take it from."""
         if self._survey or self._options.prefix is not None:
             return []
         kind = find_kind(self._checkpoint.tensors)
         also = f"some loaders look for {kind.also} there, " if kind.also else ""
         return [
-            f"note: its keys begin with {kind.prefix}, as beside {kind.title}; {also}"
-            f"--prefix {kind.also or 'NAME'} chooses another"
+            note(
+                f"the autoencoder's keys begin with {kind.prefix}, as in a checkpoint of "
+                f"{kind.title}; {also}--prefix {kind.also or 'NAME'} chooses another prefix"
+            )
         ]
 
     def _check(self, rows: list[Row]) -> None:
@@ -267,7 +270,7 @@ class PrunePlanner:
             seen.add(row.name)
         check_repeats([row.source for row in rows])
 
-    def _ema_notes(self, parts: frozenset[Part]) -> list[str]:
+    def _ema_notes(self, parts: frozenset[Part]) -> list[Note]:
         kept = {
             name: shadow
             for name, shadow in self._shadows.items()
@@ -277,24 +280,28 @@ class PrunePlanner:
             if not kept:
                 return []
             return [
-                f"note: EMA weights for {len(kept)} tensors are in the file and are dropped; "
-                "--ema folds them over the raw ones"
+                note(
+                    f"raw weights are kept and the EMA weights of {plural(len(kept), 'tensor')} "
+                    "are dropped; --ema puts the EMA weights in their place"
+                )
             ]
         if not kept:
             raise no_average(self._checkpoint, self._survey)
         warnings = check_average(self._checkpoint, self._survey, kept)
         return [*self._ema_counts(kept), *warnings]
 
-    def _unknown_notes(self, rows: list[Row]) -> list[str]:
+    def _unknown_notes(self, rows: list[Row]) -> list[Note]:
         names = [r.name for r in rows if self._reasons.get(r.name) is DropReason.UNKNOWN]
         if not names:
             return []
         return [
-            f"note: {len(names)} keys of unknown purpose are kept, such as {names[0]}; "
-            "--drop other leaves them out"
+            note(
+                f"kept: {plural(len(names), 'key')} of unknown purpose, such as {names[0]}; "
+                "--drop other leaves them out"
+            )
         ]
 
-    def _ema_counts(self, kept: Mapping[str, str]) -> list[str]:
+    def _ema_counts(self, kept: Mapping[str, str]) -> list[Note]:
         def count(*reasons: DropReason) -> tuple[int, int]:
             names = [name for name, found in self._reasons.items() if found in reasons]
             return sum(name in kept for name in names), len(names)
@@ -304,12 +311,19 @@ class PrunePlanner:
         (vae, of_vae), (unet, of_unet) = count(DropReason.VAE), count(*model)
         notes = []
         if unet:
-            rest = "" if vae else "; everything else, the autoencoder too, is raw"
+            rest = "" if vae else "; all else, also the autoencoder, has raw weights only"
             notes.append(
-                f"note: the EMA is the diffusion model's, for {unet} of its {of_unet} tensors{rest}"
+                note(
+                    f"diffusion model: EMA weights for {unet} of {plural(of_unet, 'tensor')}{rest}"
+                )
             )
         if vae:
-            notes.append(f"note: autoencoder: EMA for {vae} tensors, raw for {of_vae - vae}")
+            notes.append(
+                note(
+                    f"autoencoder: EMA weights for {plural(vae, 'tensor')}, raw weights for "
+                    f"{of_vae - vae}"
+                )
+            )
         return notes
 
 
@@ -320,13 +334,15 @@ def _add(groups: dict[str, Group], name: str, before: int, after: int, *, is_kep
     )
 
 
-def _baked_notes(vae: Checkpoint, survey: Survey) -> list[str]:
-    notes = [f"note: the autoencoder is that of {vae.name}"]
+def _baked_notes(vae: Checkpoint, survey: Survey) -> list[Note]:
+    notes = [note(f"the autoencoder comes from {vae.name}")]
     if set(vae.metadata) - {"format"}:
-        notes.append(f"note: the metadata of {vae.name} is not taken over")
+        notes.append(note(f"the metadata of {vae.name} is not copied"))
     if survey.ema.shadows:
         notes.append(
-            f"note: {vae.name} has EMA weights and its raw ones are used; prune it with --ema first"
+            note(
+                f"the raw weights of {vae.name} are used; prune it with --ema first to use its EMA"
+            )
         )
     return notes
 

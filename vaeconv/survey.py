@@ -32,6 +32,7 @@ from vaeconv.errors import (
     NonFiniteError,
     listed,
 )
+from vaeconv.notes import Note
 
 _UNPACK = {"F64": "d", "F32": "f", "F16": "e", "I64": "q", "I32": "i", "I16": "h"}
 
@@ -49,7 +50,7 @@ class Survey(NamedTuple):
     autoencoder: Autoencoder
     ema: EmaSurvey
     given: GivenConfig | None
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
 
 def survey_checkpoint(
@@ -73,7 +74,7 @@ def survey_checkpoint(
     """
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
     found = find_prefixes(shapes)
-    notes: list[str] = []
+    notes: list[Note] = []
     prefix = choose_prefix(checkpoint, found, prefix, notes)
     autoencoder = find_autoencoder(
         shapes,

@@ -213,12 +213,12 @@ def test_scaling_is_undone_as_pipelines_do(scaling: Scaling) -> None:
 
 
 def test_words_for_scaling() -> None:
-    assert describe_scaling(Scaling(0.5)) == "scaled by 1/0.5"
-    assert describe_scaling(Scaling(0.5, 0.25)) == "scaled by 1/0.5 and shifted by 0.25"
+    assert describe_scaling(Scaling(0.5)) == "divided by the scaling factor 0.5"
+    assert describe_scaling(Scaling(0.5, 0.25)) == "divided by the scaling factor 0.5 and shifted by 0.25"
     channels = Scaling(0.5, None, (1.0,), (2.0,))
-    assert describe_scaling(channels) == "scaled by 1/0.5 and statistics per channel"
+    assert describe_scaling(channels) == "divided by the scaling factor 0.5 with statistics per channel"
     found = built_in_set(topology_of(), Scaling(0.5, 0.25))
-    assert found.source == "built-in set, seed 840001, scaled by 1/0.5 and shifted by 0.25"
+    assert found.source == "built-in set, seed 840001, divided by the scaling factor 0.5 and shifted by 0.25"
 
 
 # --- files ---

@@ -341,8 +341,8 @@ STATISTICS = {"latents_mean": [0.0, 1.0, 2.0, 3.0], "latents_std": [1.0] * 4}
 @pytest.mark.parametrize(
     ("scaling", "words"),
     [
-        ({}, "scaled by 1/0.18215"),
-        ({"scaling_factor": 0.5}, "scaled by 1/0.5"),
+        ({}, "divided by the scaling factor 0.18215"),
+        ({"scaling_factor": 0.5}, "divided by the scaling factor 0.5"),
         ({"scaling_factor": 0.5, "shift_factor": 0.25}, "1/0.5 and shifted by 0.25"),
         (STATISTICS, "statistics per channel"),
     ],
@@ -375,11 +375,11 @@ def test_without_any_scaling_that_of_the_family_is_assumed(tmp_path: Path) -> No
     file = FIXTURES / "tiny-kl.safetensors"  # of no family: two levels
     result = check(file, file, encode=False)
     assert result.references is not None
-    assert "scaled by 1/1" in result.references.source
+    assert "divided by the scaling factor 1" in result.references.source
     file = save_ckpt(tmp_path / "a.ckpt", weights_of(SHAPED))  # as SD 1 has them
     result = check(file, file, encode=False)
     assert result.references is not None
-    assert "scaled by 1/0.18215" in result.references.source
+    assert "divided by the scaling factor 0.18215" in result.references.source
 
 
 # --- wrong usage and bad input ---

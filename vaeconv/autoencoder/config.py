@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from vaeconv.autoencoder.topology import Topology
 from vaeconv.errors import ConfigMismatchError, UnsupportedModelError
+from vaeconv.notes import Note, note
 
 CLASS_NAME = "AutoencoderKL"
 # The diffusers release whose constructor the fields below are; a constant, so that the bytes of
@@ -77,7 +78,7 @@ class GivenConfig(NamedTuple):
                 )
         _check_groups(self.norm_num_groups or NORM_NUM_GROUPS, topology, self.name)
 
-    def notes(self, topology: Topology) -> list[str]:
+    def notes(self, topology: Topology) -> list[Note]:
         """Say where the tensors tell more than this kind of config can; the tensors decide."""
         halves = topology.encoder_attention, topology.decoder_attention
         if self.level_attention is None or halves[0] == halves[1]:
@@ -89,8 +90,10 @@ class GivenConfig(NamedTuple):
             for half, found in zip(("encoder", "decoder"), halves, strict=True)
         ]
         return [
-            f"note: {self.name} states one attention for both halves; by the tensors "
-            + " and ".join(levels)
+            note(
+                f"{self.name} states one attention for encoder and decoder; by the tensors "
+                + " and ".join(levels)
+            )
         ]
 
     def check_compvis(self) -> None:

@@ -157,28 +157,28 @@ def _assume(topology: Topology, where: str) -> Decision:
     names = [family.name for family in fitting]
     if ASSUMED in names:
         family = BY_NAME[ASSUMED]
-        others = ", ".join(f"{f.title} ({f.scaling_factor})" for f in fitting if f is not family)
+        others = " and ".join(f"{f.title} ({f.scaling_factor})" for f in fitting if f is not family)
         return Decision(
             _of_family(family, "assumed from the shapes"),
             family,
             family.sample_size,
-            f"scaling factor {family.scaling_factor} of {family.title} is assumed; "
-            f"{others} has the same shapes: settle it with --family or --scaling-factor",
+            f"assuming the scaling factor {family.scaling_factor} of {family.title}; {others} have "
+            "the same shapes, so pass --family to be sure",
         )
     if len(fitting) > 1:
         raise AmbiguousInputError(
-            f"the shapes are those of {' and '.join(f.title for f in fitting)}, "
-            "whose scaling and shift factors differ",
+            f"the shapes fit {' and '.join(f.title for f in fitting)}, which differ in scaling "
+            "and shift factors",
             where=where,
-            hint=f"choose one: --family {'|'.join(names)}",
+            hint="pass " + " or ".join(f"--family {name}" for name in names),
         )
     hint = f" (--family {names[0]} has {fitting[0].scaling_factor})" if fitting else ""
     return Decision(
-        Scaling(1.0, source="default for shapes of no known family"),
+        Scaling(1.0, source="assumed, as the shapes belong to no known family"),
         None,
         DEFAULT_SAMPLE_SIZE,
-        "no scaling factor is known for these shapes, so 1.0 is written; "
-        f"give the one that the diffusion model was trained with: --scaling-factor{hint}",
+        "assuming the scaling factor 1.0, as these shapes belong to no known family; pass the one "
+        f"that the diffusion model was trained with: --scaling-factor{hint}",
     )
 
 
@@ -189,9 +189,9 @@ def _without_base(topology: Topology, options: ScalingOptions, where: str) -> De
     shifts = {family.shift_factor for family in fitting_families(topology)}
     if options.shift_factor is None and shifts - {None}:
         raise AmbiguousInputError(
-            "autoencoders of these shapes have a shift factor, too",
+            "autoencoders of these shapes also have a shift factor",
             where=where,
-            hint="give --shift-factor (0 for none), or --family",
+            hint="pass --shift-factor (0 for none) or --family",
         )
     return Decision(Scaling(options.scaling_factor), None, DEFAULT_SAMPLE_SIZE)
 

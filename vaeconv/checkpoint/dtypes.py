@@ -31,6 +31,11 @@ class DType(NamedTuple):
     packed: int = 1
 
     @property
+    def label(self) -> str:
+        """The name that people are shown: as the command line has it, else torch's."""
+        return self.option or self.torch_name
+
+    @property
     def is_float(self) -> bool:
         """Whether this is a real floating-point type that casts apply to."""
         return bool(self.nonfinite_high)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from vaeconv.errors import OutputError, VaeconvError, one_line
-from vaeconv.publish.release import Release
+from vaeconv.publish.release import Release, StepResult
 
 
 def annotate(error: VaeconvError) -> None:
@@ -19,12 +20,13 @@ def annotate(error: VaeconvError) -> None:
         sys.stderr.write(said + "\n")
 
 
-def tell_failure(error: VaeconvError) -> None:
-    """Write the verdict into the job's summary, and all that is wrong."""
+def tell_failure(error: VaeconvError, results: Sequence[StepResult]) -> None:
+    """Write the verdict into the job's summary, all that is wrong, and the steps before that."""
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
     if summary:
         head, *details = (one_line(one).replace("`", "'") for one in (str(error), *error.details))
         lines = [f"**stopped**: `{head}`", "", *(f"- `{one}`" for one in details)]
+        lines += ["", *_steps(results)] if results else []
         _append(summary, "\n".join(["### vaeconv release", "", *lines]).rstrip() + "\n")
 
 
@@ -36,11 +38,11 @@ def tell_job(done: Release) -> None:
     summary, output = os.environ.get("GITHUB_STEP_SUMMARY"), os.environ.get("GITHUB_OUTPUT")
     if summary:
         lines = ["### vaeconv release", "", f"**{_verdict(done)}**", ""]
-        lines += [f"- {step.name}: {step.outcome}" for step in done.steps]
         lines += [
             f"- [{one.repo_id}](https://huggingface.co/{one.repo_id}) at {one.oid}"
             for one in done.pushed
         ]
+        lines += ["", *_steps(done.steps)]
         evaluation = done.folder / "diffusers" / "eval.json"
         if evaluation.is_file():
             lines += ["", format_markdown([read_document(evaluation, "eval")])]
@@ -53,6 +55,12 @@ def tell_job(done: Release) -> None:
             "commits": " ".join(one.oid or "" for one in done.pushed),
         }
         _append(output, "".join(f"{key}={value}\n" for key, value in facts.items()))
+
+
+def _steps(results: Sequence[StepResult]) -> list[str]:
+    """Write the table of steps in Markdown."""
+    rows = [f"| {step.name} | {step.outcome} | {step.seconds:.1f} s |" for step in results]
+    return ["| step | outcome | time |", "|---|---|---:|", *rows]
 
 
 def _verdict(done: Release) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vaeconv.notes import Note, note
 from vaeconv.parity.images import LeftOut, count_left_out
 
 
-def left_out_notes(left_out: Sequence[LeftOut], *, verbose: bool) -> list[str]:
+def left_out_notes(left_out: Sequence[LeftOut], *, verbose: bool) -> list[Note]:
     """Say how many files were not used, and with ``verbose`` which."""
     if not left_out:
         return []
-    named = [f"note: {one.name}: {one.reason}" for one in left_out] if verbose else []
+    named = [note(f"{one.name}: {one.reason}") for one in left_out] if verbose else []
     hint = "" if verbose else " (--verbose names them)"
-    return [f"note: {count_left_out(left_out)}{hint}", *named]
+    return [note(f"{count_left_out(left_out)}{hint}"), *named]

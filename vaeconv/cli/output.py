@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Annotated, Any, NamedTuple
 
 from vaeconv.cli.progress import ByteProgress, StepProgress
+from vaeconv.cli.screen import Line, Style, Styled, fitted
 from vaeconv.errors import VaeconvError, one_line
 from vaeconv.json_text import dump_json
+from vaeconv.notes import Level, Note
 from vaeconv.option_docs import Doc
 
 SCHEMA_VERSION = 1
+_OF_LEVEL = {Level.NOTE: Style.STRONG, Level.WARNING: Style.DOUBTFUL}
 
 
 def print_json(
@@ -46,20 +49,25 @@ def describe_error(error: VaeconvError) -> dict[str, Any]:
 
 def print_error(text: str, details: Iterable[str] = ()) -> None:
     """Write one error line to stderr, where that can be written, and one for each detail."""
-    lines = [f"error: {one_line(text)}", *(f"  - {one_line(detail)}" for detail in details)]
+    first = Styled(f"error: {text}", Style.BAD, len("error:"))
     with suppress(OSError):
-        _write_stderr(line + "\n" for line in lines)
+        _write_stderr([first, *(f"  - {detail}" for detail in details)])
 
 
-def print_notes(notes: Iterable[str]) -> None:
-    """Write notes and warnings to stderr, a line each."""
-    _write_stderr(one_line(note) + "\n" for note in notes)
+def print_notes(notes: Iterable[Note | str]) -> None:
+    """Write notes and warnings to stderr, a paragraph each."""
+    _write_stderr(
+        Styled(str(one), _OF_LEVEL[one.level], len(one.level.value) + 1)
+        if isinstance(one, Note)
+        else one
+        for one in notes
+    )
 
 
-def _write_stderr(lines: Iterable[str]) -> None:
+def _write_stderr(lines: Iterable[Line]) -> None:
     """Write lines; where there is no room for them, the work goes on."""
     try:
-        sys.stderr.writelines(lines)
+        sys.stderr.writelines(line + "\n" for line in fitted(lines, sys.stderr))
         sys.stderr.flush()
     except BrokenPipeError:
         raise
@@ -75,23 +83,6 @@ def human_size(nbytes: int) -> str:
             return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
         size /= 1000
     raise AssertionError
-
-
-def text_table(
-    head: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, left: int, last_left: bool = False
-) -> list[str]:
-    """Align columns: the first ``left`` to the left, numbers to the right; as wide as it takes."""
-    table = [head, *rows]
-    widths = [max(len(row[column]) for row in table) for column in range(len(head))]
-    lines = []
-    for row in table:
-        cells = [
-            cell.ljust(width) if column < left or (last_left and column == len(head) - 1)
-            else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]  # fmt: skip
-        lines.append(("  " + "  ".join(cells)).rstrip())
-    return lines
 
 
 class Sink(NamedTuple):
@@ -127,26 +118,26 @@ class Sink(NamedTuple):
         self,
         command: str,
         document: Callable[[], Mapping[str, Any]],
-        text: Callable[[], Iterable[str] | None],
+        text: Callable[[], Iterable[Line] | None],
         *,
-        notes: Iterable[str] = (),
+        notes: Iterable[Note | str] = (),
         failure: VaeconvError | None = None,
     ) -> None:
-        """Print a result: notes on stderr, lines on stdout, or the document.
+        """Print a result: lines on stdout, then notes on stderr; or the document.
 
         Args:
             command: Which it is of.
             document: Makes its facts for machines.
-            text: Makes its lines for people, or draws them.
+            text: Makes its lines for people, or prints them itself.
             notes: What the user should know beside it.
             failure: Raised when all is printed.
         """
         if self.json:
             print_json(command, dict(document()), failure)
         elif not self.quiet:
-            print_notes(notes)
-            sys.stdout.writelines(one_line(line) + "\n" for line in text() or ())
+            sys.stdout.writelines(line + "\n" for line in fitted(text() or (), sys.stdout))
             sys.stdout.flush()
+            print_notes(notes)
         if failure:
             failure.is_reported = self.json
             raise failure

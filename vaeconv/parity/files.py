@@ -47,13 +47,13 @@ def compare_files(one: Side, other: Side, *, is_drop_in: bool) -> Comparison:
 
 
 _FACTORS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
-_STATE = "--family or --scaling-factor states it"
+_STATE = "pass --family or --scaling-factor"
 
 
 def _compare_scaling(one: Side, other: Side) -> tuple[list[str], list[str]]:
     """Compare scaling: what is wrong with it, and what is unproven."""
     doubts = [
-        f"the scaling of {side.label}, which states none: {side.doubt}"
+        f"the scaling of {side.label}: it states none, and {side.doubt}"
         for side in (one, other)
         if side.doubt
     ]
@@ -64,7 +64,7 @@ def _compare_scaling(one: Side, other: Side) -> tuple[list[str], list[str]]:
     if one.scaling and other.scaling:
         found = _differing(one.scaling, one.label, other.scaling, other.label)
         assumed = [side.label for side in (one, other) if not side.is_stated]
-        tail = f"; {' and '.join(assumed)} states none: {_STATE}" if assumed else ""
+        tail = f"; {' and '.join(assumed)} states no scaling: {_STATE}" if assumed else ""
         problems += [f"{problem}{tail}" for problem in found]
     return problems, doubts
 

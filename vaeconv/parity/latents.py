@@ -124,8 +124,8 @@ def unscale(latent: Array, scaling: Scaling) -> Array:
 def describe_scaling(scaling: Scaling) -> str:
     """Say how latents were scaled."""
     shift = f" and shifted by {scaling.shift_factor:g}" if scaling.shift_factor else ""
-    channels = " and statistics per channel" if scaling.latents_std else ""
-    return f"scaled by 1/{scaling.scaling_factor:g}{shift}{channels}"
+    channels = " with statistics per channel" if scaling.latents_std else ""
+    return f"divided by the scaling factor {scaling.scaling_factor:g}{shift}{channels}"
 
 
 def _unit_latents(channels: int, factor: int) -> tuple[Reference, ...]:

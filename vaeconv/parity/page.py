@@ -73,7 +73,7 @@ def make_page(result: Verification, decoded: Sequence[Decoded]) -> str:
         },
         environment={name.replace("_", " "): said for name, said in result.environment.items()},
         timing={step: f"{seconds:.2f} s" for step, seconds in result.timing.items()},
-        notes=[note.removeprefix("note: ") for note in result.notes],
+        notes=[note.text for note in result.notes],
     )
 
 

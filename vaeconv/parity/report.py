@@ -41,7 +41,7 @@ def report_document(result: Verification) -> dict[str, Any]:
         "timing": result.timing,
         "problems": result.problems,
         "unproven": result.unproven,
-        "notes": list(result.notes),
+        "notes": [str(note) for note in result.notes],
     }
 
 
@@ -143,13 +143,8 @@ def weight_table(comparisons: Sequence[Comparison]) -> tuple[Row, list[Row]]:
     return ("sides", "tensors", *(match.value for match in Match), "on one side only"), rows
 
 
-def distance_table(comparison: Comparison, *, most: int | None = None) -> tuple[Row, list[Row]]:
-    """Head and rows of the table of distances: each reference, then the worst of each kind.
-
-    Args:
-        comparison: What was compared.
-        most: Of more references than that, name only those that fail.
-    """
+def distance_table(comparison: Comparison) -> tuple[Row, list[Row]]:
+    """Head and rows of the table of distances: each reference, then the worst of each kind."""
     head = ("", "reference", "max abs", "mean abs", "RMSE", "PSNR", "cosine", "pixels", "limit", "")
     summary = summarise(comparison.outcomes)
     rows = [
@@ -161,11 +156,39 @@ def distance_table(comparison: Comparison, *, most: int | None = None) -> tuple[
             "FAIL" if one.problem else "ok" if one.limit < math.inf else "not judged",
         )
         for one in comparison.outcomes
-        if one.problem or most is None or len(comparison.outcomes) <= most
     ]
     for (kind, dtype), distance in summary.items():
         rows.append((f"{kind} {dtype}", "worst", *_numbers(distance, kind), "", ""))
     return head, rows
+
+
+def worst_table(comparison: Comparison) -> tuple[Row, list[Row]]:
+    """Head and rows of the table of what was computed: a row for each kind and type.
+
+    A row names the reference whose results are farthest apart in relation to their limit.
+    """
+    rows: list[Row] = []
+    groups: dict[tuple[str, str], list[Outcome]] = {}
+    for one in comparison.outcomes:
+        groups.setdefault((one.kind, one.dtype), []).append(one)
+    for (kind, dtype), found in groups.items():
+        worst = max(found, key=_strain)
+        failed = sum(one.problem is not None for one in found)
+        rows.append((
+            kind, dtype, f"{worst.name} {size_of(worst)}", f"{len(found)}",
+            _numbers(worst.distance, kind)[0],
+            f"{worst.limit:.1e}" if 0 < worst.limit < math.inf else "-",
+            f"{failed} FAILED" if failed else "ok" if worst.limit < math.inf else "not judged",
+        ))  # fmt: skip
+    return ("computed", "dtype", "worst reference", "of", "max abs", "limit", ""), rows
+
+
+def _strain(outcome: Outcome) -> tuple[bool, float]:
+    """Order outcomes by how near they are to failing."""
+    found, limit = outcome.distance.max_abs, outcome.limit
+    if found is None:
+        return True, math.inf
+    return outcome.problem is not None, found / limit if 0 < limit < math.inf else found
 
 
 def size_of(outcome: Outcome) -> str:
@@ -184,8 +207,8 @@ def _numbers(distance: Distance, kind: str) -> Row:
     )  # fmt: skip
 
 
-def verdict(comparison: Comparison) -> str:
-    """Say the verdict in one line."""
+def judgement(comparison: Comparison) -> str:
+    """Say whether it is so, without what is unproven."""
     one, other = comparison.labels
     is_drop_in = comparison.decoder is not None
     what = f"a drop-in replacement for {other}" if is_drop_in else "the same autoencoder"
@@ -193,11 +216,15 @@ def verdict(comparison: Comparison) -> str:
     verb = "is" if is_drop_in else "are"
     if comparison.problems:
         return f"{subject} {verb} not {what}"
+    by_weights = "" if comparison.outcomes else " by their weights; nothing was decoded"
+    return f"{subject} {verb} {what}{by_weights}"
+
+
+def verdict(comparison: Comparison) -> str:
+    """Say the verdict in one line, with what is unproven."""
     reasons = " and ".join(comparison.unproven)
-    unproven = f", but unproven is {reasons}" if reasons else ""
-    if not comparison.outcomes:
-        return f"{subject} {verb} {what} by their weights; nothing was decoded{unproven}"
-    return f"{subject} {verb} {what}{unproven}"
+    is_open = reasons and not comparison.problems
+    return judgement(comparison) + (f", but unproven is {reasons}" if is_open else "")
 
 
 def outcome(result: Verification) -> str:

@@ -254,9 +254,9 @@ def _decide(
     except AmbiguousInputError as error:
         if options != ScalingOptions():  # an answer of which a part is missing
             raise
-        return None, f"{error.what}; {error.hint}"
+        return None, f"{error.what}: {error.hint}"
     if not decision.is_known:
-        return None, "its shapes are those of no known family; state it with --scaling-factor"
+        return None, "its shapes belong to no known family: pass --scaling-factor"
     return decision, None
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from vaeconv.autoencoder.config import Scaling
 from vaeconv.autoencoder.topology import Layout
 from vaeconv.errors import CheckFailedError
+from vaeconv.notes import Note
 from vaeconv.parity.behaviour import Outcome
 from vaeconv.parity.latents import ReferenceSet
 from vaeconv.parity.weights import WeightResult
@@ -95,7 +96,7 @@ class Verification(NamedTuple):
     references: ReferenceSet | None
     environment: dict[str, Any]
     timing: dict[str, float]
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
     @property
     def labels(self) -> tuple[str, str]:

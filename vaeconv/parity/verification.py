@@ -20,6 +20,7 @@ from vaeconv.autoencoder.topology import Topology
 from vaeconv.checkpoint.source import hash_bytes
 from vaeconv.effects import Rule, reading_rules, refuse_idle
 from vaeconv.errors import CheckFailedError, UnmappedKeysError, UsageError
+from vaeconv.notes import Note, note
 from vaeconv.option_checks import RUN_DTYPES, check_fields
 from vaeconv.option_docs import Doc
 from vaeconv.parity.behaviour import Decoded, Limits, Outcome, Runner
@@ -253,7 +254,7 @@ class _Run:
         self._sides = {side.label: side for side in sides}
         self._options = options
         self._clock = clock
-        self._notes: list[str] = [note for side in sides for note in side.survey.notes]
+        self._notes: list[Note] = [note for side in sides for note in side.survey.notes]
         self._loaders: dict[str, str] = {}
         self._references: ReferenceSet | None = None
         self._environment: dict[str, Any] | None = None
@@ -302,7 +303,7 @@ class _Run:
             device = pick_device(self._options.device)
         self._references = self._make_references(a.topology)
         if not self._options.encode:
-            self._notes.append("note: posterior moments were not compared (--no-encode)")
+            self._notes.append(note("posterior moments were not compared (--no-encode)"))
         with reproducible():
             self._environment = describe_environment(device)
             for label in labels:
@@ -365,7 +366,9 @@ class _Run:
             getattr(one.topology, name) == getattr(other.topology, name) for name in _SHAPE_FIELDS
         )
         if one.problem or other.problem or not alike:
-            self._notes.append(f"note: {one.label} and {other.label} were not run")
+            self._notes.append(
+                note(f"{one.label} and {other.label} were not run, so only weights were compared")
+            )
             return False
         return True
 

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -40,17 +41,19 @@ _ALWAYS = ("card", "push")
 
 
 class StepResult(NamedTuple):
-    """What became of a step.
+    """Result of one release step.
 
     Attributes:
-        name: Of the step.
-        outcome: ``done``, ``unchanged``, ``to do`` or ``left out``.
-        facts: What there is to say of it.
+        name: Name of the step.
+        outcome: ``done``, ``unchanged``, ``to do``, ``left out`` or ``failed``.
+        facts: What the step found, such as counts and metrics.
+        seconds: How long it took; 0 where nothing was done.
     """
 
     name: str
     outcome: str
     facts: dict[str, Any]
+    seconds: float = 0.0
 
 
 class Release(NamedTuple):
@@ -80,6 +83,7 @@ def release(
     sign: Path | None = None,
     dry_run: bool = False,
     on_step: Callable[[str], None] | None = None,
+    on_result: Callable[[StepResult], None] | None = None,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Release:
     """Make a release, as far as it is not made yet.
@@ -98,6 +102,7 @@ def release(
         sign: A private key (PEM) to sign what is published with, which needs the extra ``sign``.
         dry_run: Look at everything, say what would be done, and do nothing.
         on_step: Called with the name of each step that runs.
+        on_result: Called with the result of each step, also of those that nothing is done in.
         on_progress: Called with what is being done, and how much of it is done of how much.
 
     Raises:
@@ -131,7 +136,7 @@ def release(
         _make_folders([folder, work.project.diffusers, work.project.original])
         if not is_locked:
             stack.enter_context(_locked(folder))
-        return _run(work, state, names, first, on_step)
+        return _run(work, state, names, first, on_step, on_result)
 
 
 def _look(
@@ -161,13 +166,22 @@ def _run(
     names: Sequence[str],
     first: str | None,
     on_step: Callable[[str], None] | None,
+    on_result: Callable[[StepResult], None] | None,
 ) -> Release:
     results: list[StepResult] = []
     pushed: tuple[Pushed, ...] = ()
     for name in names:
         work = work._replace(is_forced=work.is_forced or name == first)
-        result, found = _run_step(name, work, state, dry_run=False, on_step=on_step)
+        started = time.monotonic()
+        try:
+            result, found = _run_step(name, work, state, dry_run=False, on_step=on_step)
+        except VaeconvError:
+            if on_result:
+                on_result(StepResult(name, "failed", {}, time.monotonic() - started))
+            raise
         results.append(result)
+        if on_result:
+            on_result(result)
         pushed += found
     return Release(tuple(results), work.project.folder, pushed)
 
@@ -234,9 +248,10 @@ def _run_step(
     if on_step:
         on_step(name)
     state.begin(name)
+    started = time.monotonic()
     done = STEPS[name](work._replace(retire=partial(state.retire, name)))
     state.end(name, inputs, done.outputs, done.facts)
-    return StepResult(name, "done", done.facts), done.pushed
+    return StepResult(name, "done", done.facts, time.monotonic() - started), done.pushed
 
 
 def _make_folders(folders: Sequence[Path]) -> None:

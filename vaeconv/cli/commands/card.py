@@ -31,6 +31,7 @@ def card(
         vaeconv card out/ --check --eval coco.json
     """
     from vaeconv.cli.render.card import show_check
+    from vaeconv.notes import warning
     from vaeconv.publish.card import CardInputs, card_title, make_card, write_card
     from vaeconv.publish.checking import check_card
     from vaeconv.publish.documents import read_document
@@ -73,5 +74,5 @@ def card(
             sys.stdout.write(text)
         return [] if options.show else [f"wrote {path}" for path in written]
 
-    notes = [f"warning: {problem}, so push refuses this card" for problem in problems]
+    notes = [warning(f"push refuses this card: {problem}") for problem in problems]
     sink.show("card", lambda: facts, tell, notes=notes)

@@ -34,6 +34,7 @@ def compare(job: CompareJob, options: CompareOptions, reading: Reading, sink: Si
     from vaeconv.evaluate.models import name_specs
     from vaeconv.evaluate.protocol import preset
     from vaeconv.names import check_ending
+    from vaeconv.notes import note
 
     specs = name_specs(list(job.models), {"name": job.name}, job.models_file, ema=job.ema)
     if not specs or job.images is None or job.out is None:
@@ -50,7 +51,7 @@ def compare(job: CompareJob, options: CompareOptions, reading: Reading, sink: Si
         done = run(specs, job.images, job.out, options)
     write_comparison(done, job.out)
     place = done.sheet or job.out
-    notes = [f"note: {name} skipped: {why}" for name, why in done.skipped]
+    notes = [note(f"{name} left out: {why}") for name, why in done.skipped]
     sink.show(
         "compare",
         lambda: compare_document(done),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from vaeconv.cli.declare import declare
-from vaeconv.cli.output import Sink, print_notes
+from vaeconv.cli.output import Sink
 from vaeconv.inspection import InspectOptions
 from vaeconv.option_docs import Doc, Source
 
@@ -34,21 +34,16 @@ def inspect(
     """
     from dataclasses import replace
 
-    from vaeconv.cli.render.inspect import inspection_document, render_inspection
+    from vaeconv.cli.render.inspect import inspection_document, inspection_lines
     from vaeconv.inspection import inspect as run
 
     with sink.progress(f"fetching {Path(source).name}") as fetching:
         report = run(source, replace(options, on_fetch=fetching.advance))
 
-    def draw() -> None:
-        from rich.console import Console
-
-        render_inspection(report, Console(), keys=keys)
-        print_notes(report.notes)
-
     sink.show(
         "inspect",
         lambda: inspection_document(report, keys=keys),
-        draw,
+        lambda: inspection_lines(report, keys=keys, verbose=sink.verbose),
+        notes=report.notes,
         failure=report.problem,
     )

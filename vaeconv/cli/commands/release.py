@@ -8,6 +8,7 @@ from vaeconv.cli.declare import declare
 from vaeconv.cli.jobs import ReleaseJob
 from vaeconv.cli.output import Sink
 from vaeconv.errors import VaeconvError
+from vaeconv.notes import note
 
 
 @declare
@@ -27,7 +28,8 @@ def release(job: ReleaseJob, sink: Sink) -> None:
         vaeconv release release.toml --tag v1.2
     """
     from vaeconv.cli.github import annotate, tell_failure, tell_job
-    from vaeconv.cli.render.release import release_document, release_lines
+    from vaeconv.cli.render.release import release_document, release_lines, steps_table
+    from vaeconv.publish.release import StepResult
     from vaeconv.publish.release import release as run
     from vaeconv.publish.release_config import read_release, write_release_file
 
@@ -36,6 +38,8 @@ def release(job: ReleaseJob, sink: Sink) -> None:
         write_release_file(job.file)
         sink.show("release", lambda: {"written": [str(job.file)]}, lambda: [f"wrote {job.file}"])
         return
+
+    results: list[StepResult] = []
 
     def tell(step: str) -> None:
         if sink.is_shown:
@@ -56,16 +60,19 @@ def release(job: ReleaseJob, sink: Sink) -> None:
                 sign=job.sign,
                 dry_run=job.dry_run,
                 on_step=tell,
+                on_result=results.append,
                 on_progress=steps.advance if sink.is_shown else None,
             )
         except VaeconvError as error:
             annotate(error)
-            tell_failure(error)
+            tell_failure(error, results)
+            if results and sink.is_shown:
+                sink.show("release", dict, lambda: [steps_table(results)])
             raise
     tell_job(done)
     sink.show(
         "release",
         lambda: release_document(done, dry_run=job.dry_run),
-        lambda: release_lines(done),
-        notes=[f"note: {one.repo_id}: {note}" for one in done.pushed for note in one.notes],
+        lambda: release_lines(done, dry_run=job.dry_run),
+        notes=[note(f"{one.repo_id}: {text}") for one in done.pushed for text in one.notes],
     )

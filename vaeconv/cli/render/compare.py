@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vaeconv.errors import plural
 from vaeconv.evaluate.comparing import Compared
 
 
@@ -26,7 +27,7 @@ def compare_document(done: Compared) -> dict[str, Any]:
 def compare_lines(done: Compared, place: Path, *, verbose: bool) -> Iterator[str]:
     """Tell a person what was compared."""
     order = ", ".join(done.order)
-    yield f"compared {len(done.pictures)} pictures, from left to right: {order}"
+    yield f"compared {plural(len(done.pictures), 'image')}, from left to right: {order}"
     if verbose:
-        yield from (f"  {path}" for path, _ in done.pictures)
-    yield f"  {place}"
+        yield from (f"wrote {path}" for path, _ in done.pictures)
+    yield f"wrote {place}"

@@ -6,9 +6,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from vaeconv.cli.output import human_size
+from vaeconv.cli.screen import Line, Style, Styled
+from vaeconv.errors import plural
 
 if TYPE_CHECKING:
     from vaeconv.conversion import Conversion
+    from vaeconv.output import Written
+    from vaeconv.plan import Row
 
 
 def conversion_document(result: Conversion, *, dry_run: bool) -> dict[str, Any]:
@@ -30,7 +34,7 @@ def conversion_document(result: Conversion, *, dry_run: bool) -> dict[str, Any]:
         "files": [
             {"path": str(w.path), "size": w.size, "sha256": w.sha256} for w in result.written
         ],
-        "notes": list(result.plan.notes),
+        "notes": [str(note) for note in result.plan.notes],
     }  # fmt: skip
     if dry_run:
         document["rows"] = [
@@ -43,13 +47,17 @@ def conversion_document(result: Conversion, *, dry_run: bool) -> dict[str, Any]:
 
 def conversion_lines(
     result: Conversion, *, dry_run: bool, seconds: float, verbose: bool
-) -> Iterator[str]:
-    """Tell a person what was converted."""
-    yield (
-        f"{'would convert' if dry_run else 'converted'} {result.source} ({result.container}, "
-        f"{result.source_layout.value}) to {result.output} ({result.layout.value})"
+) -> Iterator[Line]:
+    """Tell a person what was converted, or would be."""
+    verb = "would convert" if dry_run else "converted"
+    yield Styled(
+        f"{verb} {result.source} ({result.container}, {result.source_layout.value}) to "
+        f"{result.output} ({result.layout.value})",
+        Style.STRONG,
+        len(verb),
     )
-    yield f"  {len(result.plan.rows)} tensors, {human_size(result.plan.nbytes)}"
+    time = "" if dry_run else f", in {seconds:.2f} s"
+    yield f"  {plural(len(result.plan.rows), 'tensor')}, {human_size(result.plan.nbytes)}{time}"
     if result.decision:
         scaling = result.decision.scaling
         shift = "" if scaling.shift_factor is None else f", shift factor {scaling.shift_factor:g}"
@@ -57,12 +65,22 @@ def conversion_lines(
     if result.plan.dropped:
         counts = ", ".join(f"{count} {why}" for why, count in result.plan.drop_counts().items())
         yield f"  left out: {counts}"
-    if dry_run or verbose:
-        for row in result.plan.rows:
-            cast = f" {row.source.dtype.code} -> {row.dtype.code}" if row.is_cast else ""
-            yield f"  {row.name} <- {row.source.name}{cast}"
+    if verbose:
+        yield from map(row_line, result.plan.rows)
+    elif dry_run:
+        yield "  --verbose lists every tensor"
     for written in result.written:
-        digest = f"  sha256 {written.sha256}" if written.sha256 else ""
-        yield f"  {written.path}  {human_size(written.size)}{digest}"
-    if not dry_run:
-        yield f"  in {seconds:.2f} s"
+        yield from written_lines(written)
+
+
+def row_line(row: Row) -> str:
+    """Say which tensor becomes which."""
+    cast = f" {row.source.dtype.label} -> {row.dtype.label}" if row.is_cast else ""
+    return f"  {row.name} <- {row.source.name}{cast}"
+
+
+def written_lines(written: Written) -> Iterator[str]:
+    """Name a file that was written; its hash has a line of its own, as it is long."""
+    yield f"wrote {written.path} ({human_size(written.size)})"
+    if written.sha256:
+        yield f"  sha256 {written.sha256}"

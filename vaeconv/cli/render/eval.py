@@ -14,9 +14,10 @@ from vaeconv.checkpoint.text_file import read_text_file
 from vaeconv.checkpoint.writable import check_writable
 from vaeconv.cli.jobs import EvalJob, NetworkFiles, Reading
 from vaeconv.cli.left_out import left_out_notes
-from vaeconv.cli.output import SCHEMA_VERSION, Sink, print_notes, text_table
+from vaeconv.cli.output import SCHEMA_VERSION, Sink, print_notes
 from vaeconv.cli.progress import ByteProgress, StepProgress
-from vaeconv.errors import InputError, OutputExistsError, UsageError, one_line
+from vaeconv.cli.screen import Line, Table, fitted
+from vaeconv.errors import InputError, OutputExistsError, UsageError
 from vaeconv.evaluate.evaluation import EvalOptions, evaluate
 from vaeconv.evaluate.models import ModelSpec, name_specs
 from vaeconv.evaluate.protocol import ProtocolOptions
@@ -25,6 +26,7 @@ from vaeconv.evaluate.shards import OtherRunError, read_digest
 from vaeconv.evaluate.tables import format_latex, format_markdown, identity_of, make_tables
 from vaeconv.json_text import dump_json
 from vaeconv.names import check_ending
+from vaeconv.notes import note, warning
 from vaeconv.parity.images import LeftOut
 from vaeconv.publish.documents import MAX_REPORT, read_document
 from vaeconv.publish.places import hide_places
@@ -169,16 +171,16 @@ def _print_notes(result: Mapping[str, Any], *, verbose: bool) -> None:
     pictures = result["pictures"]
     notes = left_out_notes([LeftOut(**one) for one in pictures["left_out"]], verbose=verbose)
     if pictures["beyond_limit"]:
-        notes.append(f"note: {pictures['beyond_limit']} images are beyond --limit")
+        notes.append(note(f"{pictures['beyond_limit']} images are beyond --limit"))
     notes += [
-        f"note: {number} images measured, but: {remark}"
+        note(f"{number} images measured, but: {remark}")
         for remark, number in pictures["remarks"].items()
     ]
     notes += [
-        f"warning: {name} not computed: {why}" for name, why in result["not_computed"].items()
+        warning(f"{name} not computed: {why}") for name, why in result["not_computed"].items()
     ]
     notes += [
-        f"warning: {net['file']} holds other weights of {net['name']} than the published ones"
+        warning(f"{net['file']} holds other weights of {net['name']} than the published ones")
         for net in result["nets"]
         if not net["is_published"]
     ]
@@ -227,12 +229,12 @@ def print_results(results: Sequence[Mapping[str, Any]], form: str) -> None:
     elif form == "latex":
         sys.stdout.write(format_latex(results) + "\n")
     else:
-        lines: list[str] = []
+        lines: list[Line] = []
         for table in make_tables(results):
-            lines += [table.title, *text_table(table.head, table.rows, left=1), table.protocol, ""]
+            lines += [table.title, Table(table.head, table.rows), table.protocol, ""]
         for result in results:
             lines += _latent_lines(result)
-        sys.stdout.writelines(one_line(line) + "\n" for line in lines)
+        sys.stdout.writelines(line + "\n" for line in fitted(lines, sys.stdout))
     sys.stdout.flush()
 
 

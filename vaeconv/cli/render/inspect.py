@@ -1,16 +1,16 @@
-"""An inspection as tables and as a document."""
+"""An inspection as text and as a document."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from vaeconv.checkpoint.dtypes import BY_CODE
 from vaeconv.cli.output import human_size
-from vaeconv.errors import one_line
+from vaeconv.cli.screen import Line, Style, Styled, Table
+from vaeconv.errors import listed, plural
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from vaeconv.inspection import Inspection
 
 _SHOWN_PARTS = 40
@@ -43,7 +43,7 @@ def inspection_document(report: Inspection, *, keys: bool) -> dict[str, Any]:
         "nonfinite": None if report.nonfinite is None else list(report.nonfinite),
         "metadata": dict(sorted(report.metadata.items())),
         "sha256": list(report.sha256),
-        "notes": list(report.notes),
+        "notes": [str(note) for note in report.notes],
     }
     if keys:
         document["keys"] = [
@@ -53,91 +53,108 @@ def inspection_document(report: Inspection, *, keys: bool) -> dict[str, Any]:
     return document
 
 
-def render_inspection(report: Inspection, console: Console, *, keys: bool = False) -> None:
-    """Draw an inspection as tables."""
-    from rich.table import Table
-    from rich.text import Text
+def inspection_lines(report: Inspection, *, keys: bool, verbose: bool) -> Iterator[Line]:
+    """Tell a person what a checkpoint is; the details where they are wanted."""
+    yield Styled(f"{report.name}: {_essence(report)}", Style.STRONG)
+    facts = [*_facts(report), *(_details(report) if verbose else ())]
+    yield Table(("", ""), facts, last_left=True)
+    yield from ("", _part_table(report))
+    if report.siblings and verbose:
+        yield from ("", _sibling_table(report))
+    elif report.siblings:
+        yield f"  beside the state dict: {_named([one.name for one in report.siblings])}"
+    if report.globals and verbose:
+        yield from ("", Table(("name in the pickle", "treated as"), report.globals, left=2))
+    elif report.globals:
+        number = plural(len(report.globals), "name")
+        yield f"  the pickle holds {number} of other packages; none is run or imported"
+    if (report.siblings or report.globals) and not verbose:
+        yield "  more with --verbose"
+    if keys:
+        rows = [
+            (key.name, BY_CODE[key.dtype].label if key.dtype in BY_CODE else key.dtype,
+             "x".join(map(str, key.shape)) or "scalar", key.role)
+            for key in report.keys
+        ]  # fmt: skip
+        yield from ("", Table(("key", "dtype", "shape", "becomes"), rows, left=4))
 
-    facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    facts.add_column(style="bold")
-    facts.add_column(overflow="fold")
-    for label, value in _fact_lines(report):
-        facts.add_row(label, Text(one_line(value)))
-    console.print(Text(one_line(report.name), style="bold cyan"))
-    console.print(facts)
-    parts = Table(title=None, header_style="bold")
-    for heading, justify in (("part", "left"), ("tensors", "right"), ("parameters", "right"),
-                             ("size", "right")):  # fmt: skip
-        parts.add_column(heading, justify=justify)  # type: ignore[arg-type]
+
+def _essence(report: Inspection) -> str:
+    """Say in a few words what it is."""
+    if not report.layout:
+        return "no autoencoder that vaeconv knows"
+    return f"autoencoder in the {report.layout} layout, {_dtypes(report)}"
+
+
+def _part_table(report: Inspection) -> Table:
     by_size = sorted(report.parts, key=lambda part: -part.nbytes)
-    for part in report.parts if len(by_size) <= _SHOWN_PARTS else by_size[:_SHOWN_PARTS]:
-        parts.add_row(
-            Text(part.name), str(part.tensors), f"{part.parameters:,}", human_size(part.nbytes)
-        )
-    if len(by_size) > _SHOWN_PARTS:
-        rest = by_size[_SHOWN_PARTS:]
-        parts.add_row(
+    shown = report.parts if len(by_size) <= _SHOWN_PARTS else by_size[:_SHOWN_PARTS]
+    rows = [
+        (part.name, str(part.tensors), f"{part.parameters:,}", human_size(part.nbytes))
+        for part in shown
+    ]
+    if rest := by_size[len(shown) :]:
+        rows.append((
             f"{len(rest)} more", str(sum(part.tensors for part in rest)),
             f"{sum(part.parameters for part in rest):,}",
             human_size(sum(part.nbytes for part in rest)),
-        )  # fmt: skip
-    for sibling in report.siblings[:_SHOWN_PARTS]:
-        size = human_size(sibling.nbytes) if sibling.tensors else ""
-        count = str(sibling.tensors) if sibling.tensors else ""
-        parts.add_row(
-            Text(one_line(f"{sibling.name} ({sibling.kind})"), style="dim"), count, "", size
-        )
-    console.print(parts)
-    if report.globals:
-        names = Table("name in the pickle", "verdict", header_style="bold")
-        for name, verdict in report.globals:
-            names.add_row(Text(one_line(name)), verdict)
-        console.print(names)
-    if keys:
-        table = Table("key", "dtype", "shape", "becomes", header_style="bold")
-        for key in report.keys:
-            shape = "x".join(map(str, key.shape)) or "scalar"
-            table.add_row(Text(one_line(key.name)), key.dtype, shape, Text(key.role))
-        console.print(table)
+        ))  # fmt: skip
+    return Table(("part", "tensors", "parameters", "size"), rows)
 
 
-def _fact_lines(report: Inspection) -> list[tuple[str, str]]:
-    lines = [("container", f"{report.container}, {human_size(report.size)}")]
-    if report.wrapper:
-        lines.append(("state dict", "under " + ".".join(report.wrapper)))
-    if report.layout:
-        prefix = f"prefix {report.prefix}" if report.prefix else "no prefix"
-        lines.append(("layout", f"{report.layout}, {prefix}"))
-        dtypes = ", ".join(f"{code} ({count})" for code, count in report.dtypes.items())
-        lines.append(("dtype", dtypes))
+def _sibling_table(report: Inspection) -> Table:
+    rows = [
+        (one.name, str(one.tensors or "-"), human_size(one.nbytes) if one.tensors else "-",
+         one.kind.removeprefix("a "))
+        for one in report.siblings[:_SHOWN_PARTS]
+    ]  # fmt: skip
+    return Table(("beside the state dict", "tensors", "size", "type"), rows, last_left=True)
+
+
+def _named(names: Sequence[str]) -> str:
+    """Name what a line has room for."""
+    return listed([_start_of(name, 40) for name in names], 8)
+
+
+def _facts(report: Inspection) -> list[tuple[str, str]]:
+    wrapper = f", state dict under {'.'.join(report.wrapper)}" if report.wrapper else ""
+    lines = [("container", f"{report.container}, {human_size(report.size)}{wrapper}")]
+    if report.prefix:
+        lines.append(("prefix", report.prefix))
     if report.family:
         lines.append(("family", report.family))
-    if report.config:
-        lines += _config_lines(report.config)
     if report.scaling:
         shift = report.scaling["shift_factor"]
         text = f"{report.scaling['scaling_factor']:g}"
-        text += "" if shift is None else f", shift {shift:g}"
+        text += "" if shift is None else f", shift factor {shift:g}"
         lines.append(("scaling factor", f"{text} ({report.scaling['from']})"))
     lines.append(("EMA", _ema_line(report)))
     lines.append(("NaN, infinity", _nonfinite_line(report)))
-    lines += _metadata_lines(report.metadata)
-    lines += [("sha256", digest) for digest in report.sha256]
-    return lines
+    if report.config:
+        lines += _config_lines(report.config)
+    if report.metadata:
+        lines.append(("metadata", _named(sorted(report.metadata))))
+    return lines + [("sha256", digest) for digest in report.sha256]
 
 
-def _metadata_lines(metadata: Mapping[str, str]) -> list[tuple[str, str]]:
+def _dtypes(report: Inspection) -> str:
+    """Name the element types, and how many tensors have each where they are several."""
+    labels = {BY_CODE[code].label: count for code, count in report.dtypes.items()}
+    if len(labels) == 1:
+        return next(iter(labels))
+    return ", ".join(f"{label} ({plural(count, 'tensor')})" for label, count in labels.items())
+
+
+def _details(report: Inspection) -> list[tuple[str, str]]:
     """Show what a header says, as much of it as a terminal takes."""
-    lines = [
-        ("metadata" if not index else "", one_line(f"{_start_of(key)}: {_start_of(text)}"))
-        for index, (key, text) in enumerate(sorted(metadata.items())[:_SHOWN_ENTRIES])
-    ]
-    more = len(metadata) - len(lines)
+    shown = sorted(report.metadata.items())[:_SHOWN_ENTRIES]
+    lines = [("", f"{_start_of(key)}: {_start_of(text)}") for key, text in shown]
+    more = len(report.metadata) - len(lines)
     return [*lines, ("", f"{more} more; --json has all")] if more else lines
 
 
-def _start_of(text: str) -> str:
-    return text if len(text) <= _SHOWN_TEXT else f"{text[:_SHOWN_TEXT]}… ({len(text)} characters)"
+def _start_of(text: str, limit: int = _SHOWN_TEXT) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
 
 
 def _config_lines(config: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -151,9 +168,9 @@ def _config_lines(config: Mapping[str, Any]) -> list[tuple[str, str]]:
                 if level in levels]  # fmt: skip
         where.append(level if len(only) == 2 else f"{level} of the {only[0]}")
     return [
-        ("block_out_channels", " ".join(map(str, config["block_out_channels"]))),
-        ("layers_per_block", str(config["layers_per_block"])),
         ("latent channels", f"{config['latent_channels']}"),
+        ("block widths", " ".join(map(str, config["block_out_channels"]))),
+        ("layers per block", str(config["layers_per_block"])),
         ("attention", ", ".join(where) or "none"),
         ("quant convolutions", "yes" if config["use_quant_conv"] else "no"),
     ]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vaeconv.cli.output import human_size
+from vaeconv.errors import plural
 from vaeconv.parity.encoding import Encoded
 
 
@@ -24,9 +25,7 @@ def latents_document(done: Encoded) -> dict[str, Any]:
 def latents_lines(done: Encoded, *, verbose: bool) -> Iterator[str]:
     """Tell a person what was encoded."""
     shape = "x".join(map(str, done.latent))
-    yield (
-        f"encoded {len(done.names)} images on {done.device} to latents of {shape}: "
-        f"{done.output} ({human_size(done.output.stat().st_size)})"
-    )
+    yield (f"encoded {plural(len(done.names), 'image')} on {done.device} to latents of {shape}")
     if verbose:
         yield from (f"  {name}" for name in done.names)
+    yield f"wrote {done.output} ({human_size(done.output.stat().st_size)})"

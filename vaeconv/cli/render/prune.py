@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from vaeconv.cli.output import (
@@ -11,12 +11,14 @@ from vaeconv.cli.output import (
     human_size,
     print_error,
     print_notes,
-    text_table,
 )
-from vaeconv.errors import VaeconvError, one_line
+from vaeconv.cli.render.convert import row_line, written_lines
+from vaeconv.cli.screen import Line, Style, Styled, Table
+from vaeconv.errors import VaeconvError
+from vaeconv.notes import Note
 from vaeconv.pruning import Pruning
 
-_MEANING = {"replaced": "replaced (EMA or --vae)"}
+_MEANING = {"replaced": "raw weights (replaced)"}
 
 
 def print_single(result: Pruning, sink: Sink, *, seconds: float) -> None:
@@ -29,18 +31,24 @@ def print_single(result: Pruning, sink: Sink, *, seconds: float) -> None:
     )
 
 
-def _lines(result: Pruning, *, seconds: float, verbose: bool) -> list[str]:
-    lines = [*_headline(result), *_account(result)]
+def _lines(result: Pruning, *, seconds: float, verbose: bool) -> Iterator[Line]:
+    verb = "pruned" if result.written else "would prune"
+    time = f", in {seconds:.2f} s" if result.written else ""
+    yield Styled(
+        f"{verb} {result.source} ({result.container}, {human_size(result.size)}) "
+        f"to {result.output} ({human_size(result.plan.nbytes)}){time}",
+        Style.STRONG,
+        len(verb),
+    )
+    yield _account(result)
     if result.probe:
-        lines.append(f"  probe: {result.probe.describe()}")
-    if verbose or not result.written:
-        lines += [_row_line(row) for row in result.plan.rows]
-    for file in result.written:
-        digest = f"  sha256 {file.sha256}" if file.sha256 else ""
-        lines.append(f"  {file.path}  {human_size(file.size)}{digest}")
-    if result.written:
-        lines.append(f"  in {seconds:.2f} s")
-    return lines
+        yield f"  probe: {result.probe.describe()}"
+    if verbose:
+        yield from map(row_line, result.plan.rows)
+    elif not result.written:
+        yield "  --verbose lists every tensor"
+    for written in result.written:
+        yield from written_lines(written)
 
 
 def print_batch(
@@ -64,12 +72,12 @@ def print_batch(
             continue
         done.append((source, result))
         if sink.is_shown:
-            print_notes(f"{source}: {note}" for note in result.plan.notes)
+            print_notes(Note(note.level, f"{source}: {note.text}") for note in result.plan.notes)
     codes = [result.exit_code for _, result in done if isinstance(result, VaeconvError)]
     sink.show(
         "prune",
         lambda: {"ok": not codes, "results": [_document(*pair) for pair in done]},
-        lambda: _batch_table(done),
+        lambda: [_batch_table(done)],
     )
     return max(codes, default=0)
 
@@ -108,7 +116,7 @@ def pruning_document(result: Pruning) -> dict[str, Any]:
             {"path": str(file.path), "size": file.size, "sha256": file.sha256}
             for file in result.written
         ],
-        "notes": list(result.plan.notes),
+        "notes": [str(note) for note in result.plan.notes],
     }
     if not result.written:
         document["rows"] = [
@@ -131,34 +139,21 @@ def _document(source: str, result: Pruning | VaeconvError) -> dict[str, Any]:
     return {"ok": True, **pruning_document(result)}
 
 
-def _headline(result: Pruning) -> list[str]:
-    verb = "pruned" if result.written else "would prune"
-    return [
-        f"{verb} {result.source} ({result.container}, {human_size(result.size)}) "
-        f"to {result.output} ({human_size(result.plan.nbytes)})"
-    ]
-
-
-def _account(result: Pruning) -> list[str]:
+def _account(result: Pruning) -> Table:
     rows = [
         (
             "keep" if group.is_kept else "drop",
-            one_line(_MEANING.get(group.name, group.name)),
+            _MEANING.get(group.name, group.name),
             f"{group.tensors}",
             human_size(group.before),
             human_size(group.after) if group.is_kept else "-",
         )
         for group in result.groups
     ]
-    return text_table(("", "part", "tensors", "before", "after"), rows, left=2)
+    return Table(("", "part", "tensors", "before", "after"), rows, left=2)
 
 
-def _row_line(row: Any) -> str:
-    cast = f" {row.source.dtype.code} -> {row.dtype.code}" if row.is_cast else ""
-    return f"  {row.name} <- {row.source.name}{cast}"
-
-
-def _batch_table(done: Iterable[tuple[str, Pruning | VaeconvError]]) -> list[str]:
+def _batch_table(done: Iterable[tuple[str, Pruning | VaeconvError]]) -> Table:
     rows = []
     for source, result in done:
         if isinstance(result, VaeconvError):
@@ -166,4 +161,4 @@ def _batch_table(done: Iterable[tuple[str, Pruning | VaeconvError]]) -> list[str
         else:
             sizes = human_size(result.size), human_size(result.plan.nbytes)
             rows.append((source, *sizes, str(result.output)))
-    return text_table(("checkpoint", "before", "after", "result"), rows, left=1, last_left=True)
+    return Table(("checkpoint", "before", "after", "result"), rows, last_left=True)

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from vaeconv.errors import plural
+from vaeconv.notes import Note, note
 from vaeconv.publish.access import visibility
 from vaeconv.publish.pushing import Pushed
 
 
-def push_notes(done: Pushed) -> Iterator[str]:
+def push_notes(done: Pushed) -> Iterator[Note]:
     """Say what the user should know beside the result."""
     if done.left_out:
-        yield f"note: never published, and left out: {', '.join(done.left_out)}"
-    yield from (f"note: {note}" for note in done.notes)
+        yield note(f"left out, as never published: {', '.join(done.left_out)}")
+    yield from map(note, done.notes)
 
 
 def push_lines(done: Pushed, *, dry_run: bool, names: bool) -> list[str]:
     """Tell a person what was published, or would be."""
     verb = "would publish" if dry_run else "published"
     if not (done.changed or done.deleted):
-        lines = [f"nothing changed: {done.repo_id} has all {len(done.unchanged)} files"]
+        lines = [f"nothing changed: {done.repo_id} has all {plural(len(done.unchanged), 'file')}"]
     elif not (done.is_new or dry_run):
         lines = [f"nothing changed: a pull request to {done.repo_id} has all files"]
     else:
-        lines = [f"{verb} {len(done.changed)} files to {done.repo_id}, branch {done.revision}"]
+        files = plural(len(done.changed), "file")
+        lines = [f"{verb} {files} to {done.repo_id}, branch {done.revision}"]
     if dry_run or done.creates:
         lines.append(f"  {_state(done, dry_run=dry_run)}")
     if names:

@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from vaeconv.publish.release import Release
+from vaeconv.cli.screen import Line, Style, Styled, Table
+from vaeconv.errors import plural
+from vaeconv.publish.release import Release, StepResult
 
 
-def release_lines(done: Release) -> Iterator[str]:
-    """Tell a person what became of each step."""
-    for step in done.steps:
-        yield f"{step.name}: {step.outcome}{_said({} if step.name == 'push' else step.facts)}"
-    yield from (f"  {one.repo_id} {one.oid} {one.url}".rstrip() for one in done.pushed)
+def release_lines(done: Release, *, dry_run: bool) -> Iterator[Line]:
+    """Tell a person what was published, and what became of each step."""
+    for one in done.pushed:
+        verb = "published" if one.is_new else "nothing changed:"
+        tag = f", tag {one.tag}" if one.tag else ""
+        files = f"{len(one.changed)} of {plural(len(one.changed) + len(one.unchanged), 'file')}"
+        yield Styled(f"{verb} {one.repo_id} ({files} changed{tag})", Style.GOOD)
+        yield from (f"  {fact}" for fact in (one.oid and f"commit {one.oid}", one.url) if fact)
+    if dry_run:
+        yield Styled("nothing stands against this release", Style.GOOD)
     yield from (f"  {one.describe()}" for one in done.destinations)
+    yield steps_table(done.steps)
+    if not dry_run:
+        yield f"  all files are in {done.folder}"
+
+
+def steps_table(steps: Sequence[StepResult]) -> Table:
+    """Make the table of what became of each step."""
+    rows = [
+        (step.name, step.outcome, f"{step.seconds:.1f} s" if step.seconds else "",
+         _said({} if step.name == "push" else step.facts))
+        for step in steps
+    ]  # fmt: skip
+    return Table(("step", "outcome", "time", "result"), rows, left=2, last_left=True)
 
 
 def _said(facts: dict[str, Any]) -> str:
-    text = "; ".join(f"{key} {_plain(value)}" for key, value in facts.items() if value)
-    return f" ({text})" if text else ""
+    return "; ".join(f"{key} {_plain(value)}" for key, value in facts.items() if value)
 
 
 def _plain(value: Any) -> str:

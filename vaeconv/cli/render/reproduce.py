@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vaeconv.cli.jobs import EvalJob
-from vaeconv.cli.output import Sink, text_table
+from vaeconv.cli.output import Sink
 from vaeconv.cli.render.eval import check_result, run_evaluation
-from vaeconv.errors import UsageError, one_line
+from vaeconv.cli.screen import Line, Table
+from vaeconv.errors import UsageError
 from vaeconv.evaluate.card import (
     PROTOCOLS,
     Difference,
@@ -66,7 +66,7 @@ def reproduce(job: EvalJob, options: EvalOptions, sink: Sink) -> None:
     sink.show(
         "eval",
         lambda: comparison_document(differences),
-        lambda: print_comparison(differences),
+        lambda: comparison_lines(differences),
     )
 
 
@@ -105,8 +105,8 @@ def comparison_document(differences: Sequence[Difference]) -> dict[str, Any]:
     }
 
 
-def print_comparison(differences: Sequence[Difference]) -> None:
-    """Print the card's numbers, ours and the gap, for each protocol."""
+def comparison_lines(differences: Sequence[Difference]) -> list[Line]:
+    """Tell a person the card's numbers, ours and the gap, for each protocol."""
     rows = [
         (
             one.protocol,
@@ -119,7 +119,7 @@ def print_comparison(differences: Sequence[Difference]) -> None:
         for one in differences
     ]
     head = ("protocol", "model", "metric", "card", "ours", "gap")
-    lines = text_table(head, rows, left=3)
+    lines: list[Line] = [Table(head, rows, left=3)]
     for metric, title in _TITLES.items():
         found = nearest_protocol(differences, metric)
         if found:
@@ -127,7 +127,7 @@ def print_comparison(differences: Sequence[Difference]) -> None:
     lines.append(
         "PSIM here is VGG without learned weights; that the card means the same is not verified"
     )
-    sys.stdout.writelines(one_line(line) + "\n" for line in lines)
+    return lines
 
 
 def _pair(value: tuple[float, float | None]) -> str:

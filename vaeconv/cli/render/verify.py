@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from vaeconv.checkpoint.dtypes import BY_CODE
 from vaeconv.checkpoint.folder import CONFIG, STEM
 from vaeconv.checkpoint.writable import check_writable
-from vaeconv.cli.output import Sink, human_size, text_table
-from vaeconv.errors import CheckFailedError, OutputError, OutputExistsError
+from vaeconv.cli.output import Sink, human_size
+from vaeconv.cli.screen import Line, Style, Styled, Table
+from vaeconv.errors import CheckFailedError, OutputError, OutputExistsError, plural
 from vaeconv.names import check_ending
 from vaeconv.option_docs import REPORTS, Doc
 from vaeconv.parity.report import (
@@ -20,22 +23,23 @@ from vaeconv.parity.report import (
     check_summary,
     comparisons_of,
     distance_table,
+    judgement,
     junit,
     report_document,
-    verdict,
     weight_table,
+    worst_table,
     write_bytes,
     write_report,
 )
+from vaeconv.parity.weights import Match
 from vaeconv.publish.places import hide_places, hide_places_in_text
 
 if TYPE_CHECKING:
     from vaeconv.parity.behaviour import Decoded
-    from vaeconv.parity.verdict import SideFacts, Verification
+    from vaeconv.parity.verdict import Comparison, SideFacts, Verification
 
 
 _HEAD = 1 << 16  # bytes in which a report says what it is
-_MOST_REFERENCES = 40  # the built-in set in two types; of more, a terminal shows a summary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +166,7 @@ def publish_result(
     sink.show(
         "verify",
         lambda: document,
-        lambda: [*_lines(result, verbose=sink.verbose), *(f"  {path}" for path in written)],
+        lambda: [*_lines(result, verbose=sink.verbose), *(f"wrote {path}" for path in written)],
         notes=result.notes,
         failure=failure,
     )
@@ -176,28 +180,58 @@ def _failure(result: Verification) -> CheckFailedError | None:
     return None
 
 
-def _lines(result: Verification, *, verbose: bool) -> list[str]:
-    lines = [_side_line(side) for side in result.sides]
-    if result.references:
-        lines.append(f"references: {result.references.source}")
+def _lines(result: Verification, *, verbose: bool) -> Iterator[Line]:
+    """Tell a person the verdict, what it rests on, and what is open."""
     comparisons = comparisons_of(result)
-    most = None if verbose else _MOST_REFERENCES
-    lines += ["", *text_table(*weight_table(comparisons), left=2), ""]
+    for comparison in comparisons:
+        yield _headline(comparison)
+        yield from (f"  {problem}" for problem in comparison.problems)
+        yield from (f"  {text}" for text in _proved(comparison))
+        if not comparison.problems:
+            yield from (f"  not proved: {reason}" for reason in comparison.unproven)
+    yield ""
+    yield from (_side_line(side) for side in result.sides)
+    head, rows = weight_table(comparisons)
+    yield from ("", Table(head, rows, left=2))
     for comparison in comparisons:
         if comparison.outcomes:
-            lines += [*text_table(*distance_table(comparison, most=most), left=2), ""]
+            head, rows = (distance_table if verbose else worst_table)(comparison)
+            yield from ("", Table(head, rows, left=2 if verbose else 3, last_left=True))
+    if result.references:
+        yield from ("", f"references: {result.references.source}")
     if verbose:
-        lines += [f"  {name}: {value}" for name, value in result.environment.items()]
-        lines += [f"  {step}: {seconds:.2f} s" for step, seconds in result.timing.items()]
-    for comparison in comparisons:
-        lines.append(verdict(comparison))
-        lines += [f"  {problem}" for problem in comparison.problems]
-    return lines
+        yield from (f"  {name}: {value}" for name, value in result.environment.items())
+        yield from (f"  {step}: {seconds:.2f} s" for step, seconds in result.timing.items())
+
+
+def _headline(comparison: Comparison) -> Styled:
+    word, style = "passed", Style.GOOD
+    if comparison.problems:
+        word, style = "FAILED", Style.BAD
+    elif comparison.unproven:
+        word, style = "passed, but not all is proved", Style.DOUBTFUL
+    return Styled(f"{word}: {judgement(comparison)}", style)
+
+
+def _proved(comparison: Comparison) -> Iterator[str]:
+    """Say what agrees, of weights and of what was computed; nothing where that failed."""
+    weights, part = comparison.weights, " of the encoder" if comparison.decoder else ""
+    if weights.is_same:
+        rounded = weights.number(Match.ROUNDED)
+        how = f"equal, {rounded} of them after rounding" if rounded else "bit-equal"
+        yield f"proved: all {plural(len(weights.results), 'tensor')}{part} are {how}"
+    kinds = {(one.kind, one.dtype): True for one in comparison.outcomes if one.limit < math.inf}
+    for one in comparison.outcomes:
+        if one.problem:
+            kinds.pop((one.kind, one.dtype), None)
+    if kinds:
+        agreed = ", ".join(f"{kind} in {dtype}" for kind, dtype in kinds)
+        yield f"proved: same results within the limits: {agreed}"
 
 
 def _side_line(side: SideFacts) -> str:
-    dtypes = ", ".join(side.dtypes)
+    dtypes = ", ".join(BY_CODE[code].label for code in side.dtypes)
     size = human_size(sum(file["size"] for file in side.files))
-    ema = f", EMA for {side.ema} tensors" if side.ema else ""
+    ema = f", EMA weights for {plural(side.ema, 'tensor')}" if side.ema else ""
     variant = f", variant {side.variant}" if side.variant else ""
     return f"{side.label}: {side.name} ({side.layout.value}, {dtypes}, {size}{variant}{ema})"

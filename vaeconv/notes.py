@@ -1,0 +1,51 @@
+"""What a result tells its user beside the result itself."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from enum import Enum
+from typing import NamedTuple
+
+
+class VaeconvWarning(UserWarning):
+    """A note that calls for the user's attention, as Python's ``warnings`` shows it."""
+
+
+class Level(str, Enum):
+    """How much a note matters."""
+
+    NOTE = "note"
+    WARNING = "warning"
+
+
+class Note(NamedTuple):
+    """One thing that the user should know.
+
+    Attributes:
+        level: A note explains; a warning asks the user to check something.
+        text: One sentence, without a full stop.
+    """
+
+    level: Level
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.level.value}: {self.text}"
+
+
+def note(text: str) -> Note:
+    """Make a note that explains."""
+    return Note(Level.NOTE, text)
+
+
+def warning(text: str) -> Note:
+    """Make a note that asks the user to check something."""
+    return Note(Level.WARNING, text)
+
+
+def issue_warnings(notes: Iterable[Note], *, stacklevel: int = 3) -> None:
+    """Hand what calls for attention to Python's ``warnings``, as of the caller's caller."""
+    for one in notes:
+        if one.level is Level.WARNING:
+            warnings.warn(one.text, VaeconvWarning, stacklevel=stacklevel)
