@@ -51,13 +51,14 @@ from vaeconv.errors import (
     UnsupportedModelError,
     UsageError,
 )
+from vaeconv.notes import note
 
 
 def warnings_of(result: Conversion) -> list[str]:
     """What was warned of, but for the scaling factor that every test without one lacks."""
     return [
         note
-        for note in result.plan.notes
+        for note in map(str, result.plan.notes)
         if note.startswith("warning:") and "scaling factor" not in note
     ]
 
@@ -315,7 +316,7 @@ def test_the_same_autoencoder_twice_is_noted(tmp_path: Path) -> None:
     copies = {name: tensor.clone() for name, tensor in weights.items()}
     save_file(prefixed(weights, "vae.") | prefixed(copies), tmp_path / "m.safetensors")
     result = convert(tmp_path / "m.safetensors", tmp_path / "out")
-    assert any(note.startswith("note: the same autoencoder") for note in result.plan.notes)
+    assert any("the same autoencoder 2 times" in note for note in map(str, result.plan.notes))
     assert_same(load_folder(tmp_path / "out"), in_diffusers(weights))
 
 
@@ -599,7 +600,7 @@ def test_raw_weights_are_taken_unless_the_average_is_asked_for(tmp_path: Path) -
     save_ckpt(tmp_path / "m.ckpt", weights | make_ema(weights, average))
     result = convert(tmp_path / "m.ckpt", tmp_path / "out")
     assert_same(load_folder(tmp_path / "out"), in_diffusers(weights))
-    assert any("--ema" in note for note in result.plan.notes)
+    assert any("--ema" in note for note in map(str, result.plan.notes))
 
 
 @pytest.mark.parametrize("prefix", ["", "first_stage_model."])
@@ -611,7 +612,7 @@ def test_an_average_of_the_decoder_leaves_the_rest_raw(tmp_path: Path, prefix: s
     expected = {name: ema.get(ema_name(name), raw) for name, raw in weights.items()}
     assert_same(load_folder(tmp_path / "out"), in_diffusers(expected, SD_TREE))
     assert result.plan.ema_counts == (138, 110)
-    assert "note: EMA for 138 tensors, raw for 110" in result.plan.notes
+    assert note("EMA weights for 138 tensors, raw weights for 110") in result.plan.notes
     manifest = json.loads((tmp_path / "out" / "vaeconv.json").read_bytes())
     assert manifest["ema"] == {"ema": 138, "raw": 110}
 

@@ -128,7 +128,7 @@ def test_what_a_header_says_is_kept(tmp_path: Path, command: str) -> None:
     else:
         result = prune(source, target, PruneOptions(dtype="keep"))
     assert entries_of(target) == {**STAYS, "format": "pt"}
-    (note,) = [note for note in result.plan.notes if "metadata" in note]
+    (note,) = [note for note in map(str, result.plan.notes) if "metadata" in note]
     assert all(key in note for key in OF_BYTES)
     with safe_open(target, framework="np") as file:  # the library reads it, and writes the same
         assert dict(file.metadata()) == {**STAYS, "format": "pt"}
@@ -188,7 +188,7 @@ def test_what_does_not_hold_any_more_is_named(
     source = source_of(tmp_path, entries, full=full)
     result = prune(source, tmp_path / "out.safetensors", PruneOptions(**options))
     assert set(entries) - set(entries_of(tmp_path / "out.safetensors")) == gone
-    said = " ".join(note for note in result.plan.notes if "metadata" in note)
+    said = " ".join(note for note in map(str, result.plan.notes) if "metadata" in note)
     assert all(key in said for key in gone) and bool(said) is bool(gone)
 
 
@@ -205,14 +205,15 @@ def test_a_checkpoint_has_no_header_and_that_is_said(
 ) -> None:
     source = source_of(tmp_path, STAYS)
     result = convert(source, tmp_path / "a.ckpt", ConvertOptions(keep_metadata=keep))
-    assert any("metadata is lost" in note for note in result.plan.notes) is said
+    assert any("has no header" in note for note in map(str, result.plan.notes)) is said
 
 
 def test_large_metadata_is_bounded(tmp_path: Path) -> None:
     source = source_of(tmp_path, {"a": "x" * (9 << 20), "b": "y" * (9 << 20), "c": "small"})
     result = convert(source, tmp_path / "a.safetensors", ConvertOptions())
     assert set(entries_of(tmp_path / "a.safetensors")) == {"a", "c", "format"}
-    assert any("too large" in note and note.endswith(": b") for note in result.plan.notes)
+    said = [str(note) for note in result.plan.notes]
+    assert any("too large" in note and note.endswith("metadata b") for note in said)
 
 
 def test_hostile_entries_are_shown_and_do_no_harm(tmp_path: Path) -> None:
@@ -220,7 +221,7 @@ def test_hostile_entries_are_shown_and_do_no_harm(tmp_path: Path) -> None:
     source = source_of(tmp_path, entries | {f"k{n}": "v" for n in range(60)})
     entry = Path(sys.executable).with_name("vaeconv")
     done = subprocess.run(
-        [entry, "inspect", "--no-check", source], capture_output=True, text=True, check=True
+        [entry, "inspect", "-v", "--no-check", source], capture_output=True, text=True, check=True
     )
     assert "\x1b" not in done.stdout and "\x07" not in done.stdout
     assert "[bold]markup: [/]\\u202e" in done.stdout and "23 more" in done.stdout

@@ -49,6 +49,7 @@ from vaeconv.errors import (
     UnmappedKeysError,
     UsageError,
 )
+from vaeconv.notes import note
 from vaeconv.parts import Part
 
 BIG = "decoder.mid.block_1.conv2.weight"
@@ -141,7 +142,9 @@ def test_an_average_of_the_decoder_leaves_the_rest_raw(tmp_path: Path) -> None:
     source = save_ckpt(tmp_path / "in.ckpt", state)
     result = prune(source, tmp_path / "o.safetensors", PruneOptions(ema=True, manifest=True))
     assert_same(load_file(tmp_path / "o.safetensors"), half(pick_ema(state)))
-    assert "note: autoencoder: EMA for 138 tensors, raw for 110" in result.plan.notes
+    assert (
+        note("autoencoder: EMA weights for 138 tensors, raw weights for 110") in result.plan.notes
+    )
     manifest = json.loads((tmp_path / "o.safetensors.vaeconv.json").read_bytes())
     assert manifest["ema"] == {"ema": 138, "raw": 110}
     assert manifest["ema_tensors"] == sorted(n for n in weights if n.startswith("decoder."))
@@ -152,7 +155,7 @@ def test_raw_weights_are_kept_without_ema_and_the_average_is_mentioned(tmp_path:
     source = save_ckpt(tmp_path / "in.ckpt", weights | make_ema(weights, average))
     result = prune(source, tmp_path / "o.safetensors")
     assert_same(load_file(tmp_path / "o.safetensors"), half(weights))
-    assert any("--ema folds them" in note for note in result.plan.notes)
+    assert any("--ema puts the EMA weights" in note for note in map(str, result.plan.notes))
 
 
 @pytest.mark.parametrize(
@@ -178,7 +181,7 @@ def test_an_average_that_never_moved_is_warned_of(tmp_path: Path) -> None:
     result = prune(
         save_ckpt(tmp_path / "in.ckpt", state), tmp_path / "o.ckpt", PruneOptions(ema=True)
     )
-    text = " ".join(result.plan.notes)
+    text = " ".join(map(str, result.plan.notes))
     assert "was never updated" in text
     assert "equal to the raw ones" in text
 
@@ -256,10 +259,10 @@ def test_the_average_of_a_diffusion_model_leaves_the_autoencoder_raw(tmp_path: P
     source = save_ckpt(tmp_path / "in.ckpt", state, global_step=7)
     result = prune(source, tmp_path / "o.safetensors", PruneOptions(ema=True))
     assert_same(load_file(tmp_path / "o.safetensors"), half(pick_full_ema(state)))
-    said = [note for note in result.plan.notes if "diffusion model's" in note]
+    said = [note for note in map(str, result.plan.notes) if "diffusion model" in note]
     assert said == [
-        "note: the EMA is the diffusion model's, for 4 of its 4 tensors; "
-        "everything else, the autoencoder too, is raw"
+        "note: diffusion model: EMA weights for 4 of 4 tensors; "
+        "all else, also the autoencoder, has raw weights only"
     ]
     assert account(result, kept=True) == {
         "unet": 4, "vae": len(weights_of()), "text-encoder": 2, "schedule": 3,
@@ -325,7 +328,9 @@ def test_keys_of_unknown_purpose_are_kept_and_named(tmp_path: Path) -> None:
     state = full_state() | {"v_pred": torch.ones(1)}
     result = prune(save_ckpt(tmp_path / "in.ckpt", state), tmp_path / "o.safetensors")
     assert "v_pred" in load_file(tmp_path / "o.safetensors")
-    assert any("such as v_pred" in note and "--drop other" in note for note in result.plan.notes)
+    assert any(
+        "such as v_pred" in note and "--drop other" in note for note in map(str, result.plan.notes)
+    )
 
 
 def test_weights_that_are_tied_are_kept_twice(tmp_path: Path) -> None:
@@ -420,9 +425,9 @@ def test_clamp_saturates_and_says_so(tmp_path: Path) -> None:
     result = prune(source, tmp_path / "o.safetensors", options)
     expected = {name: t.clamp(-65504, 65504).half() for name, t in state.items()}
     assert_same(load_file(tmp_path / "o.safetensors"), expected)
-    (warning,) = [note for note in result.plan.notes if "clamped" in note]
-    assert "1 values in 1 tensors" in warning
-    assert f"70000 in {BIG}" in warning
+    (warning,) = [note for note in map(str, result.plan.notes) if "clamped" in note]
+    assert "1 value in 1 tensor were clamped" in warning
+    assert f"70000, in {BIG}" in warning
 
 
 def test_values_that_become_zero_are_counted(tmp_path: Path) -> None:
@@ -431,8 +436,9 @@ def test_values_that_become_zero_are_counted(tmp_path: Path) -> None:
     zeros = {name: int((t.half() == 0).sum() - (t == 0).sum()) for name, t in state.items()}
     tensors = sum(count > 0 for count in zeros.values())
     source = save_ckpt(tmp_path / "in.ckpt", state)
-    notes = prune(source, tmp_path / "o.safetensors").plan.notes
-    assert any(f"{sum(zeros.values())} values in {tensors} tensors" in note for note in notes)
+    notes = list(map(str, prune(source, tmp_path / "o.safetensors").plan.notes))
+    assert tensors == 1
+    assert any(f"{sum(zeros.values())} values in 1 tensor became zero" in note for note in notes)
 
 
 def test_not_a_number_is_refused_by_name(tmp_path: Path) -> None:
@@ -620,8 +626,8 @@ def test_the_command_tells_what_it_kept_and_dropped(tmp_path: Path) -> None:
     rows = [line.split() for line in result.stdout.splitlines()]
     kept = {row[1]: int(row[2]) for row in rows if row[0] == "keep"}
     assert kept == {"unet": 4, "vae": 120, "text-encoder": 2, "schedule": 3}
-    assert any(row[:2] == ["drop", "replaced"] for row in rows)
-    assert "everything else, the autoencoder too, is raw" in result.stderr
+    assert any(row[:4] == ["drop", "raw", "weights", "(replaced)"] for row in rows)
+    assert "has raw weights only" in result.stderr
 
 
 def test_json_holds_the_account(tmp_path: Path) -> None:

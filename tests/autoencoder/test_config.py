@@ -228,7 +228,7 @@ def test_a_ddconfig_has_one_attention_for_both_halves_and_the_tensors_decide() -
     found = parse_config(KL_F16, "train.yaml")
     found.check(encoder_only)
     (note,) = found.notes(encoder_only)
-    assert "the encoder has it on level 4 and the decoder has none" in note
+    assert "the encoder has it on level 4 and the decoder has none" in note.text
     assert found.notes(topology) == []
     nowhere = encoder_only._replace(encoder_attention=(False,) * topology.levels)
     with pytest.raises(ConfigMismatchError, match="level_attention"):

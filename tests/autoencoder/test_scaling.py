@@ -239,7 +239,7 @@ def test_sd1_is_assumed_with_a_warning_that_names_the_others() -> None:
 
 
 def test_shapes_of_sd3_and_flux_are_refused() -> None:
-    with pytest.raises(AmbiguousInputError, match=r"--family sd3\|flux1") as caught:
+    with pytest.raises(AmbiguousInputError, match="--family sd3 or --family flux1") as caught:
         decide(SD3)
     assert caught.value.exit_code == 3
     with pytest.raises(AmbiguousInputError):

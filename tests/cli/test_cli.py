@@ -137,13 +137,13 @@ def test_inspect_lists_every_key_with_its_other_name():
 
 
 def test_inspect_names_what_the_pickle_would_have_imported():
-    text = run("inspect", CKPT).stdout
+    text = run("inspect", "--verbose", CKPT).stdout
     assert "ModelCheckpoint" in text
     assert "optimizer_states" in text
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
-    result = run("convert", "--dry-run", CKPT, tmp_path / "out")
+    result = run("convert", "--dry-run", "--verbose", CKPT, tmp_path / "out")
     assert result.exit_code == 0
     assert "encoder.conv_norm_out.weight <- encoder.norm_out.weight" in result.stdout
     assert not list(tmp_path.iterdir())

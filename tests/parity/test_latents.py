@@ -214,11 +214,20 @@ def test_scaling_is_undone_as_pipelines_do(scaling: Scaling) -> None:
 
 def test_words_for_scaling() -> None:
     assert describe_scaling(Scaling(0.5)) == "divided by the scaling factor 0.5"
-    assert describe_scaling(Scaling(0.5, 0.25)) == "divided by the scaling factor 0.5 and shifted by 0.25"
+    assert (
+        describe_scaling(Scaling(0.5, 0.25))
+        == "divided by the scaling factor 0.5 and shifted by 0.25"
+    )
     channels = Scaling(0.5, None, (1.0,), (2.0,))
-    assert describe_scaling(channels) == "divided by the scaling factor 0.5 with statistics per channel"
+    assert (
+        describe_scaling(channels)
+        == "divided by the scaling factor 0.5 with statistics per channel"
+    )
     found = built_in_set(topology_of(), Scaling(0.5, 0.25))
-    assert found.source == "built-in set, seed 840001, divided by the scaling factor 0.5 and shifted by 0.25"
+    assert (
+        found.source
+        == "built-in set, seed 840001, divided by the scaling factor 0.5 and shifted by 0.25"
+    )
 
 
 # --- files ---
@@ -354,6 +363,6 @@ def test_the_fixture_is_of_pictures() -> None:
 
 def test_the_fixture_verifies_the_models_it_is_of() -> None:
     pair = (FIXTURES / "tiny-kl.ckpt", FIXTURES / "tiny-diffusers")
-    result = run("verify", *pair, "--latents", REAL, "--device", "cpu")
+    result = run("verify", *pair, "--latents", REAL, "--device", "cpu", "--verbose")
     assert result.exit_code == 0, result.stderr
     assert "chelsea" in result.stdout

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from fixtures.make_fixtures import FOLDER as FIXTURES
 from tests.parity.browser import measure, needs_browser
+from vaeconv.notes import note
 from vaeconv.parity.behaviour import Decoded
 from vaeconv.parity.measure import to_uint8
 from vaeconv.parity.page import make_page
@@ -162,7 +163,7 @@ def with_names(found: Found, name: str) -> Found:
                 latents=tuple(one._replace(name=name) for one in references.latents),
             ),
             environment={**result.environment, "gpu": name},
-            notes=(f"note: {name}",),
+            notes=(note(name),),
         ),
         [first._replace(name=name)],
     )
@@ -213,7 +214,7 @@ def test_page_says_what_it_rests_on(same: Found) -> None:
         assert f"{name.replace('_', ' ')} {value}" in text
     for step, seconds in result.timing.items():
         assert f"{step} {seconds:.2f} s" in text
-    assert "the same autoencoder, but unproven is the scaling of A, which states none" in text
+    assert "the same autoencoder, but unproven is the scaling of A: it states none" in text
 
 
 def test_page_of_another_decoder_says_what_differs(different: Found) -> None:

@@ -706,7 +706,7 @@ def test_uploads_show_on_a_terminal_and_not_where_silence_is_asked_for(
 
 
 def test_what_a_report_leaves_unproven_is_said(hub: LoopbackHub, release: Path) -> None:
-    reason = "the scaling of A, which states none"
+    reason = "the scaling of A: it states none"
     write_parity(release, unproven=[reason])
     for more in (["--dry-run"], []):
         done = run_push(hub.env(release.parent / "home"), release, "user/unproven", *more)

@@ -60,7 +60,8 @@ class Table(NamedTuple):
         widths = [max(len(row[column]) for row in table) for column in range(len(self.head))]
         room = None if width is None else width - sum(widths[:-1]) - 2 * len(widths)
         if width is not None and room is not None and room < widths[-1]:
-            if not self.last_left or room < _LEAST:
+            longest = max(len(word) for row in table for word in row[-1].split() or ("",))
+            if not self.last_left or room < max(longest, _LEAST):
                 return [part for row in self.rows for part in self._paragraph(row, width)]
             table = [part for row in table for part in _broken(row, room)]
         return [("  " + "  ".join(self._cells(row, widths))).rstrip() for row in table]
@@ -112,13 +113,15 @@ def width_of(stream: TextIO) -> int | None:
 
     ``COLUMNS`` says it, else the terminal; a file or a pipe takes lines of any length.
     """
-    said = os.environ.get("COLUMNS", "")
-    if said.isdecimal() and int(said) > 0:
-        return int(said)
     try:
-        return os.get_terminal_size(stream.fileno()).columns or None
+        found = os.get_terminal_size(stream.fileno()).columns or None
     except (OSError, ValueError):  # no terminal, or no descriptor at all
-        return None
+        found = None
+    said = os.environ.get("COLUMNS", "")
+    # Programs that load readline, such as pytest, hand COLUMNS and LINES to what they start.
+    if said.isdecimal() and int(said) > 0 and (found or "LINES" not in os.environ):
+        return int(said)
+    return found
 
 
 def has_colours(stream: TextIO) -> bool:
