@@ -292,7 +292,7 @@ def test_a_second_encoder_that_conditions_is_ignored(tmp_path: Path) -> None:
 def test_two_different_autoencoders_ask_which(tmp_path: Path) -> None:
     one, two = weights_of(), weights_of(seed=22)
     save_file(one | prefixed(two), tmp_path / "m.safetensors")
-    with pytest.raises(AmbiguousInputError, match=r"2 different.*--source-prefix") as caught:
+    with pytest.raises(AmbiguousInputError, match=r"2 different.*source_prefix") as caught:
         convert(tmp_path / "m.safetensors", tmp_path / "out")
     assert caught.value.exit_code == 3
     assert not (tmp_path / "out").exists()

@@ -156,9 +156,9 @@ def test_from_python(here: Path, options: dict[str, Any]) -> None:
             convert(here / "model", here / "x.ckpt", ConvertOptions(**options), dry_run=dry_run)
     with pytest.raises(UsageError, match="has no effect here"):
         inspect(here / "model.ckpt", InspectOptions(variant="fp16"))
-    with pytest.raises(UsageError, match="--require-fp16-decode has no effect"):
+    with pytest.raises(UsageError, match="require_fp16_decode has no effect"):
         prune(here / "model", here / "x.ckpt", PruneOptions(require_fp16=True))
-    with pytest.raises(UsageError, match="--keep unet has no effect"):
+    with pytest.raises(UsageError, match="keep unet has no effect"):
         prune(here / "model", here / "x.ckpt", PruneOptions(keep=frozenset({Part.UNET})))
 
 

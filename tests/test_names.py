@@ -235,7 +235,7 @@ def test_a_second_run_with_swapped_names_has_no_such_hint_either(
     with pytest.raises(OutputExistsError, match="swapped") as caught:
         convert(tmp_path / "out", source, ConvertOptions())
     assert "overwrite" not in str(caught.value)
-    with pytest.raises(OutputExistsError, match="--overwrite replaces it"):
+    with pytest.raises(OutputExistsError, match="; overwrite replaces it"):
         convert(source, tmp_path / "out", ConvertOptions())
 
 

@@ -20,7 +20,7 @@ from vaeconv.evaluate.protocol import Protocol, preset
 from vaeconv.executor import CopyOptions
 from vaeconv.inspection import InspectOptions
 from vaeconv.parity.behaviour import Limits
-from vaeconv.parity.encoding import encode_pictures
+from vaeconv.parity.encoding import encode_images
 from vaeconv.parity.side import SideOptions
 from vaeconv.parity.verification import VerifyOptions
 from vaeconv.parts import Part
@@ -124,7 +124,7 @@ def test_functions_check_what_they_are_given(tmp_path):
         ({"how": SideOptions(salvage=None)}, "salvage is None"),  # type: ignore[arg-type]
     ):
         with pytest.raises(UsageError, match=said):
-            encode_pictures(tmp_path, tmp_path / "out.safetensors", "model", **given)  # type: ignore[arg-type]
+            encode_images(tmp_path, tmp_path / "out.safetensors", "model", **given)  # type: ignore[arg-type]
     config = ReleaseConfig(source=SourceTable(checkpoint="x", family="sd1"))
     for steps in ({"first": "verfy"}, {"last": "verfy"}):
         with pytest.raises(UsageError, match="did you mean verify"):

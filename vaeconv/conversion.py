@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -15,6 +15,7 @@ from vaeconv.autoencoder.scaling import Decision, ScalingOptions
 from vaeconv.autoencoder.topology import Layout
 from vaeconv.averages import check_average, choose_average, shadow_of
 from vaeconv.checkpoint.base import Checkpoint
+from vaeconv.checkpoint.in_memory import AnyModel, as_source
 from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.effects import (
     Rule,
@@ -24,17 +25,18 @@ from vaeconv.effects import (
     variant_rule,
     writing_rules,
 )
-from vaeconv.errors import plural
+from vaeconv.errors import name_parameters
 from vaeconv.executor import CopyOptions
 from vaeconv.metadata import Change, make_header
 from vaeconv.names import OutputKind, check_order, is_address, output_kind
-from vaeconv.notes import Note, note, warning
+from vaeconv.notes import Note, issue_warnings, note, warning
 from vaeconv.option_checks import CAST_DTYPES, Text, check_fields
 from vaeconv.option_docs import Doc
 from vaeconv.output import Output, Written, check_target, write_output, written_notes
 from vaeconv.parameters import weight_dtype
 from vaeconv.plan import KEEP, Plan, Row
 from vaeconv.survey import Survey, decide, survey_checkpoint
+from vaeconv.wording import human_size, plural
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,9 +116,28 @@ class Conversion(NamedTuple):
     metadata: Mapping[str, str]
     written: tuple[Written, ...] = ()
 
+    def lines(self) -> Iterator[str]:
+        """Say in a few lines what was converted, or would be."""
+        verb = "converted" if self.written else "would convert"
+        yield (
+            f"{verb} {self.source} ({self.container}, {self.source_layout.value}) to "
+            f"{self.output} ({self.layout.value})"
+        )
+        yield f"  {plural(len(self.plan.rows), 'tensor')}, {human_size(self.plan.nbytes)}"
+        if self.decision:
+            factor, shift, source = self.decision.scaling[:3]
+            shifted = "" if shift is None else f", shift factor {shift:g}"
+            yield f"  scaling factor {factor:g}{shifted} ({source})"
+        if self.plan.dropped:
+            counts = ", ".join(f"{count} {why}" for why, count in self.plan.drop_counts().items())
+            yield f"  left out: {counts}"
+
+    def __str__(self) -> str:
+        return name_parameters("\n".join(self.lines()))
+
 
 def convert(
-    source: str | os.PathLike[str],
+    source: AnyModel,
     output: str | os.PathLike[str],
     options: ConvertOptions | None = None,
     *,
@@ -144,7 +165,7 @@ def convert(
         UsageError: The options do not fit together.
         HubError: A source on the Hub cannot be fetched.
     """
-    options = options or ConvertOptions()
+    options, source = options or ConvertOptions(), as_source(source)
     kind, target = output_kind(output)
     is_folder = kind is OutputKind.FOLDER
     refuse_idle(_option_rules(source, kind, target, options))
@@ -224,6 +245,7 @@ def convert(
             copy=options.copy,
         )
         notes = (*plan.notes, *written_notes(written))
+        issue_warnings(notes)
         return result._replace(written=written, plan=plan._replace(notes=notes))
 
 

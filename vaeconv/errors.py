@@ -24,7 +24,7 @@ The tree::
     └── MissingDependencyError        7  package, device or weights file missing
 
 Each carries its facts as fields; the one line that a user sees is composed here once, as
-``where: what; hint``.
+``where: what; hint``: ``text`` on the command line, ``str`` in Python.
 """
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ from collections.abc import Mapping, Sequence
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _LINE_LIMIT = 600
+_OPTION = re.compile(
+    r"vaeconv [a-z][^;,]*"  # a command to run is left as it is
+    r"|(?<![\w-])--(?P<no>no-)?(?P<name>[a-z][a-z0-9]*(?:-[a-z0-9]+)*)"
+)
 
 
 def one_line(text: str) -> str:
@@ -42,15 +46,25 @@ def one_line(text: str) -> str:
     return text if len(text) <= _LINE_LIMIT else text[: _LINE_LIMIT - 1] + "…"
 
 
+def name_parameters(text: str) -> str:
+    """Name parameters of Python in place of options of the command line.
+
+    Example:
+        >>> name_parameters("pass --scaling-factor, or --no-check")
+        'pass scaling_factor, or check=False'
+    """
+
+    def rename(match: re.Match[str]) -> str:
+        name = match["name"]
+        return name.replace("-", "_") + ("=False" if match["no"] else "") if name else match[0]
+
+    return _OPTION.sub(rename, text)
+
+
 def listed(names: Sequence[str], limit: int = 10) -> str:
     """Join names for a message: the first ``limit``, then how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
-
-
-def plural(count: int, noun: str) -> str:
-    """Say how many there are, such as ``1 image`` or ``2 images``; the noun is a regular one."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def counted(what: str, problems: Sequence[str]) -> tuple[str, Sequence[str]]:
@@ -96,9 +110,14 @@ class VaeconvError(Exception):
         self.hint = hint
         self.details = tuple(details)
 
-    def __str__(self) -> str:
+    @property
+    def text(self) -> str:
+        """The line that a command prints; it names options as the command line does."""
         head = f"{self.where}: {self.what}" if self.where else self.what
         return one_line(f"{head}; {self.hint}" if self.hint else head)
+
+    def __str__(self) -> str:
+        return name_parameters(self.text)
 
 
 class UsageError(VaeconvError):
@@ -270,10 +289,10 @@ def raise_all(problems: Sequence[VaeconvError], *, where: str | None = None) -> 
     """
     if not problems:
         return
-    known = list({str(one): one for one in problems}.values())
+    known = list({one.text: one for one in problems}.values())
     if len(known) == 1:
         raise known[0]
     worst = min(known, key=lambda one: one.exit_code)
     kind = next(one for one in type(worst).__mro__ if one.__base__ is VaeconvError)
-    details = [detail for one in known for detail in one.details or (str(one),)]
+    details = [detail for one in known for detail in one.details or (one.text,)]
     raise kind(f"{len(details)} problems", where=where, details=details) from worst

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,17 +15,19 @@ from vaeconv.autoencoder.scaling import ScalingOptions
 from vaeconv.autoencoder.topology import Layout
 from vaeconv.averages import nameless_average
 from vaeconv.checkpoint.base import Checkpoint, Sibling
+from vaeconv.checkpoint.in_memory import AnyModel, as_source
 from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.checkpoint.source import hash_bytes
 from vaeconv.checkpoint.state_tree import NAMELESS_HINT
 from vaeconv.checkpoint.tensor import Tensor
 from vaeconv.effects import reading_rules, refuse_idle, variant_rule
 from vaeconv.ema_names import names_average
-from vaeconv.errors import AmbiguousInputError, InputError
+from vaeconv.errors import AmbiguousInputError, InputError, name_parameters
 from vaeconv.notes import Note, note, warning
 from vaeconv.option_checks import check_fields
 from vaeconv.option_docs import Doc
 from vaeconv.survey import Survey, decide, read_ema_facts, survey_checkpoint
+from vaeconv.wording import human_size, plural
 from vaeconv.zeros import find_in_tensors
 
 
@@ -139,8 +140,19 @@ class Inspection:
     notes: tuple[Note, ...]
     problem: InputError | None
 
+    def __str__(self) -> str:
+        what = f"autoencoder in the {self.layout} layout" if self.layout else "no autoencoder"
+        lines = [f"{self.name}: {what} ({self.container}, {human_size(self.size)})"]
+        lines += [f"  {part.name}: {plural(part.tensors, 'tensor')}" for part in self.parts]
+        if self.scaling:
+            factor, source = self.scaling["scaling_factor"], self.scaling["from"]
+            lines.append(f"  scaling factor {factor:g} ({source})")
+        if self.problem:
+            lines.append(f"  {self.problem}")
+        return name_parameters("\n".join(lines))
 
-def inspect(source: str | os.PathLike[str], options: InspectOptions | None = None) -> Inspection:
+
+def inspect(source: AnyModel, options: InspectOptions | None = None) -> Inspection:
     """Look at a checkpoint.
 
     Args:
@@ -155,7 +167,7 @@ def inspect(source: str | os.PathLike[str], options: InspectOptions | None = Non
         HubError: The Hub or the network failed.
         UsageError: An option has no effect.
     """
-    options = options or InspectOptions()
+    options, source = options or InspectOptions(), as_source(source)
     refuse_idle(reading_rules([source], download=options.download))
     with open_checkpoint(
         source,
@@ -193,7 +205,7 @@ def _describe(
             notes += [warning(doubt)] if doubt else []
         except AmbiguousInputError as error:
             family = "undecided"
-            notes.append(warning(str(error)))
+            notes.append(warning(error.text))
         except InputError as error:
             problem = error
     nonfinite = None

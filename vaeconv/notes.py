@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from enum import Enum
 from typing import NamedTuple
 
+from vaeconv.errors import name_parameters
+
 
 class VaeconvWarning(UserWarning):
     """A note that calls for the user's attention, as Python's ``warnings`` shows it."""
@@ -48,4 +50,4 @@ def issue_warnings(notes: Iterable[Note], *, stacklevel: int = 3) -> None:
     """Hand what calls for attention to Python's ``warnings``, as of the caller's caller."""
     for one in notes:
         if one.level is Level.WARNING:
-            warnings.warn(one.text, VaeconvWarning, stacklevel=stacklevel)
+            warnings.warn(name_parameters(one.text), VaeconvWarning, stacklevel=stacklevel)

@@ -29,13 +29,14 @@ from vaeconv.checkpoint.folder import (
 )
 from vaeconv.checkpoint.layout_out import lay_out_safetensors, lay_out_torch_zip
 from vaeconv.checkpoint.source import hash_bytes
-from vaeconv.errors import OutputError, plural
+from vaeconv.errors import OutputError
 from vaeconv.executor import CopyOptions, copy_rows
 from vaeconv.manifest import MANIFEST, dump_manifest, kept_files, kept_notes, source_name
 from vaeconv.names import OutputKind, is_address, is_file
 from vaeconv.notes import Note, note, warning
 from vaeconv.plan import Plan, Row
 from vaeconv.shards import shard_index, split_rows, stale_names
+from vaeconv.wording import plural
 
 _OVERHEAD = 1024  # bytes per tensor, more than a header or a zip file's directory takes
 

@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from vaeconv.autoencoder.accounting import DropReason, drop_reason
 from vaeconv.checkpoint.dtypes import BY_OPTION, DType
 from vaeconv.checkpoint.tensor import Tensor
-from vaeconv.errors import UnsupportedModelError, plural
+from vaeconv.errors import UnsupportedModelError
 from vaeconv.notes import Note, note
 from vaeconv.plan import KEEP
+from vaeconv.wording import plural
 
 # Last components of keys under which modules keep what they train: torch's own modules, weight
 # norm, then the embeddings and tables of vision transformers, CLIP, DiT, PixArt, SD3 and Wan.

@@ -17,7 +17,7 @@ from vaeconv.candidates import inner_prefix
 from vaeconv.checkpoint.base import Checkpoint
 from vaeconv.checkpoint.dtypes import BY_OPTION, DType
 from vaeconv.checkpoint.tensor import Tensor, check_repeats
-from vaeconv.errors import ConfigMismatchError, UsageError, plural
+from vaeconv.errors import ConfigMismatchError, UsageError
 from vaeconv.notes import Note, note
 from vaeconv.parameters import Parameters, kept_note, may_be_infinite, weight_dtype
 from vaeconv.parts import Part
@@ -25,6 +25,7 @@ from vaeconv.plan import KEEP, Plan, Row
 from vaeconv.position_ids import repair_rows
 from vaeconv.prune_options import PruneOptions
 from vaeconv.survey import Survey
+from vaeconv.wording import plural
 
 # What a key is for, to the part that it belongs to. What is not here is never kept.
 _PART_OF = {

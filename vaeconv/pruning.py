@@ -13,17 +13,20 @@ from vaeconv.autoencoder.config import build_config
 from vaeconv.autoencoder.scaling import ScalingOptions
 from vaeconv.autoencoder.topology import Layout
 from vaeconv.checkpoint.base import Checkpoint
+from vaeconv.checkpoint.in_memory import AnyModel, as_source
 from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.effects import Rule, pattern_rules, refuse_idle, variant_rule
 from vaeconv.errors import CheckFailedError, UsageError
 from vaeconv.metadata import Change, make_header
 from vaeconv.names import OutputKind, check_order, is_address, output_kind
+from vaeconv.notes import issue_warnings
 from vaeconv.output import Output, Written, check_target, write_output, written_notes
 from vaeconv.parts import Part
 from vaeconv.plan import Plan
 from vaeconv.prune_options import Probed, PruneOptions
 from vaeconv.prune_plan import Group, PrunePlanner
 from vaeconv.survey import Survey, decide, survey_checkpoint
+from vaeconv.wording import human_size, plural
 
 
 class Pruning(NamedTuple):
@@ -55,9 +58,18 @@ class Pruning(NamedTuple):
     written: tuple[Written, ...] = ()
     probe: Probed | None = None
 
+    def __str__(self) -> str:
+        verb = "pruned" if self.written else "would prune"
+        kept = sum(group.tensors for group in self.groups if group.is_kept)
+        dropped = sum(group.tensors for group in self.groups if not group.is_kept)
+        return (
+            f"{verb} {self.source} ({self.container}, {human_size(self.size)}) to {self.output} "
+            f"({human_size(self.plan.nbytes)})\n  {plural(kept, 'tensor')} kept, {dropped} dropped"
+        )
+
 
 def prune(
-    source: str | os.PathLike[str],
+    source: AnyModel,
     output: str | os.PathLike[str],
     options: PruneOptions | None = None,
     *,
@@ -86,7 +98,7 @@ def prune(
         CheckFailedError: A probe found that fp16 is not enough, and it was required.
         HubError: A source on the Hub cannot be fetched.
     """
-    options = options or PruneOptions()
+    options, source = options or PruneOptions(), as_source(source)
     kind, target = output_kind(output)
     refuse_idle(options.rules(kind, target, source))
     sources = [source, *([options.vae] if options.vae is not None else [])]
@@ -176,6 +188,7 @@ def prune(
             copy=options.copy,
         )
         notes = (*plan.notes, *written_notes(written))
+        issue_warnings(notes)
         return result._replace(written=written, plan=plan._replace(notes=notes))
 
 

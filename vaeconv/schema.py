@@ -168,7 +168,7 @@ class _Builder:
         try:
             return kind(**found)
         except UsageError as error:
-            for what in error.details or (str(error),):
+            for what in error.details or (error.text,):
                 self._note(what, keys, what.split()[0])
             return None
 

@@ -307,7 +307,7 @@ def test_results_of_another_run_are_not_mixed_in(
     before = lines_of(tmp_path / "parts")
     with pytest.raises(UsageError, match=f"another run is there \\(other .*{DIFFERENCE[what]}"):
         done(**CHANGES[what])
-    with pytest.raises(UsageError, match="--restart removes it"):
+    with pytest.raises(UsageError, match="restart removes it"):
         done(**CHANGES[what], restart=True)
     assert lines_of(tmp_path / "parts") == before
     found = done(**CHANGES[what], discards=True)

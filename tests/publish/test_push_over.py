@@ -267,7 +267,7 @@ def test_cards_that_contradict_each_other_stop_it(
     for dry_run in (True, False):
         with pytest.raises(CheckFailedError, match=said) as caught:
             push(release, repo_id, dry_run=dry_run)
-        assert "--card replace" in str(caught.value)
+        assert "--card replace" in caught.value.text
     assert state_of(hub) == before and hub.asked("PUT") == []
     push(release, repo_id, PushOptions(card="replace"))
     assert hub.repo(repo_id).files()["README.md"].decode() == here

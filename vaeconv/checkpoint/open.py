@@ -11,6 +11,7 @@ from pathlib import Path
 from vaeconv.checkpoint.base import Checkpoint, ConfigText
 from vaeconv.checkpoint.checksum import crc32
 from vaeconv.checkpoint.folder import CONFIG, STEM, open_folder
+from vaeconv.checkpoint.in_memory import AnyModel, InMemory, as_source
 from vaeconv.checkpoint.safetensors_file import looks_like_safetensors, open_safetensors
 from vaeconv.checkpoint.source import ByteSource, FileSource, SliceSource, read_bytes
 from vaeconv.checkpoint.text_file import MAX_TEXT, decode_text, read_text_file
@@ -54,7 +55,7 @@ _OTHER_FORMATS: tuple[tuple[bytes, str, str], ...] = (
 
 
 def open_checkpoint(
-    path: str | os.PathLike[str],
+    path: AnyModel,
     *,
     variant: str | None = None,
     salvage: bool = False,
@@ -64,8 +65,9 @@ def open_checkpoint(
     """Open a checkpoint without loading weights or executing anything in it.
 
     Args:
-        path: A torch or safetensors file, a diffusers folder, a zip that holds a checkpoint, or
-            ``hf://owner/name[@revision][/path]``.
+        path: A torch or safetensors file, a diffusers folder, a zip that holds a checkpoint,
+            ``hf://owner/name[@revision][/path]``, or weights in memory: a state dict of torch
+            tensors, or a module such as diffusers' ``AutoencoderKL``.
         variant: Which weights of a diffusers folder to read, such as ``fp16``.
         salvage: Read past unsafe names in a pickle, with inert placeholders.
         download: Fetch a file on the Hub whole into the cache instead of only what is needed.
@@ -82,6 +84,9 @@ def open_checkpoint(
         AmbiguousInputError: It holds several checkpoints.
         HubError: The Hub or the network failed.
     """
+    path = as_source(path)
+    if isinstance(path, InMemory):
+        return path.open()
     text = os.fspath(path)
     if not text:
         raise UsageError("an empty name", hint="is a variable of the shell not set?")

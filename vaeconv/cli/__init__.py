@@ -30,6 +30,11 @@ def __getattr__(name: str) -> object:
 def main() -> None:
     """Run the command line."""
     stop_on_signals()
+    import warnings
+
+    from vaeconv.notes import VaeconvWarning
+
+    warnings.simplefilter("ignore", VaeconvWarning)  # notes are printed
     # One short run makes no garbage worth collecting, and the system frees memory faster than
     # the interpreter does on its way out: together a fifth of the start-up time. Commands that run
     # for long switch it on again.

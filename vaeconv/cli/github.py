@@ -15,7 +15,7 @@ def annotate(error: VaeconvError) -> None:
     """Show the failure at the job, where this runs in one."""
     from vaeconv.parity.report import annotation
 
-    said = annotation("\n".join([str(error), *error.details]), "release")
+    said = annotation("\n".join([error.text, *error.details]), "release")
     if said:
         sys.stderr.write(said + "\n")
 
@@ -24,7 +24,7 @@ def tell_failure(error: VaeconvError, results: Sequence[StepResult]) -> None:
     """Write the verdict into the job's summary, all that is wrong, and the steps before that."""
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
     if summary:
-        head, *details = (one_line(one).replace("`", "'") for one in (str(error), *error.details))
+        head, *details = (one_line(one).replace("`", "'") for one in (error.text, *error.details))
         lines = [f"**stopped**: `{head}`", "", *(f"- `{one}`" for one in details)]
         lines += ["", *_steps(results)] if results else []
         _append(summary, "\n".join(["### vaeconv release", "", *lines]).rstrip() + "\n")

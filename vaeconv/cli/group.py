@@ -156,7 +156,7 @@ def _report(failure: VaeconvError, command: str, *, is_json: bool) -> int:
         return BROKEN_PIPE
     except VaeconvError:  # no room for it: then the line for people is better than nothing
         pass
-    print_error(str(failure), failure.details)
+    print_error(failure.text, failure.details)
     return failure.exit_code
 
 

@@ -39,7 +39,7 @@ def describe_error(error: VaeconvError) -> dict[str, Any]:
     return {
         "type": type(error).__name__,
         "exit_code": error.exit_code,
-        "message": str(error),
+        "message": error.text,
         "what": one_line(error.what),
         "where": error.where and one_line(error.where),
         "hint": error.hint,
@@ -73,16 +73,6 @@ def _write_stderr(lines: Iterable[Line]) -> None:
         raise
     except OSError:
         pass
-
-
-def human_size(nbytes: int) -> str:
-    """Write a number of bytes for people, in decimal units as file managers do."""
-    size = float(nbytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
-        size /= 1000
-    raise AssertionError
 
 
 class Sink(NamedTuple):

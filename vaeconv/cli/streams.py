@@ -79,7 +79,7 @@ def finish_streams(code: int) -> int:
         if not code:
             code = error.exit_code
             with suppress(OSError):
-                sys.stderr.write(f"error: {error}\n")
+                sys.stderr.write(f"error: {error.text}\n")
     except ValueError:  # closed
         pass
     with suppress(OSError, ValueError):

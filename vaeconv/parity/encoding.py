@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vaeconv.checkpoint.atomic import replace_small_file
+from vaeconv.checkpoint.in_memory import AnyModel, as_source
 from vaeconv.effects import reading_rules, refuse_idle
 from vaeconv.errors import CheckpointNotFoundError, InputError, UsageError
 from vaeconv.names import check_ending, check_order, is_address
@@ -18,6 +19,7 @@ from vaeconv.parity.devices import import_torch, pick_device, reproducible
 from vaeconv.parity.images import LeftOut, image_mode, list_images, no_images, read_images
 from vaeconv.parity.latents import FILE_FORMAT, LATENT, PICTURE, from_uint8
 from vaeconv.parity.side import Side, SideOptions, open_side
+from vaeconv.wording import plural
 
 
 class Encoded(NamedTuple):
@@ -37,11 +39,16 @@ class Encoded(NamedTuple):
     device: str
     left_out: tuple[LeftOut, ...] = ()
 
+    def __str__(self) -> str:
+        shape = "x".join(map(str, self.latent))
+        images = plural(len(self.names), "image")
+        return f"encoded {images} on {self.device} to latents of {shape}: {self.output}"
 
-def encode_pictures(
+
+def encode_images(
     images: Path,
     output: Path,
-    model: str | os.PathLike[str],
+    model: AnyModel,
     *,
     size: int = 256,
     limit: int | None = None,
@@ -73,13 +80,14 @@ def encode_pictures(
         MissingDependencyError: The device, torch or diffusers is not there.
     """
     check_arguments(
-        encode_pictures,
+        encode_images,
         {"images": images, "output": output, "size": size, "limit": limit, "device": device},
         size=Range(1, most=MOST_PIXELS),
         limit=Range(1),
         device=Device,
     )
     how.validate()
+    model = as_source(model)
     images, output = Path(images), Path(output)
     check_ending(output, (".safetensors", ".sft"), "a file of latents")
     refuse_idle(reading_rules([model], download=how.download, variant=how.variant))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from vaeconv.autoencoder.config import Scaling
 from vaeconv.autoencoder.topology import Layout
-from vaeconv.errors import CheckFailedError
+from vaeconv.errors import CheckFailedError, name_parameters
 from vaeconv.notes import Note
 from vaeconv.parity.behaviour import Outcome
 from vaeconv.parity.latents import ReferenceSet
@@ -87,7 +87,7 @@ class Verification(NamedTuple):
         scaling: How the built-in references were scaled.
         environment: What computed.
         timing: Seconds of each step.
-        notes: What the user should know; each begins with ``note:``.
+        notes: What the user should know.
     """
 
     sides: tuple[SideFacts, ...]
@@ -97,6 +97,12 @@ class Verification(NamedTuple):
     environment: dict[str, Any]
     timing: dict[str, float]
     notes: tuple[Note, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"{'passed' if self.ok else 'FAILED'}: {' and '.join(s.name for s in self.sides)}"]
+        lines += [f"  {problem}" for problem in self.problems]
+        lines += [f"  not proved: {reason}" for reason in self.unproven if self.ok]
+        return name_parameters("\n".join(lines))
 
     @property
     def labels(self) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +17,7 @@ from vaeconv.autoencoder.config import Scaling
 from vaeconv.autoencoder.families import ASSUMED, BY_NAME, fitting_families
 from vaeconv.autoencoder.scaling import ScalingOptions
 from vaeconv.autoencoder.topology import Topology
+from vaeconv.checkpoint.in_memory import AnyModel, as_source
 from vaeconv.checkpoint.source import hash_bytes
 from vaeconv.effects import Rule, reading_rules, refuse_idle
 from vaeconv.errors import CheckFailedError, UnmappedKeysError, UsageError
@@ -47,6 +48,7 @@ from vaeconv.parity.weights import WeightResult
 
 if TYPE_CHECKING:
     import torch
+
 
 # What must be alike for both sides to take the same references.
 _SHAPE_FIELDS = ("in_channels", "out_channels", "latent_channels", "levels")
@@ -127,19 +129,16 @@ class VerifyOptions:
 
 
 def _option_rules(
-    a: str | os.PathLike[str],
-    b: str | os.PathLike[str] | None,
-    base: str | os.PathLike[str] | None,
-    options: VerifyOptions,
+    paths: Sequence[str | os.PathLike[str] | None], options: VerifyOptions
 ) -> list[Rule]:
     """When options have an effect: most are for models that run."""
     default, runs, why = VerifyOptions(), not options.weights_only, "--weights-only runs nothing"
     return [
         *reading_rules(
-            [a, b, base], download=any(s.download for s in (options.a, options.b, options.base))
+            paths, download=any(s.download for s in (options.a, options.b, options.base))
         ),
-        *reading_rules([a], download=False, variant=options.a.variant, option="--variant-a"),
-        *reading_rules([b], download=False, variant=options.b.variant, option="--variant-b"),
+        *reading_rules(paths[:1], download=False, variant=options.a.variant, option="--variant-a"),
+        *reading_rules(paths[1:2], download=False, variant=options.b.variant, option="--variant-b"),
         Rule("--no-encode", not options.encode, runs, why),
         Rule("--device", options.device != default.device, runs, why),
         Rule("--dtype", options.dtype != default.dtype, runs, why),
@@ -166,11 +165,11 @@ class _Clock:
 
 
 def verify(
-    a: str | os.PathLike[str],
-    b: str | os.PathLike[str] | None = None,
+    a: AnyModel,
+    b: AnyModel | None = None,
     options: VerifyOptions | None = None,
     *,
-    drop_in_for: str | os.PathLike[str] | None = None,
+    drop_in_for: AnyModel | None = None,
 ) -> Verification:
     """Prove that two files hold the same autoencoder, or that one can stand in for another.
 
@@ -198,8 +197,9 @@ def verify(
         raise UsageError(
             "there is nothing to compare it with", hint="name B, or --drop-in-for BASE"
         )
-    refuse_idle(_option_rules(a, b, drop_in_for, options))
-    named = [("A", a, options.a), ("B", b, options.b), ("BASE", drop_in_for, options.base)]
+    paths = [None if one is None else as_source(one) for one in (a, b, drop_in_for)]
+    refuse_idle(_option_rules(paths, options))
+    named = zip(("A", "B", "BASE"), paths, (options.a, options.b, options.base), strict=True)
     with ExitStack() as stack:
         clock = _Clock()
         sides = []
@@ -228,7 +228,7 @@ def verify(
 
 def _no_autoencoder(label: str, error: UnmappedKeysError, *, is_drop_in: bool) -> Verification:
     """Give the verdict on a file that can be read, and is the same as nothing."""
-    problem = f"{label} is no whole autoencoder: {error}"
+    problem = f"{label} is no whole autoencoder: {error.text}"
     nothing = WeightResult(())
     comparison = Comparison(
         ("A", "BASE" if is_drop_in else "B"),

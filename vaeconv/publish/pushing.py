@@ -33,6 +33,7 @@ from vaeconv.publish.stale import (
     weights_of,
 )
 from vaeconv.publish.tagging import check_tag, put_tag
+from vaeconv.wording import plural
 
 _MB = 1_000_000
 
@@ -74,6 +75,12 @@ class Pushed(NamedTuple):
     creates: bool = False
     is_private: bool | None = None
     notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        files = f"{plural(len(self.changed), 'file')} changed, {len(self.unchanged)} unchanged"
+        verb = "published to" if self.is_new else "nothing published to"
+        tag = f", tag {self.tag}" if self.tag else ""
+        return f"{verb} {self.repo_id}: {files}{tag}" + (f"\n  {self.url}" if self.url else "")
 
 
 def push(

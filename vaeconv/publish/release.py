@@ -27,7 +27,7 @@ from vaeconv.option_checks import not_among
 from vaeconv.publish.access import Destination
 from vaeconv.publish.pushing import Pushed
 from vaeconv.publish.release_check import check_config
-from vaeconv.publish.release_config import ReleaseConfig
+from vaeconv.publish.release_config import ReleaseConfig, read_release
 from vaeconv.publish.release_preflight import Preflight
 from vaeconv.publish.release_project import Project
 from vaeconv.publish.release_state import State
@@ -71,15 +71,23 @@ class Release(NamedTuple):
     pushed: tuple[Pushed, ...]
     destinations: tuple[Destination, ...] = ()
 
+    def __str__(self) -> str:
+        return "\n".join(
+            [
+                f"release in {self.folder}",
+                *(f"  {step.name}: {step.outcome}" for step in self.steps),
+                *map(str, self.pushed),
+            ]
+        )
+
 
 def release(
-    config: ReleaseConfig,
-    root: Path,
+    config: ReleaseConfig | str | os.PathLike[str],
+    root: Path | None = None,
     *,
     first: str | None = None,
     last: str | None = None,
     tag: str | None = None,
-    found: Sequence[VaeconvError] = (),
     sign: Path | None = None,
     dry_run: bool = False,
     on_step: Callable[[str], None] | None = None,
@@ -92,13 +100,13 @@ def release(
     source on the Hub each byte is fetched at most once, at the commit that its revision names now.
 
     Args:
-        config: What to release.
-        root: The folder that paths in it are taken from.
+        config: What to release: a release file, or what one would say.
+        root: The folder that paths in it are taken from; by default that of the release file, or
+            the current one.
         first: Do this step and those after it again, whatever is done.
         last: Stop after this step.
         tag: What ``{tag}`` in values stands for, and what tags the commits where no value has it;
             None for the tag that the environment has.
-        found: What is wrong with the release file already; it is listed with the rest.
         sign: A private key (PEM) to sign what is published with, which needs the extra ``sign``.
         dry_run: Look at everything, say what would be done, and do nothing.
         on_step: Called with the name of each step that runs.
@@ -113,10 +121,14 @@ def release(
             things are wrong before it begins, ``details`` lists them all.
     """
     check_steps(first, last)
+    found: list[VaeconvError] = []
+    if not isinstance(config, ReleaseConfig):
+        root = root or Path(config).absolute().parent
+        config = read_release(Path(config), found)
     unfilled: list[VaeconvError] = []
     config = fill_in(config, tag, unfilled)
     problems = [*found, *unfilled, *check_config(config)]
-    work = Work(Project(config, root), sign=sign, on_progress=on_progress)
+    work = Work(Project(config, root or Path()), sign=sign, on_progress=on_progress)
     names = _NAMES[: _NAMES.index(last) + 1] if last else _NAMES
     folder = work.project.folder
     with shared_sources(), ExitStack() as stack:

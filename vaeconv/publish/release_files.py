@@ -189,7 +189,7 @@ def _manifest_problems(folder: Path, files: Mapping[str, ReleaseFile]) -> list[s
     try:
         manifest = read_manifest(folder)
     except VaeconvError as error:
-        return [str(error)]
+        return [error.text]
     problems = []
     manifest = manifest or {"outputs": {}}
     for name, entry in {**manifest["outputs"], **manifest.get("others", {})}.items():
@@ -208,7 +208,7 @@ def _signature_problems(files: Mapping[str, ReleaseFile]) -> list[str]:
     try:
         signed = read_signed(files[SIGNATURE].local)
     except InputError as error:
-        return [str(error)]
+        return [error.text]
     changed = [
         name for name, sha256 in signed.items() if name not in files or files[name].sha256 != sha256
     ]

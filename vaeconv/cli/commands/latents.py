@@ -53,10 +53,10 @@ def latents(
     """
     from vaeconv.cli.left_out import left_out_notes
     from vaeconv.cli.render.latents import latents_document, latents_lines
-    from vaeconv.parity.encoding import encode_pictures
+    from vaeconv.parity.encoding import encode_images
 
     with sink.progress("fetching") as fetching, sink.steps() as steps:
-        done = encode_pictures(
+        done = encode_images(
             images,
             output,
             model,

@@ -31,7 +31,7 @@ def release(job: ReleaseJob, sink: Sink) -> None:
     from vaeconv.cli.render.release import release_document, release_lines, steps_table
     from vaeconv.publish.release import StepResult
     from vaeconv.publish.release import release as run
-    from vaeconv.publish.release_config import read_release, write_release_file
+    from vaeconv.publish.release_config import write_release_file
 
     job.refuse_idle()
     if job.init:
@@ -48,15 +48,11 @@ def release(job: ReleaseJob, sink: Sink) -> None:
 
     with sink.steps() as steps:
         try:
-            problems: list[VaeconvError] = []
-            config = read_release(job.file, problems)
             done = run(
-                config,
-                job.file.absolute().parent,
+                job.file,
                 first=job.first,
                 last=job.last,
                 tag=job.tag,
-                found=problems,
                 sign=job.sign,
                 dry_run=job.dry_run,
                 on_step=tell,

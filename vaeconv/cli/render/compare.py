@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vaeconv.errors import plural
 from vaeconv.evaluate.comparing import Compared
+from vaeconv.wording import plural
 
 
 def compare_document(done: Compared) -> dict[str, Any]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from vaeconv.cli.output import human_size
 from vaeconv.cli.screen import Line, Style, Styled
-from vaeconv.errors import plural
+from vaeconv.wording import human_size
 
 if TYPE_CHECKING:
     from vaeconv.conversion import Conversion
@@ -49,22 +48,11 @@ def conversion_lines(
     result: Conversion, *, dry_run: bool, seconds: float, verbose: bool
 ) -> Iterator[Line]:
     """Tell a person what was converted, or would be."""
-    verb = "would convert" if dry_run else "converted"
-    yield Styled(
-        f"{verb} {result.source} ({result.container}, {result.source_layout.value}) to "
-        f"{result.output} ({result.layout.value})",
-        Style.STRONG,
-        len(verb),
-    )
-    time = "" if dry_run else f", in {seconds:.2f} s"
-    yield f"  {plural(len(result.plan.rows), 'tensor')}, {human_size(result.plan.nbytes)}{time}"
-    if result.decision:
-        scaling = result.decision.scaling
-        shift = "" if scaling.shift_factor is None else f", shift factor {scaling.shift_factor:g}"
-        yield f"  scaling factor {scaling.scaling_factor:g}{shift} ({scaling.source})"
-    if result.plan.dropped:
-        counts = ", ".join(f"{count} {why}" for why, count in result.plan.drop_counts().items())
-        yield f"  left out: {counts}"
+    first, *rest = result.lines()
+    yield Styled(first, Style.STRONG, first.index(f" {result.source}"))
+    yield from rest
+    if not dry_run:
+        yield f"  in {seconds:.2f} s"
     if verbose:
         yield from map(row_line, result.plan.rows)
     elif dry_run:

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vaeconv.checkpoint.dtypes import BY_CODE
-from vaeconv.cli.output import human_size
 from vaeconv.cli.screen import Line, Style, Styled, Table
-from vaeconv.errors import listed, plural
+from vaeconv.errors import listed
+from vaeconv.wording import human_size, plural
 
 if TYPE_CHECKING:
     from vaeconv.inspection import Inspection

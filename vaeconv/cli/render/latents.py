@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from vaeconv.cli.output import human_size
-from vaeconv.errors import plural
 from vaeconv.parity.encoding import Encoded
+from vaeconv.wording import human_size, plural
 
 
 def latents_document(done: Encoded) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from typing import Any
 from vaeconv.cli.output import (
     Sink,
     describe_error,
-    human_size,
     print_error,
     print_notes,
 )
@@ -17,6 +16,7 @@ from vaeconv.cli.screen import Line, Style, Styled, Table
 from vaeconv.errors import VaeconvError
 from vaeconv.notes import Note
 from vaeconv.pruning import Pruning
+from vaeconv.wording import human_size
 
 _MEANING = {"replaced": "raw weights (replaced)"}
 
@@ -68,7 +68,7 @@ def print_batch(
         except VaeconvError as error:
             done.append((source, error))
             if not sink.json:
-                print_error(str(error))
+                print_error(error.text)
             continue
         done.append((source, result))
         if sink.is_shown:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vaeconv.errors import plural
 from vaeconv.notes import Note, note
 from vaeconv.publish.access import visibility
 from vaeconv.publish.pushing import Pushed
+from vaeconv.wording import plural
 
 
 def push_notes(done: Pushed) -> Iterator[Note]:

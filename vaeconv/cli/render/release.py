@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vaeconv.cli.screen import Line, Style, Styled, Table
-from vaeconv.errors import plural
 from vaeconv.publish.release import Release, StepResult
+from vaeconv.wording import plural
 
 
 def release_lines(done: Release, *, dry_run: bool) -> Iterator[Line]:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from vaeconv.checkpoint.dtypes import BY_CODE
 from vaeconv.checkpoint.folder import CONFIG, STEM
 from vaeconv.checkpoint.writable import check_writable
-from vaeconv.cli.output import Sink, human_size
+from vaeconv.cli.output import Sink
 from vaeconv.cli.screen import Line, Style, Styled, Table
-from vaeconv.errors import CheckFailedError, OutputError, OutputExistsError, plural
+from vaeconv.errors import CheckFailedError, OutputError, OutputExistsError
 from vaeconv.names import check_ending
 from vaeconv.option_docs import REPORTS, Doc
 from vaeconv.parity.report import (
@@ -33,6 +33,7 @@ from vaeconv.parity.report import (
 )
 from vaeconv.parity.weights import Match
 from vaeconv.publish.places import hide_places, hide_places_in_text
+from vaeconv.wording import human_size, plural
 
 if TYPE_CHECKING:
     from vaeconv.parity.behaviour import Decoded
@@ -158,7 +159,7 @@ def publish_result(
     written = outputs.write(result, envelope, decoded)
     append_summary(result)
     if failure:
-        said = annotation("\n".join([str(failure), *failure.details]))
+        said = annotation("\n".join([failure.text, *failure.details]))
         if said:
             sys.stderr.write(said + "\n")
         if sink.is_shown:
