@@ -28,6 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "vaeconv.ema_names",
         "vaeconv.json_text",
         "vaeconv.leftovers",
+        "vaeconv.nearby",
         "vaeconv.parts",
         "vaeconv.wording",
     ),

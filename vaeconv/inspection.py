@@ -11,7 +11,7 @@ from vaeconv import option_docs as docs
 from vaeconv.autoencoder.accounting import Autoencoder, drop_reason, find_prefixes
 from vaeconv.autoencoder.config import build_config
 from vaeconv.autoencoder.families import FAMILY_NAMES
-from vaeconv.autoencoder.scaling import ScalingOptions
+from vaeconv.autoencoder.scaling import FamilyName, ScalingOptions
 from vaeconv.autoencoder.topology import Layout
 from vaeconv.averages import nameless_average
 from vaeconv.checkpoint.base import Checkpoint, Sibling
@@ -49,7 +49,7 @@ class InspectOptions:
         ),
     ] = True
     hash_source: docs.HashSource = False
-    family: docs.Family = None
+    family: FamilyName = None
     config: docs.Config = None
     source_prefix: docs.SourcePrefix = None
     salvage: docs.Salvage = False

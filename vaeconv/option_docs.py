@@ -33,6 +33,7 @@ class Doc(NamedTuple):
         is_argument: Whether it is named by its place although it has a default.
         flags: How it is called on the command line; by default as the field, with ``--``.
         choices: The values that are allowed; none for any.
+        suggested: Values that a shell completes where others are allowed, too.
         least: The smallest number that is allowed.
         rule: What else is allowed, of :mod:`vaeconv.option_checks`.
         parse: Makes a value of what was typed.
@@ -44,6 +45,7 @@ class Doc(NamedTuple):
     is_argument: bool = False
     flags: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
+    suggested: tuple[str, ...] = ()
     least: float | None = None
     rule: Rule | None = None
     parse: Callable[[Any], Any] | None = None
@@ -110,15 +112,6 @@ OutputVariant = Annotated[
         "the folder to read.",
         "NAME",
         rule=VariantName,
-    ),
-]
-Family = Annotated[
-    str | None,
-    Doc(
-        "Model family, which settles scaling and shift: sd1, sd2, sdxl, playground-v2.5, "
-        "x4-upscaler, sd3 or flux1.",
-        "NAME",
-        SCALING,
     ),
 ]
 ScalingFactor = Annotated[
@@ -216,7 +209,13 @@ KeepMetadata = Annotated[
     Doc("Leave out the entries of the input's safetensors header.", flags=(" /--no-metadata",)),
 ]
 Device = Annotated[
-    str, Doc("Device that computes: auto, cpu, cuda, cuda:N or mps.", "NAME", rule=DeviceName)
+    str,
+    Doc(
+        "Device that computes: auto, cpu, cuda, cuda:N or mps.",
+        "NAME",
+        suggested=("auto", "cpu", "cuda", "mps"),
+        rule=DeviceName,
+    ),
 ]
 Images = Annotated[Path | None, Doc("Images to use: a folder or a zip file.", "DIR_OR_ZIP")]
 Limit = Annotated[int | None, Doc("Use only the first N images.", "N", least=1)]

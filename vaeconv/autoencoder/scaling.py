@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from vaeconv import option_docs as docs
 from vaeconv.autoencoder.config import GivenConfig, Scaling
@@ -22,13 +22,20 @@ from vaeconv.option_checks import Range, check_fields
 
 DEFAULT_SAMPLE_SIZE = 256
 
+FamilyName = Annotated[
+    str | None,
+    docs.choice(
+        "Model family, which decides scaling and shift", "NAME", FAMILY_NAMES, docs.SCALING
+    ),
+]
+
 
 class ScalingOptions(NamedTuple):
     """Scaling as the user knows it; None where it is left to the file."""
 
     scaling_factor: docs.ScalingFactor = None
     shift_factor: docs.ShiftFactor = None
-    family: docs.Family = None
+    family: FamilyName = None
 
     def validate(self) -> None:
         """Check types and values.
@@ -36,7 +43,7 @@ class ScalingOptions(NamedTuple):
         Raises:
             UsageError: One is not allowed.
         """
-        check_fields(self, scaling_factor=Range(0, is_open=True), family=FAMILY_NAMES)
+        check_fields(self, scaling_factor=Range(0, is_open=True))
 
 
 class Decision(NamedTuple):

@@ -117,7 +117,7 @@ def _local_file(text: str) -> FileSource:
     except CheckpointNotFoundError as error:
         from vaeconv.checkpoint.hub_address import suggest_address
 
-        meant = None if os.path.lexists(text) else suggest_address(text)
+        meant = None if error.hint or os.path.lexists(text) else suggest_address(text)
         if meant is None:
             raise
         raise CheckpointNotFoundError(

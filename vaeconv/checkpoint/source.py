@@ -11,6 +11,7 @@ from typing import Protocol
 
 from vaeconv.checkpoint.shared import current
 from vaeconv.errors import CheckpointNotFoundError, MalformedCheckpointError
+from vaeconv.nearby import suggest_path
 
 Part = tuple[int, int] | None
 _HASH_PIECE = 1 << 20
@@ -133,7 +134,8 @@ class FileSource:
             return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            raise CheckpointNotFoundError(reason, where=str(path)) from error
+            hint = suggest_path(path) if isinstance(error, FileNotFoundError) else None
+            raise CheckpointNotFoundError(reason, where=str(path), hint=hint) from error
 
     @property
     def name(self) -> str:

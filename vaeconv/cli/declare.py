@@ -151,8 +151,8 @@ def _parameter(field: Field) -> inspect.Parameter:
         "rich_help_panel": doc.panel,
         "min": doc.least,
     }
-    if doc.choices:
-        shown["autocompletion"] = lambda: list(doc.choices)
+    if values := doc.choices or doc.suggested:
+        shown["autocompletion"] = lambda: list(values)
     if field.is_many:
         default = inspect.Parameter.empty if default is inspect.Parameter.empty else None
         kind = list[_typed(get_args(kind)[0])] | None  # type: ignore[misc]

@@ -41,6 +41,7 @@ COMMANDS = {
     "card": "Write the model card of a release from what the other commands reported.",
     "push": "Publish a folder on the Hub as one commit, after checking that it may be.",
     "release": "Make a release: convert, prune, verify, eval, compare, card, push.",
+    "completion": "Print the script that completes commands, options and values in a shell.",
     "verify-signature": "Check that a folder is what its publisher signed; end with exit code 4 "
     "where it is not.",
 }
@@ -133,7 +134,7 @@ def _guarded(run: Any, args: list[str]) -> int:
     except MemoryError:
         failure = VaeconvError("out of memory")
     except Exception as error:  # noqa: BLE001 - a bug: said in one line, traced on request
-        found = _translate(error, command)
+        found = _translate(error, command, args)
         if found is None:  # no arguments: the help was printed
             return UsageError.exit_code
         failure = found
@@ -160,13 +161,13 @@ def _report(failure: VaeconvError, command: str, *, is_json: bool) -> int:
     return failure.exit_code
 
 
-def _translate(error: Exception, command: str) -> VaeconvError | None:
+def _translate(error: Exception, command: str, args: Sequence[str]) -> VaeconvError | None:
     """Turn an error that is not of our own into one; None where there is nothing to say."""
     # The parser's own errors: Typer vendors its parser, and they are known by how they are shown.
     if hasattr(error, "format_message"):
         message = error.format_message()
         what = message.rstrip(".").replace("\n", " ")
-        return UsageError(what, hint=_where_to_look(command)) if message else None
+        return UsageError(what, hint=_where_to_look(command, args)) if message else None
     if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
         return VaeconvError("out of memory", hint="try --batch-size 1 or --device cpu")
     failure = VaeconvError(
@@ -177,7 +178,10 @@ def _translate(error: Exception, command: str) -> VaeconvError | None:
     return failure
 
 
-def _where_to_look(command: str) -> str:
+def _where_to_look(command: str, args: Sequence[str]) -> str:
+    before = args[: args.index(command)] if command else []
+    if command in COMMANDS and before:
+        return f"options come after the command: vaeconv {command} {' '.join(before)} …"
     if command in COMMANDS:
         return f"see vaeconv {command} --help"
     from difflib import get_close_matches
@@ -206,7 +210,7 @@ def vaeconv(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version."
+            "--version", "-V", callback=_print_version, is_eager=True, help="Print the version."
         ),
     ] = False,
 ) -> None:
