@@ -71,8 +71,9 @@ bench: $(READY)  ## make the inputs (8 GB under BENCH_DIR) once, then measure
 picture: $(READY)  ## redraw docs/inspect.svg
 	$(BIN)/python docs/make_picture.py fixtures/tiny-kl.ckpt docs/inspect.svg
 
-reference: $(READY)  ## rewrite docs/cli.md from the options of the commands
+reference: $(READY)  ## rewrite docs/cli.md and docs/api.md from the code
 	$(BIN)/python -m docs.make_reference
+	$(BIN)/python -m docs.make_api
 
 fixtures: $(READY)  ## rewrite fixtures/ from its script
 	$(BIN)/python -m fixtures.make_fixtures

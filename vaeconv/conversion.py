@@ -41,12 +41,17 @@ from vaeconv.wording import human_size, plural
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertOptions:
-    """How to convert; each option says what it does.
+    """Options of a conversion; each says what it does.
 
     Attributes:
         scaling: Scaling and shift, where the user knows them.
         copy: What to check on the way.
         on_fetch: Called with the bytes that arrived from the Hub, from any thread.
+
+    Example:
+        >>> options = ConvertOptions(ema=True, dtype="fp16", scaling=ScalingOptions(family="sd1"))
+        >>> options.dtype
+        'fp16'
     """
 
     dtype: Annotated[str, docs.choice("Type to cast the weights to", "TYPE", CAST_DTYPES)] = KEEP
@@ -90,7 +95,7 @@ class ConvertOptions:
 
 
 class Conversion(NamedTuple):
-    """What was converted, or would be.
+    """Result of a conversion, or of its dry run.
 
     Attributes:
         source: The source, as it was named.
@@ -103,6 +108,11 @@ class Conversion(NamedTuple):
         config: The config that was written; None where there is none.
         metadata: Entries of the header of a safetensors file, beside ``format``.
         written: The files; empty for a dry run.
+
+    Example:
+        >>> result = convert("fixtures/tiny-kl.ckpt", "out", dry_run=True)
+        >>> result.layout.value, len(result.plan.rows), result.written
+        ('diffusers', 120, ())
     """
 
     source: str
@@ -125,9 +135,10 @@ class Conversion(NamedTuple):
         )
         yield f"  {plural(len(self.plan.rows), 'tensor')}, {human_size(self.plan.nbytes)}"
         if self.decision:
-            factor, shift, source = self.decision.scaling[:3]
+            scaling = self.decision.scaling
+            shift = scaling.shift_factor
             shifted = "" if shift is None else f", shift factor {shift:g}"
-            yield f"  scaling factor {factor:g}{shifted} ({source})"
+            yield f"  scaling factor {scaling.scaling_factor:g}{shifted} ({scaling.source})"
         if self.plan.dropped:
             counts = ", ".join(f"{count} {why}" for why, count in self.plan.drop_counts().items())
             yield f"  left out: {counts}"
@@ -164,6 +175,17 @@ def convert(
         OutputError: The output exists or cannot be written.
         UsageError: The options do not fit together.
         HubError: A source on the Hub cannot be fetched.
+
+    Example:
+        >>> options = ConvertOptions(scaling=ScalingOptions(scaling_factor=0.18215))
+        >>> print(convert("fixtures/tiny-kl.ckpt", "out", options))
+        converted fixtures/tiny-kl.ckpt (torch zip, compvis) to out (diffusers)
+          120 tensors, 438 kB
+          scaling factor 0.18215 (scaling_factor)
+          left out: 76 ema, 16 loss
+        >>> model = AutoencoderKL.from_pretrained("out")  # a model or a state dict is a source, too
+        >>> convert(model, "back.safetensors").container
+        'in memory'
     """
     options, source = options or ConvertOptions(), as_source(source)
     kind, target = output_kind(output)

@@ -90,6 +90,13 @@ class VaeconvError(Exception):
         where: File, entry or tensor that it was found in.
         hint: What to do about it.
         details: All that is wrong, where that is more than a line says; each is a line of its own.
+
+    Example:
+        >>> try:
+        ...     convert("nowhere.ckpt", "out")
+        ... except VaeconvError as error:
+        ...     print(error, error.exit_code)
+        nowhere.ckpt: No such file or directory 3
     """
 
     exit_code = 1

@@ -39,11 +39,18 @@ _WRITEBACK = 4 << 20  # how much is written before the disk is asked to begin wi
 
 
 class CopyOptions(NamedTuple):
-    """How carefully to copy; each option says what it does.
+    """Options of copying weights; each says what it does.
 
     Attributes:
         on_progress: Called from any thread, one call at a time, with the bytes just written, and
             those of the whole file.
+
+    Example:
+        >>> sizes = []
+        >>> copy = CopyOptions(clamp=True, on_progress=lambda size, total: sizes.append(size))
+        >>> result = prune("fixtures/tiny-kl.ckpt", "p.safetensors", PruneOptions(copy=copy))
+        >>> sum(sizes) == result.written[0].size
+        True
     """
 
     check: Check = True

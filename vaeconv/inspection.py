@@ -33,10 +33,14 @@ from vaeconv.zeros import find_in_tensors
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InspectOptions:
-    """How to look; each option says what it does.
+    """Options of an inspection; each says what it does.
 
     Attributes:
         on_fetch: Called with the bytes that arrived from the Hub, from any thread.
+
+    Example:
+        >>> InspectOptions(check=False).check
+        False
     """
 
     variant: docs.Variant = None
@@ -94,7 +98,7 @@ class KeyLine(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """What is in a checkpoint.
+    """Result of an inspection: what is in a checkpoint.
 
     Attributes:
         name: The checkpoint, as it was named.
@@ -117,6 +121,11 @@ class Inspection:
         keys: Every tensor.
         notes: What the user should know.
         problem: Why ``convert`` would refuse; None where it would not.
+
+    Example:
+        >>> report = inspect("fixtures/tiny-kl.ckpt")
+        >>> report.layout, report.ema["num_updates"], report.config["latent_channels"]
+        ('compvis', 50000, 4)
     """
 
     name: str
@@ -166,6 +175,13 @@ def inspect(source: AnyModel, options: InspectOptions | None = None) -> Inspecti
         InputError: It cannot be opened at all, or is damaged.
         HubError: The Hub or the network failed.
         UsageError: An option has no effect.
+
+    Example:
+        >>> print(inspect("fixtures/tiny-noquant.safetensors"))
+        fixtures/tiny-noquant.safetensors: autoencoder in the compvis layout (safetensors, 1.4 MB)
+          decoder: 68 tensors
+          encoder: 52 tensors
+          scaling factor 1 (assumed, as the shapes belong to no known family)
     """
     options, source = options or InspectOptions(), as_source(source)
     refuse_idle(reading_rules([source], download=options.download))

@@ -11,11 +11,21 @@ from vaeconv.errors import name_parameters
 
 
 class VaeconvWarning(UserWarning):
-    """A note that calls for the user's attention, as Python's ``warnings`` shows it."""
+    """A note that calls for the user's attention, as Python's ``warnings`` shows it.
+
+    Example:
+        >>> import warnings
+        >>> warnings.simplefilter("error", VaeconvWarning)  # in a script that shall stop at any
+    """
 
 
 class Level(str, Enum):
-    """How much a note matters."""
+    """How much a note matters.
+
+    Example:
+        >>> Level("warning") is Level.WARNING
+        True
+    """
 
     NOTE = "note"
     WARNING = "warning"
@@ -27,6 +37,10 @@ class Note(NamedTuple):
     Attributes:
         level: A note explains; a warning asks the user to check something.
         text: One sentence, without a full stop.
+
+    Example:
+        >>> print(Note(Level.WARNING, "the EMA was never updated"))
+        warning: the EMA was never updated
     """
 
     level: Level

@@ -40,13 +40,17 @@ Probe = Callable[[Sequence[Row], Mapping[str, Any]], Probed]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruneOptions:
-    """How to prune; each option says what it does.
+    """Options of pruning; each says what it does.
 
     Attributes:
         probe: Called before anything is written with the autoencoder's rows under their diffusers
             names and shapes, and with its config; says whether fp16 is enough to decode.
         copy: What to check on the way.
         on_fetch: Called with the bytes that arrived from the Hub, from any thread.
+
+    Example:
+        >>> PruneOptions(ema=True, dtype="bf16").dtype
+        'bf16'
     """
 
     ema: Annotated[

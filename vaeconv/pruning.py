@@ -30,7 +30,7 @@ from vaeconv.wording import human_size, plural
 
 
 class Pruning(NamedTuple):
-    """What was pruned, or would be.
+    """Result of pruning, or of its dry run.
 
     Attributes:
         source: The source, as it was named.
@@ -44,6 +44,12 @@ class Pruning(NamedTuple):
         metadata: Entries of the header of a safetensors file, beside ``format``.
         written: The files; empty for a dry run.
         probe: What decoding in fp16 showed; None where nobody asked.
+
+    Example:
+        >>> options = PruneOptions(ema=True)
+        >>> result = prune("fixtures/tiny-kl.ckpt", "ema.safetensors", options, dry_run=True)
+        >>> result.plan.ema_counts, result.groups[0].name
+        ((66, 54), 'vae')
     """
 
     source: str
@@ -97,6 +103,11 @@ def prune(
         UsageError: The options do not fit together or the source.
         CheckFailedError: A probe found that fp16 is not enough, and it was required.
         HubError: A source on the Hub cannot be fetched.
+
+    Example:
+        >>> print(prune("fixtures/tiny-kl.ckpt", "ema.safetensors", PruneOptions(ema=True)))
+        pruned fixtures/tiny-kl.ckpt (torch zip, 1.3 MB) to ema.safetensors (438 kB)
+          120 tensors kept, 239 dropped
     """
     options, source = options or PruneOptions(), as_source(source)
     kind, target = output_kind(output)

@@ -31,7 +31,14 @@ FamilyName = Annotated[
 
 
 class ScalingOptions(NamedTuple):
-    """Scaling as the user knows it; None where it is left to the file."""
+    """Scaling as the user knows it; None where it is left to the file.
+
+    Example:
+        >>> ScalingOptions(family="sdxl").family
+        'sdxl'
+        >>> ScalingOptions(scaling_factor=0.18215, shift_factor=0.0).scaling_factor
+        0.18215
+    """
 
     scaling_factor: docs.ScalingFactor = None
     shift_factor: docs.ShiftFactor = None

@@ -58,6 +58,12 @@ class Checkpoint:
         beside: What the tensors of each state dict that lies beside the proper one begin with.
         nameless: Lists of tensors that an EMA without names left: keys that lead there, and how
             many tensors.
+
+    Example:
+        >>> with open_checkpoint("fixtures/tiny-kl.ckpt") as checkpoint:
+        ...     tensor = checkpoint.tensors["decoder.conv_in.weight"]
+        >>> checkpoint.container, tensor.dtype.torch_name, tensor.shape
+        ('torch zip', 'float16', (32, 4, 3, 3))
     """
 
     name: str

@@ -83,6 +83,11 @@ def open_checkpoint(
         UnsafeCheckpointError: Its pickle names what is not plain data.
         AmbiguousInputError: It holds several checkpoints.
         HubError: The Hub or the network failed.
+
+    Example:
+        >>> with open_checkpoint("fixtures/tiny-kl.ckpt") as checkpoint:
+        ...     len(checkpoint.tensors), checkpoint.wrapper
+        (212, ('state_dict',))
     """
     path = as_source(path)
     if isinstance(path, InMemory):

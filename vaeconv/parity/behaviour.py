@@ -28,6 +28,10 @@ class Limits(NamedTuple):
 
     Attributes:
         floor: Accept no less by default, whatever the models run in.
+
+    Example:
+        >>> Limits(min_psnr=60.0).min_psnr
+        60.0
     """
 
     atol: Annotated[

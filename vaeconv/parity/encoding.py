@@ -13,6 +13,7 @@ from vaeconv.checkpoint.in_memory import AnyModel, as_source
 from vaeconv.effects import reading_rules, refuse_idle
 from vaeconv.errors import CheckpointNotFoundError, InputError, UsageError
 from vaeconv.names import check_ending, check_order, is_address
+from vaeconv.nearby import suggest_path
 from vaeconv.option_checks import MOST_PIXELS, Device, Range, check_arguments
 from vaeconv.output import check_target
 from vaeconv.parity.devices import import_torch, pick_device, reproducible
@@ -23,7 +24,7 @@ from vaeconv.wording import plural
 
 
 class Encoded(NamedTuple):
-    """What was written.
+    """Result of encoding images to a file of latents.
 
     Attributes:
         output: The file.
@@ -31,6 +32,12 @@ class Encoded(NamedTuple):
         latent: Shape of each latent, ``[z, h, w]``.
         device: Where they were encoded.
         left_out: Files in the folder that were not encoded, with the reason.
+
+    Example:
+        >>> model = "fixtures/tiny-diffusers"
+        >>> done = encode_images("fixtures/pictures", "a.safetensors", model, size=32)
+        >>> done.names
+        ('astronaut', 'chelsea', 'coffee', 'rocket')
     """
 
     output: Path
@@ -46,8 +53,8 @@ class Encoded(NamedTuple):
 
 
 def encode_images(
-    images: Path,
-    output: Path,
+    images: str | os.PathLike[str],
+    output: str | os.PathLike[str],
     model: AnyModel,
     *,
     size: int = 256,
@@ -78,6 +85,11 @@ def encode_images(
         InputError: The model or an image cannot be read.
         OutputError: The output exists or cannot be written.
         MissingDependencyError: The device, torch or diffusers is not there.
+
+    Example:
+        >>> model = "fixtures/tiny-diffusers"
+        >>> print(encode_images("fixtures/pictures", "refs.safetensors", model, size=32))
+        encoded 4 images on cpu to latents of 4x16x16: refs.safetensors
     """
     check_arguments(
         encode_images,
@@ -111,7 +123,9 @@ def _list(images: Path) -> tuple[Path, list[str], list[LeftOut]]:
     if images.is_file():
         return images.parent, [images.name], []
     if not images.is_dir():
-        raise CheckpointNotFoundError("no such file or folder", where=str(images))
+        raise CheckpointNotFoundError(
+            "no such file or folder", where=str(images), hint=suggest_path(images)
+        )
     names, left_out = list_images(images)
     if not names:
         raise no_images(images, left_out)

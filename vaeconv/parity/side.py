@@ -26,10 +26,14 @@ from vaeconv.survey import Survey, decide, survey_checkpoint
 
 
 class SideOptions(NamedTuple):
-    """How to read a model; each option says what it does.
+    """Options of reading a model; each says what it does.
 
     Attributes:
         on_fetch: Called with the bytes that arrived from the Hub.
+
+    Example:
+        >>> SideOptions(variant="fp16").variant
+        'fp16'
     """
 
     variant: docs.Variant = None

@@ -77,7 +77,7 @@ class Comparison(NamedTuple):
 
 
 class Verification(NamedTuple):
-    """The verdict, and what it rests on.
+    """Result of a verification: the verdict, and what it rests on.
 
     Attributes:
         sides: What was compared.
@@ -88,6 +88,13 @@ class Verification(NamedTuple):
         environment: What computed.
         timing: Seconds of each step.
         notes: What the user should know.
+
+    Example:
+        >>> options = VerifyOptions(device="cpu")
+        >>> result = verify("fixtures/tiny-kl.ckpt", "fixtures/tiny-diffusers", options)
+        >>> result.ok, len(result.same.weights.results), result.problems
+        (True, 120, [])
+        >>> result.check()  # raises CheckFailedError where it failed
     """
 
     sides: tuple[SideFacts, ...]

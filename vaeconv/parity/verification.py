@@ -59,7 +59,7 @@ _REFERENCES = "References"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyOptions:
-    """How to verify; each option says what it does.
+    """Options of a verification; each says what it does.
 
     Attributes:
         a: How to read the first model.
@@ -67,6 +67,10 @@ class VerifyOptions:
         base: How to read the model that the first shall stand in for.
         on_picture: Called with each decoded pair of the first comparison.
         on_progress: Called with what is being done, and how much of it is done of how much.
+
+    Example:
+        >>> VerifyOptions(dtype="fp16", limits=Limits(min_psnr=50.0)).dtype
+        'fp16'
     """
 
     a: OfOneModel = SideOptions()
@@ -191,6 +195,12 @@ def verify(
         InputError: A side cannot be read.
         MissingDependencyError: The device, torch or diffusers is not there.
         UsageError: There is nothing to compare with.
+
+    Example:
+        >>> scaling = ScalingOptions(scaling_factor=0.18215)
+        >>> options = VerifyOptions(weights_only=True, scaling=scaling)
+        >>> print(verify("fixtures/tiny-kl.ckpt", "fixtures/tiny-kl.safetensors", options))
+        passed: fixtures/tiny-kl.ckpt and fixtures/tiny-kl.safetensors
     """
     options = options or VerifyOptions()
     if b is None and drop_in_for is None:

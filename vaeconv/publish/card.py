@@ -39,7 +39,7 @@ _TASK = "image-reconstruction"
 
 
 class CardInputs(NamedTuple):
-    """What a card is made of.
+    """Facts that a model card is made of.
 
     Attributes:
         folder: The release: weights, manifest, and the card.
@@ -48,6 +48,10 @@ class CardInputs(NamedTuple):
         parity: The report of ``vaeconv verify``; None for none.
         pictures: A folder inside the release with side-by-side pictures; None for none.
         template: A jinja2 template in place of the shipped one.
+
+    Example:
+        >>> CardInputs(Path("out"), meta=CardMeta(title="My VAE", license="mit")).meta.title
+        'My VAE'
     """
 
     folder: Path
@@ -66,6 +70,13 @@ def make_card(inputs: CardInputs) -> str:
     Raises:
         InputError: The card that is there has broken front matter, or the template does not work.
         UsageError: The facts do not fit the evaluation.
+
+    Example:
+        >>> from pathlib import Path
+        >>> result = convert("fixtures/tiny-kl.ckpt", "out", ConvertOptions(overwrite=True))
+        >>> text = make_card(CardInputs(Path("out"), meta=CardMeta(title="My VAE", license="mit")))
+        >>> "license: mit" in text, "# My VAE" in text
+        (True, True)
     """
     try:
         sections = _sections(inputs)

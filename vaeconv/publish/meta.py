@@ -15,7 +15,7 @@ DEFAULT_TAGS = ("stable-diffusion", "stable-diffusion-diffusers", "vae", "autoen
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CardMeta:
-    """What people know of a model.
+    """Facts of a model that people state for its card.
 
     Attributes:
         title: The heading; by default the repository's name.
@@ -37,6 +37,10 @@ class CardMeta:
         facts: Name and value of training facts, for a table.
         inference: Whether the Hub shows a widget.
         eval_titles: Title of each evaluation's table, in the order of ``--eval``.
+
+    Example:
+        >>> CardMeta(title="My VAE", license="mit", base_model="stabilityai/sd-vae-ft-mse").license
+        'mit'
     """
 
     title: str = ""

@@ -23,11 +23,15 @@ _MOST_SECONDS = 1e8  # three years; threads cannot wait for much more
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushOptions:
-    """How to push; each option says what it does.
+    """Options of a push; each says what it does.
 
     Attributes:
         on_progress: Called with what is being done, and how much of it is done of how much; 0 of 0
             for uploads, which the Hub's client shows on a terminal. None to show nothing at all.
+
+    Example:
+        >>> PushOptions(tag="v1.0", private=True).tag
+        'v1.0'
     """
 
     revision: Annotated[

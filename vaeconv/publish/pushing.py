@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -39,7 +40,7 @@ _MB = 1_000_000
 
 
 class Pushed(NamedTuple):
-    """What was published, or would be.
+    """Result of a push, or of its dry run.
 
     Attributes:
         repo_id: ``owner/name``.
@@ -58,6 +59,11 @@ class Pushed(NamedTuple):
         creates: Whether the repository is made, or would be.
         is_private: Whether it is private; None where its namespace decides.
         notes: What else there is to know.
+
+    Example:
+        >>> done = push("release-files", "user/my-vae", PushOptions(parity=False), dry_run=True)
+        >>> done.changed, done.is_new
+        (('README.md', 'config.json', 'diffusion_pytorch_model.safetensors'), False)
     """
 
     repo_id: str
@@ -84,7 +90,11 @@ class Pushed(NamedTuple):
 
 
 def push(
-    folder: Path, repo_id: str, options: PushOptions | None = None, *, dry_run: bool = False
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    options: PushOptions | None = None,
+    *,
+    dry_run: bool = False,
 ) -> Pushed:
     """Publish a folder: local checks, then exactly one commit, then the tag.
 
@@ -104,10 +114,15 @@ def push(
         UsageError: The options do not fit together.
         OutputError: There is nothing to publish.
         CheckpointNotFoundError: The folder is not there.
+
+    Example:
+        >>> print(push("release-files", "user/my-vae", PushOptions(parity=False), dry_run=True))
+        nothing published to user/my-vae: 3 files changed, 0 unchanged
     """
     options = options or PushOptions()
     check_options(repo_id, options)
     deadline = Deadline(options.timeout)
+    folder = Path(folder)
     files = checked_files(folder, options)
     return publish_files(folder, files, repo_id, options, deadline, dry_run=dry_run)
 

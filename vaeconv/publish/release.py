@@ -57,13 +57,18 @@ class StepResult(NamedTuple):
 
 
 class Release(NamedTuple):
-    """What became of a release.
+    """Result of a release, or of its dry run.
 
     Attributes:
         steps: In their order.
         folder: Where everything is.
         pushed: What was published, repository by repository.
         destinations: Of a dry run, the repositories as they were found.
+
+    Example:
+        >>> done = release("release.toml", last="prune")
+        >>> [step.outcome for step in done.steps]
+        ['done', 'done']
     """
 
     steps: tuple[StepResult, ...]
@@ -119,6 +124,11 @@ def release(
         OutputError: Another release is being made in the folder, or it cannot be written.
         VaeconvError: Something is missing, or a step failed, as its function says. Where several
             things are wrong before it begins, ``details`` lists them all.
+
+    Example:
+        >>> done = release("release.toml", last="verify", dry_run=True)
+        >>> [f"{step.name}: {step.outcome}" for step in done.steps]
+        ['convert: to do', 'prune: to do', 'verify: to do']
     """
     check_steps(first, last)
     found: list[VaeconvError] = []

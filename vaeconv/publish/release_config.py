@@ -195,7 +195,12 @@ class PushTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReleaseConfig:
-    """A release."""
+    """A release file: a table of options for each step.
+
+    Example:
+        >>> ReleaseConfig(source=SourceTable(checkpoint="last.ckpt")).output.folder
+        'release'
+    """
 
     source: SourceTable
     output: OutputTable = OutputTable()
