@@ -67,5 +67,9 @@ def release(job: ReleaseJob, sink: Sink) -> None:
         "release",
         lambda: release_document(done, dry_run=job.dry_run),
         lambda: release_lines(done),
-        notes=[f"note: {one.repo_id}: {note}" for one in done.pushed for note in one.notes],
+        notes=[
+            f"note: {one.repo_id}: {note}"
+            for one in (*done.pushed, *done.destinations)
+            for note in one.notes
+        ],
     )
