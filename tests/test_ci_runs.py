@@ -1,32 +1,42 @@
-"""The action, the reusable workflow and the workflows of docs/release-in-ci.md, run as CI does."""
+"""The action, the reusable workflow and the workflows of docs/release-in-ci.md, run as CI does.
+
+All against the loopback Hub. The step that installs vaeconv runs in one test, and is replaced by
+the environment of the tests in the others.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import re
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fixtures.make_fixtures import FOLDER as FIXTURES
 from tests.publish.pushes import TOKEN, small_hub
 from tests.publish.releases import write_project, write_toml
 from tests.publish.test_signing import make_key
 from tests.support.actions_runner import Done, Runner
 from tests.support.loopback_hub import LoopbackHub
 from tests.support.workflow_values import read_workflow
-from vaeconv.publish.signing import verify_signature
+from vaeconv.publish.signing import SIGNATURE, verify_signature
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = (ROOT / "docs" / "release-in-ci.md").read_text(encoding="utf-8")
-SHORT: dict[str, dict[str, Any]] = {"eval": {"images": None}, "compare": {"images": None}}
-TAG = {"ref": "refs/tags/v1.0", "ref_name": "v1.0", "ref_type": "tag", "event_name": "push"}
-PULL = {
-    "ref": "refs/pull/7/merge",
-    "ref_name": "7/merge",
-    "ref_type": "branch",
-    "event_name": "pull_request",
+MODEL = "user/my-vae"
+Tables = dict[str, dict[str, Any]]
+SHORT: Tables = {
+    "output": {"original": None, "dtypes": ["fp16"]},
+    "eval": {"images": None},
+    "compare": {"images": None},
+    "push": {"repo_id": MODEL, "tag": "{tag}"},
 }
+TAG = {"ref": "refs/tags/v1.0", "ref_name": "v1.0", "ref_type": "tag"}
+PULL = {"ref": "refs/pull/7/merge", "ref_name": "7/merge", "ref_type": "branch"}
 
 
 def documented(name: str) -> dict[str, Any]:
@@ -36,36 +46,210 @@ def documented(name: str) -> dict[str, Any]:
     return found
 
 
+def with_token() -> dict[str, Any]:
+    """The workflow in one line, with secrets in place of an identity."""
+    workflow = documented("release")
+    job = workflow["jobs"]["release"]
+    del job["with"]
+    names = {"token": "HF_TOKEN", "signing-key": "SIGNING_KEY"}
+    job["secrets"] = {name: f"${{{{ secrets.{secret} }}}}" for name, secret in names.items()}
+    return workflow
+
+
+def using(**inputs: str) -> dict[str, Any]:
+    """A workflow that uses the action after a checkout."""
+    given = {name.replace("_", "-"): value for name, value in inputs.items()}
+    ours = {"id": "ours", "uses": "vaeconv/vaeconv@v1", "with": given}
+    return {"jobs": {"job": {"steps": [{"uses": "actions/checkout@v6"}, ours]}}}
+
+
 @pytest.fixture
 def hub() -> Iterator[LoopbackHub]:
     with small_hub() as hub:
         yield hub
 
 
-def publishes(repo_id: str) -> dict[str, dict[str, Any]]:
-    return {"push": {"repo_id": repo_id, "tag": "{tag}"}}
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    return write_project(tmp_path / "project", SHORT)
 
 
 def runner(
-    hub: LoopbackHub, tmp_path: Path, github: dict[str, str], **options: Any
+    hub: LoopbackHub, project: Path, github: dict[str, str], env: dict[str, str], **options: Any
 ) -> Runner:
-    project = tmp_path / "project"
-    if not project.exists():
-        write_project(project, SHORT, publishes("user/my-vae"))
-    env = hub.env(tmp_path / "hub-home", None)
-    return Runner(project, tmp_path / "ci", env, github, **options)
+    room = project.parent
+    return Runner(project, room / "ci", hub.env(room / "hf", None, **env), github, **options)
 
 
-def step(done: Done, name: str) -> Done:
-    """A step of the action, which is the one step of a job that has steps of its own."""
-    (action,) = (one for one in done.steps.values() if one.steps)
-    return action.steps[name]
+def steps_of(job: Done) -> dict[str, str]:
+    """What became of the action's steps in a job."""
+    (action,) = (one for one in job.steps.values() if one.steps)
+    return {name: one.outcome for name, one in action.steps.items()}
 
 
-def test_a_release_on_a_tag_and_again(hub: LoopbackHub, tmp_path: Path) -> None:
-    private, public = make_key(tmp_path)
-    secrets = {"HF_TOKEN": TOKEN, "SIGNING_KEY": private.read_text()}
-    ci = runner(hub, tmp_path, TAG, secrets=secrets)
+def test_one_line_releases_on_a_tag_and_again(hub: LoopbackHub, project: Path) -> None:
+    hub.create_repo(MODEL)
+    hub.trust("id-token", MODEL)
+    ci = runner(hub, project, TAG, {"HF_OIDC_ID_TOKEN": "id-token"})
     jobs = ci.run(documented("release"))
     done = jobs["release"]
     assert (jobs["dry-run"].outcome, done.outcome) == ("skipped", "success"), done.said
+    repo = hub.repo(MODEL)
+    commit = repo.head()
+    outputs = {"pushed": "true", "repo_ids": MODEL, "commits": commit}
+    assert done.outputs == outputs
+    assert repo.tags == {"v1.0": commit}
+    assert "**published**" in done.summary
+    assert steps_of(done)["save-work"] == "success"
+
+    again = ci.run(documented("release"))["release"]
+    assert again.outputs == {**outputs, "pushed": "false"}
+    assert "**nothing changed since it was published**" in again.summary
+    assert "- convert: unchanged\n" in again.summary, "the work folder came from the cache"
+    assert steps_of(again)["save-work"] == "skipped", "it is what was restored"
+    assert repo.head() == commit
+
+
+def test_one_line_with_secrets_signs(hub: LoopbackHub, project: Path, tmp_path: Path) -> None:
+    private, public = make_key(tmp_path)
+    secrets = {"HF_TOKEN": TOKEN, "SIGNING_KEY": private.read_text()}
+    ci = runner(hub, project, TAG, {}, secrets=secrets)
+    done = ci.run(with_token())["release"]
+    assert done.outcome == "success", done.said
+    assert TOKEN not in done.said + done.summary
+    download = tmp_path / "download"
+    for path, content in hub.repo(MODEL).files().items():
+        (download / path).parent.mkdir(parents=True, exist_ok=True)
+        (download / path).write_bytes(content)
+    assert (download / SIGNATURE).exists()
+    verify_signature(download, public)
+    keys = [one for one in (tmp_path / "ci").rglob("*") if one.suffix == ".pem"]
+    assert keys == [], "the key is gone with the step, and in no cache"
+
+
+def test_a_pull_request_gets_a_dry_run_without_a_secret(hub: LoopbackHub, project: Path) -> None:
+    ci = runner(hub, project, PULL, {})
+    jobs = ci.run(documented("release"))
+    done = jobs["dry-run"]
+    assert (done.outcome, jobs["release"].outcome) == ("success", "skipped"), done.said
+    assert "**a dry run: nothing was done**" in done.summary
+    assert f"- {MODEL} would be created" in done.summary
+    assert "no token is set" in done.summary
+    assert hub.repos == {}
+    assert steps_of(done)["save-work"] == "skipped", "there is no work"
+
+
+def test_a_gate_that_says_no(hub: LoopbackHub, project: Path) -> None:
+    gate: Tables = {"eval": {"images": "pictures", "metrics": ["psnr"], "min_psnr": 99.0}}
+    write_toml(project / "release.toml", SHORT, gate)
+    ci = runner(hub, project, TAG, {}, secrets={"HF_TOKEN": TOKEN})
+    done = ci.run(with_token())["release"]
+    assert done.outcome == "failure"
+    assert "### vaeconv release" in done.summary
+    assert "**stopped**" in done.summary
+    (annotation,) = (one for one in done.said.splitlines() if one.startswith("::error"))
+    assert "PSNR" in annotation
+    steps = steps_of(done)
+    assert (steps["run"], steps["keys"], steps["save-work"]) == ("failure", "success", "success")
+    (reports,) = done.artifacts
+    assert [path.name for path in reports] == ["eval.json", "parity.json"]
+    assert hub.repos == {}
+
+    write_toml(project / "release.toml", SHORT, gate, {"eval": {"min_psnr": 1.0}})
+    again = ci.run(with_token())["release"]
+    assert again.outputs["pushed"] == "true"
+    assert "- convert: unchanged\n- prune: left out\n- verify: unchanged\n" in again.summary
+    assert steps_of(again)["save-work"] == "success"
+
+
+def test_the_action_installs_vaeconv(hub: LoopbackHub, project: Path, tmp_path: Path) -> None:
+    """With the packages that the tests have: no index is asked."""
+    env = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "1"}
+    ci = runner(hub, project, PULL, env, installs=True, packages=sys.path)
+    workflow = using(command="inspect tiny-kl.ckpt", extras="sign")
+    workflow["jobs"]["job"]["steps"].append({"id": "later", "run": "command -v vaeconv"})
+    done = ci.run(workflow)["job"]
+    assert done.outcome == "success", done.said
+    assert "EMA" in done.said
+    assert done.steps["later"].said.strip() == str(tmp_path / "ci/temporary/vaeconv/bin/vaeconv")
+    missing = ci.run(using(command="inspect tiny-kl.ckpt", version="1.0 --pre"))["job"]
+    assert missing.outcome == "failure"
+    assert "Invalid requirement" in missing.said, "a version is one argument"
+    assert steps_of(missing)["keys"] == "skipped"
+
+
+HOSTILE = 'it\'s "a" $(touch pwned) `touch pwned`; touch pwned & |\n%0A ${{ x }} *'
+
+
+def test_hostile_values_stay_values(hub: LoopbackHub, project: Path) -> None:
+    folder = project / "a folder $(touch pwned)"
+    folder.mkdir()
+    name = f"{HOSTILE}.toml"
+    push = {"push": {"repo_id": MODEL, "message": "{tag}", "tag": None}}
+    write_toml(folder / name, SHORT, push, {"source": {"checkpoint": "../tiny-kl.ckpt"}})
+    ci = runner(hub, project, PULL, {})
+    place = {"working_directory": folder.name, "release_file": name}
+    done = ci.run(using(**place, tag=HOSTILE, dry_run="true"))["job"]
+    assert done.outcome == "failure"
+    assert "convert: to do" not in done.said
+    assert "is no name that git allows" in done.said, done.said
+    done = ci.run(using(**place, dry_run="true"))["job"]
+    assert done.outcome == "success", done.said
+    assert "convert: to do" in done.said
+
+    quoted = "inspect '../tiny-kl.ckpt'\n --json"
+    done = ci.run(using(**place, command=quoted))["job"]
+    assert done.outcome == "success", done.said
+    for command in ("inspect $(touch pwned)", "inspect `touch pwned`", "inspect a; touch pwned"):
+        done = ci.run(using(**place, command=command))["job"]
+        assert done.outcome == "failure", command
+    done = ci.run(using(command="inspect 'a"))["job"]
+    assert "::error title=vaeconv::the input command cannot be read" in done.said
+    done = ci.run(using(command=" "))["job"]
+    assert "::error title=vaeconv::the input command is empty" in done.said
+    done = ci.run(using(release_file="-x.toml"))["job"]
+    assert "-x.toml" in done.said and "no such option" not in done.said.lower()
+    assert not list(project.parent.rglob("pwned"))
+
+
+def test_other_commands_have_no_work_folder(hub: LoopbackHub, project: Path) -> None:
+    ci = runner(hub, project, PULL, {})
+    copy = "convert tiny-kl.ckpt 'a copy' --scaling-factor 0.18215"
+    for command in (copy, "verify tiny-kl.ckpt pictures"):
+        done = ci.run(using(command=command, cache="false" if command == copy else "true"))["job"]
+        steps = steps_of(done)
+        assert steps["run"] == ("success" if command == copy else "failure"), done.said
+        assert steps["keys"] == ("skipped" if command == copy else "success")
+        assert steps["save-work"] == "skipped"
+
+
+def test_images_are_fetched_once(hub: LoopbackHub, project: Path, tmp_path: Path) -> None:
+    shutil.make_archive(str(tmp_path / "val"), "zip", FIXTURES / "pictures")
+    gate: Tables = {"eval": {"images": "val.zip", "metrics": ["psnr"], "min_psnr": 1.0}}
+    write_toml(project / "release.toml", SHORT, gate)
+    hub.create_repo(MODEL)
+    hub.trust("id-token", MODEL)
+    ci = runner(hub, project, TAG, {"HF_OIDC_ID_TOKEN": "id-token"})
+    workflow = documented("release with images")
+    step = workflow["jobs"]["release"]["steps"][2]
+    step["env"]["ADDRESS"] = (tmp_path / "val.zip").as_uri()
+    wrong = ci.run(workflow)["release"]
+    assert (wrong.outcome, wrong.steps["release"].outcome) == ("failure", "skipped")
+    assert "val.zip: FAILED" in wrong.said
+    step["env"]["SHA256"] = hashlib.sha256((tmp_path / "val.zip").read_bytes()).hexdigest()
+    done = ci.run(workflow)["release"]
+    assert done.outcome == "success", done.said
+    (tmp_path / "val.zip").unlink()
+    again = ci.run(workflow)["release"]
+    assert (again.outcome, again.steps["step2"].outcome) == ("success", "skipped"), again.said
+
+
+def test_the_gate_of_each_change(hub: LoopbackHub, project: Path) -> None:
+    text = re.findall(r"```toml\n(.*?)```", DOCUMENT, re.DOTALL)[0]
+    text = text.replace("hf://user/my-training/last.ckpt", "tiny-kl.ckpt").replace("23.0", "1.0")
+    (project / "gate.toml").write_text(text)
+    (project / "pictures").rename(project / "gate-images")
+    done = runner(hub, project, PULL, {}).run(documented("gate"))["gate"]
+    assert done.outcome == "success", done.said
+    assert "- eval: done" in done.summary
+    assert hub.requests == []

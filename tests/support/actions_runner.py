@@ -15,7 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ class Runner:
         github: The context of that name, such as ``ref``.
         secrets: Those of the repository.
         installs: Whether vaeconv is installed by the action; the tests' own is used where not.
+        packages: Folders of packages that the Python which the action makes finds installed.
     """
 
     repository: Path
@@ -60,6 +61,7 @@ class Runner:
     github: dict[str, str]
     secrets: dict[str, str] = field(default_factory=dict)
     installs: bool = False
+    packages: Sequence[str] = ()
     caches: dict[tuple[str, str], Path] = field(default_factory=dict)
     machines: int = 0
 
@@ -111,6 +113,11 @@ class Machine:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
         room.mkdir(parents=True)
+        if runner.packages:
+            version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+            site = self._temp / "vaeconv/venv/lib" / version / "site-packages"
+            site.mkdir(parents=True)
+            (site / "packages.pth").write_text("\n".join(runner.packages))
         machine = {"os": "Linux", "arch": "X64", "temp": str(self._temp)}
         self._contexts = {**contexts, "runner": machine, "env": {}, "job": {}}
         self._summary = room / "summary.md"
@@ -269,6 +276,8 @@ class Machine:
         assert (path, key) not in self._runner.caches, "a key is never saved again"
         kept = self._runner.room / f"cache{len(self._runner.caches)}"
         place = self._place(path)
+        if not place.exists():  # which the real one only warns of
+            return Done()
         (shutil.copytree if place.is_dir() else shutil.copy2)(place, kept)
         self._runner.caches[path, key] = kept
         return Done()
