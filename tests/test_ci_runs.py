@@ -7,8 +7,10 @@ the environment of the tests in the others.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,11 +58,13 @@ def with_token() -> dict[str, Any]:
     return workflow
 
 
-def using(**inputs: str) -> dict[str, Any]:
-    """A workflow that uses the action after a checkout."""
+def use(ci: Runner, *later: dict[str, Any], **inputs: str) -> Done:
+    """Use the action after a checkout, and before later steps."""
     given = {name.replace("_", "-"): value for name, value in inputs.items()}
-    ours = {"id": "ours", "uses": "vaeconv/vaeconv@v1", "with": given}
-    return {"jobs": {"job": {"steps": [{"uses": "actions/checkout@v6"}, ours]}}}
+    passed = {name: f"${{{{ inputs.{name} }}}}" for name in given}
+    ours = {"id": "ours", "uses": "vaeconv/vaeconv@v1", "with": passed}
+    steps = [{"uses": "actions/checkout@v6"}, ours, *later]
+    return ci.run({"jobs": {"job": {"steps": steps}}}, given)["job"]
 
 
 @pytest.fixture
@@ -110,23 +114,6 @@ def test_one_line_releases_on_a_tag_and_again(hub: LoopbackHub, project: Path) -
     assert repo.head() == commit
 
 
-def test_one_line_with_secrets_signs(hub: LoopbackHub, project: Path, tmp_path: Path) -> None:
-    private, public = make_key(tmp_path)
-    secrets = {"HF_TOKEN": TOKEN, "SIGNING_KEY": private.read_text()}
-    ci = runner(hub, project, TAG, {}, secrets=secrets)
-    done = ci.run(with_token())["release"]
-    assert done.outcome == "success", done.said
-    assert TOKEN not in done.said + done.summary
-    download = tmp_path / "download"
-    for path, content in hub.repo(MODEL).files().items():
-        (download / path).parent.mkdir(parents=True, exist_ok=True)
-        (download / path).write_bytes(content)
-    assert (download / SIGNATURE).exists()
-    verify_signature(download, public)
-    keys = [one for one in (tmp_path / "ci").rglob("*") if one.suffix == ".pem"]
-    assert keys == [], "the key is gone with the step, and in no cache"
-
-
 def test_a_pull_request_gets_a_dry_run_without_a_secret(hub: LoopbackHub, project: Path) -> None:
     ci = runner(hub, project, PULL, {})
     jobs = ci.run(documented("release"))
@@ -139,10 +126,13 @@ def test_a_pull_request_gets_a_dry_run_without_a_secret(hub: LoopbackHub, projec
     assert steps_of(done)["save-work"] == "skipped", "there is no work"
 
 
-def test_a_gate_that_says_no(hub: LoopbackHub, project: Path) -> None:
+def test_a_gate_that_says_no_and_then_yes(hub: LoopbackHub, project: Path, tmp_path: Path) -> None:
+    """With secrets, which go nowhere but to the Hub and into the signature."""
+    private, public = make_key(tmp_path)
+    secrets = {"HF_TOKEN": TOKEN, "SIGNING_KEY": private.read_text()}
     gate: Tables = {"eval": {"images": "pictures", "metrics": ["psnr"], "min_psnr": 99.0}}
     write_toml(project / "release.toml", SHORT, gate)
-    ci = runner(hub, project, TAG, {}, secrets={"HF_TOKEN": TOKEN})
+    ci = runner(hub, project, TAG, {}, secrets=secrets)
     done = ci.run(with_token())["release"]
     assert done.outcome == "failure"
     assert "### vaeconv release" in done.summary
@@ -160,19 +150,26 @@ def test_a_gate_that_says_no(hub: LoopbackHub, project: Path) -> None:
     assert again.outputs["pushed"] == "true"
     assert "- convert: unchanged\n- prune: left out\n- verify: unchanged\n" in again.summary
     assert steps_of(again)["save-work"] == "success"
+    assert TOKEN not in again.said + again.summary
+    assert list((tmp_path / "ci").rglob("*.pem")) == [], "the key is in no cache"
+    download = tmp_path / "download"
+    for path, content in hub.repo(MODEL).files().items():
+        (download / path).parent.mkdir(parents=True, exist_ok=True)
+        (download / path).write_bytes(content)
+    assert (download / SIGNATURE).exists()
+    verify_signature(download, public)
 
 
 def test_the_action_installs_vaeconv(hub: LoopbackHub, project: Path, tmp_path: Path) -> None:
     """With the packages that the tests have: no index is asked."""
-    env = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "1"}
+    env = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0"}  # 0 turns isolation off
     ci = runner(hub, project, PULL, env, installs=True, packages=sys.path)
-    workflow = using(command="inspect tiny-kl.ckpt", extras="sign")
-    workflow["jobs"]["job"]["steps"].append({"id": "later", "run": "command -v vaeconv"})
-    done = ci.run(workflow)["job"]
+    later = {"id": "later", "run": "command -v vaeconv"}
+    done = use(ci, later, command="inspect tiny-kl.ckpt", extras="sign")
     assert done.outcome == "success", done.said
     assert "EMA" in done.said
     assert done.steps["later"].said.strip() == str(tmp_path / "ci/temporary/vaeconv/bin/vaeconv")
-    missing = ci.run(using(command="inspect tiny-kl.ckpt", version="1.0 --pre"))["job"]
+    missing = use(ci, command="inspect tiny-kl.ckpt", version="1.0 --pre")
     assert missing.outcome == "failure"
     assert "Invalid requirement" in missing.said, "a version is one argument"
     assert steps_of(missing)["keys"] == "skipped"
@@ -185,29 +182,28 @@ def test_hostile_values_stay_values(hub: LoopbackHub, project: Path) -> None:
     folder = project / "a folder $(touch pwned)"
     folder.mkdir()
     name = f"{HOSTILE}.toml"
-    push = {"push": {"repo_id": MODEL, "message": "{tag}", "tag": None}}
-    write_toml(folder / name, SHORT, push, {"source": {"checkpoint": "../tiny-kl.ckpt"}})
+    write_toml(folder / name, SHORT, {"source": {"checkpoint": "../tiny-kl.ckpt"}})
     ci = runner(hub, project, PULL, {})
     place = {"working_directory": folder.name, "release_file": name}
-    done = ci.run(using(**place, tag=HOSTILE, dry_run="true"))["job"]
+    done = use(ci, **place, tag=HOSTILE, dry_run="true")
     assert done.outcome == "failure"
     assert "convert: to do" not in done.said
     assert "is no name that git allows" in done.said, done.said
-    done = ci.run(using(**place, dry_run="true"))["job"]
+    done = use(ci, **place, dry_run="true")
     assert done.outcome == "success", done.said
     assert "convert: to do" in done.said
 
     quoted = "inspect '../tiny-kl.ckpt'\n --json"
-    done = ci.run(using(**place, command=quoted))["job"]
+    done = use(ci, **place, command=quoted)
     assert done.outcome == "success", done.said
     for command in ("inspect $(touch pwned)", "inspect `touch pwned`", "inspect a; touch pwned"):
-        done = ci.run(using(**place, command=command))["job"]
+        done = use(ci, **place, command=command)
         assert done.outcome == "failure", command
-    done = ci.run(using(command="inspect 'a"))["job"]
+    done = use(ci, command="inspect 'a")
     assert "::error title=vaeconv::the input command cannot be read" in done.said
-    done = ci.run(using(command=" "))["job"]
+    done = use(ci, command=" ")
     assert "::error title=vaeconv::the input command is empty" in done.said
-    done = ci.run(using(release_file="-x.toml"))["job"]
+    done = use(ci, release_file="-x.toml")
     assert "-x.toml" in done.said and "no such option" not in done.said.lower()
     assert not list(project.parent.rglob("pwned"))
 
@@ -216,7 +212,7 @@ def test_other_commands_have_no_work_folder(hub: LoopbackHub, project: Path) -> 
     ci = runner(hub, project, PULL, {})
     copy = "convert tiny-kl.ckpt 'a copy' --scaling-factor 0.18215"
     for command in (copy, "verify tiny-kl.ckpt pictures"):
-        done = ci.run(using(command=command, cache="false" if command == copy else "true"))["job"]
+        done = use(ci, command=command, cache="false" if command == copy else "true")
         steps = steps_of(done)
         assert steps["run"] == ("success" if command == copy else "failure"), done.said
         assert steps["keys"] == ("skipped" if command == copy else "success")
@@ -227,11 +223,11 @@ def test_images_are_fetched_once(hub: LoopbackHub, project: Path, tmp_path: Path
     shutil.make_archive(str(tmp_path / "val"), "zip", FIXTURES / "pictures")
     gate: Tables = {"eval": {"images": "val.zip", "metrics": ["psnr"], "min_psnr": 1.0}}
     write_toml(project / "release.toml", SHORT, gate)
-    hub.create_repo(MODEL)
-    hub.trust("id-token", MODEL)
-    ci = runner(hub, project, TAG, {"HF_OIDC_ID_TOKEN": "id-token"})
+    ci = runner(hub, project, TAG, {})
     workflow = documented("release with images")
-    step = workflow["jobs"]["release"]["steps"][2]
+    workflow["jobs"]["release"]["env"] = {}
+    step, release = workflow["jobs"]["release"]["steps"][2:4]
+    release["with"] = {"dry-run": "true"}  # which looks at the images
     step["env"]["ADDRESS"] = (tmp_path / "val.zip").as_uri()
     wrong = ci.run(workflow)["release"]
     assert (wrong.outcome, wrong.steps["release"].outcome) == ("failure", "skipped")
@@ -242,6 +238,40 @@ def test_images_are_fetched_once(hub: LoopbackHub, project: Path, tmp_path: Path
     (tmp_path / "val.zip").unlink()
     again = ci.run(workflow)["release"]
     assert (again.outcome, again.steps["step2"].outcome) == ("success", "skipped"), again.said
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="hf jobs run came with a later client")
+def test_a_job_on_the_hub_makes_the_release(
+    hub: LoopbackHub, project: Path, tmp_path: Path
+) -> None:
+    """The job runs here for real, its clone and all, but for the image and the mounted images."""
+    git = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"url.{project.as_uri()}.insteadOf",
+           "GIT_CONFIG_VALUE_0": "https://github.com/user/my-vae", "PIP_NO_INDEX": "1"}  # fmt: skip
+    author = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for words in (["init", "-q"], ["add", "."], [*author, "commit", "-qm", "a"], ["tag", "v1.0"]):
+        subprocess.run(["git", *words], cwd=project, check=True)
+    hub.run_jobs(tmp_path / "jobs", hub.env(tmp_path / "job-home", None, **git))
+    github = {**TAG, "server_url": "https://github.com", "repository": "user/my-vae"}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    for env in (hub.job_env, ci_env := {"PATH": path, "PIP_NO_INDEX": "1"}):
+        env["PATH"] = path
+    ci = runner(hub, project, github, ci_env, secrets={"HF_TOKEN": TOKEN})
+    done = ci.run(documented("release on the Hub"))["release"]
+    assert done.outcome == "success", done.said
+    assert "push: done" in done.said, done.said
+    assert TOKEN not in done.said
+    assert hub.repo(MODEL).tags == {"v1.0": hub.repo(MODEL).head()}
+    (job,) = hub.jobs.values()
+    assert job.spec["flavor"] == "a10g-small"
+    assert job.spec["timeoutSeconds"] == 3 * 3600
+    assert job.spec["volumes"][0]["mountPath"] == "/images"
+
+    (project / "release.toml").write_text("")
+    subprocess.run(["git", *author, "commit", "-qam", "b"], cwd=project, check=True)
+    subprocess.run(["git", "tag", "-f", "v1.0"], cwd=project, check=True, capture_output=True)
+    done = ci.run(documented("release on the Hub"))["release"]
+    assert done.outcome == "failure", "the workflow fails where the job does"
+    assert "[source] must be given" in done.said
 
 
 def test_the_gate_of_each_change(hub: LoopbackHub, project: Path) -> None:
