@@ -163,14 +163,14 @@ def test_what_steps_read_of_others_is_there() -> None:
     told = {
         "run": set(OUTPUTS),
         "install": {"python"},
-        "places": {"networks", "work", "prefix"},
+        "places": {"networks", "work", "prefix", "is-new"},
         "keys": {"pip", "networks", "work"},
         **{f"restore-{name}": {"cache-matched-key"} for name in ("pip", "networks", "work")},
     }
     used = set(re.findall(r"steps\.([\w-]+)\.outputs\.([\w-]+)", text))
     assert {step for step, _ in used} == told.keys()
     assert all(name in told[step] for step, name in used)
-    assert "_tell(networks=" in script and "work=" in script and "prefix=" in script
+    assert all(f'"{name}": ' in script for name in told["places"])
     read = set(re.findall(r"_input\(\"(\w+)\"\)", script)) | {"NETWORKS", "WORK"}
     given = set(re.findall(r"\bIN_(\w+): ", text))
     assert read <= given

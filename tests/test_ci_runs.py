@@ -240,6 +240,45 @@ def test_images_are_fetched_once(hub: LoopbackHub, project: Path, tmp_path: Path
     assert (again.outcome, again.steps["step2"].outcome) == ("success", "skipped"), again.said
 
 
+def test_a_signature_from_between_two_steps(
+    hub: LoopbackHub, project: Path, tmp_path: Path
+) -> None:
+    """With a key in place of the identity, for which Sigstore would be asked."""
+    private, public = make_key(tmp_path)
+    output = {"output": {"original": "tiny", "original_formats": ["safetensors"], "sbom": True}}
+    write_toml(project / "release.toml", SHORT, output)
+    hub.create_repo(MODEL)
+    hub.trust("id-token", MODEL)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    github = {**TAG, "workflow_ref": "user/my-vae/.github/workflows/release.yml@refs/tags/v1.0"}
+    ci = runner(hub, project, github, {"HF_OIDC_ID_TOKEN": "id-token", "PATH": path})
+    workflow = documented("release signed without a key")
+    step = workflow["jobs"]["release"]["steps"][2]
+    for old, new in (
+        ("sign sigstore --use_ambient_credentials", f"sign key --private_key {private}"),
+        (
+            'verify sigstore --identity "$IDENTITY" --identity_provider "$ISSUER"',
+            f"verify key --public_key {public}",
+        ),
+    ):
+        assert step["run"].count(old) == 1
+        step["run"] = step["run"].replace(old, new)
+    done = ci.run(workflow)["release"]
+    assert done.outcome == "success", done.said
+    repo = hub.repo(MODEL)
+    assert done.said.count("Signing succeeded") == 2
+    assert "push: done" in done.said
+    download = tmp_path / "download"
+    for name, content in repo.files().items():
+        (download / name).parent.mkdir(parents=True, exist_ok=True)
+        (download / name).write_bytes(content)
+    verify_signature(download, public)
+    commit = repo.head()
+    again = ci.run(workflow)["release"]
+    assert (again.outcome, repo.head()) == ("success", commit), again.said
+    assert "Signing succeeded" not in again.said
+
+
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="hf jobs run came with a later client")
 def test_a_job_on_the_hub_makes_the_release(
     hub: LoopbackHub, project: Path, tmp_path: Path

@@ -43,7 +43,12 @@ def find_places() -> int:
         print("::notice title=vaeconv::the work folder is not cached: its name is a pattern")
         place = None
     prefix = f"vaeconv-work-{_digest([str(place)])}-" if place else ""
-    _tell(networks=str(_networks_folder()), work=str(place or ""), prefix=prefix)
+    # What an earlier step of this job wrote is newer than what a cache has.
+    is_new = str(bool(place and not place.exists())).lower()
+    _tell(**{
+        "networks": str(_networks_folder()), "work": str(place or ""), "prefix": prefix,
+        "is-new": is_new,
+    })  # fmt: skip
     return 0
 
 
