@@ -27,7 +27,7 @@ def release(job: ReleaseJob, sink: Sink) -> None:
         vaeconv release release.toml --tag v1.2
     """
     from vaeconv.cli.github import annotate, tell_failure, tell_job
-    from vaeconv.cli.render.release import release_document, release_lines
+    from vaeconv.cli.render.release import release_document, release_lines, release_notes
     from vaeconv.publish.release import release as run
     from vaeconv.publish.release_config import read_release, write_release_file
 
@@ -67,9 +67,5 @@ def release(job: ReleaseJob, sink: Sink) -> None:
         "release",
         lambda: release_document(done, dry_run=job.dry_run),
         lambda: release_lines(done),
-        notes=[
-            f"note: {one.repo_id}: {note}"
-            for one in (*done.pushed, *done.destinations)
-            for note in one.notes
-        ],
+        notes=release_notes(done),
     )

@@ -16,6 +16,13 @@ def release_lines(done: Release) -> Iterator[str]:
     yield from (f"  {one.describe()}" for one in done.destinations)
 
 
+def release_notes(done: Release) -> list[str]:
+    """Tell what else there is to know of the repositories."""
+    pairs = [(one.repo_id, one.notes) for one in done.pushed]
+    pairs += [(one.repo_id, one.notes) for one in done.destinations]
+    return [f"note: {repo_id}: {note}" for repo_id, notes in pairs for note in notes]
+
+
 def _said(facts: dict[str, Any]) -> str:
     text = "; ".join(f"{key} {_plain(value)}" for key, value in facts.items() if value)
     return f" ({text})" if text else ""
