@@ -75,6 +75,10 @@ SLOW: dict[str, tuple[str, ...]] = {
         "config_deep", "pickle_dup_bomb", "pickle_many_prefixes", "pickle_marks",
         "pickle_nested_lists", "pickle_nested_tuples", "st_json_many_lists", "tensor_aliased_bomb",
     ),
+    "tests/test_ci_runs.py::test_a_job_on_the_hub_makes_the_release": (),
+    "tests/test_ci_runs.py::test_a_signature_from_between_two_steps": (),
+    "tests/test_ci_runs.py::test_the_action_installs_vaeconv": (),
+    "tests/test_ci_runs.py::test_the_gate_of_each_change": (),
     "tests/test_faults.py::"
     "test_a_killed_run_leaves_old_or_new_and_the_next_one_removes_its_debris": (
         "new-out", "new-out.safetensors", "new-out.ckpt",

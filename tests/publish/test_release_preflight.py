@@ -305,10 +305,6 @@ def test_what_would_become_of_repositories(project: Path, hub: LoopbackHub, read
     assert f"{second}: it is public, and was to be private" in said
 
 
-def without_token(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("HF_TOKEN")
-
-
 def with_token(token: str) -> Callable[[LoopbackHub, pytest.MonkeyPatch], None]:
     return lambda hub, monkeypatch: monkeypatch.setenv("HF_TOKEN", token)
 
@@ -316,7 +312,6 @@ def with_token(token: str) -> Callable[[LoopbackHub, pytest.MonkeyPatch], None]:
 @pytest.mark.parametrize(
     ("prepare", "said"),
     [
-        (without_token, "no token is set; log in with: hf auth login, or set HF_TOKEN"),
         (with_token("hf_readingSecretToken"), "the token of user may only read"),
         (with_token("hf_otherSecretToken"), "other is not user, and not a member of it"),
         (with_token("hf_unknown"), "the token is not accepted"),
@@ -336,6 +331,47 @@ def test_rights_are_looked_at(
     assert all(said in one for one in listed), listed
     assert all("Secret" not in one for one in listed)
     assert hub.asked("POST") == []
+
+
+def test_a_dry_run_needs_no_token_and_says_what_it_could_not_check(
+    project: Path,
+    hub: LoopbackHub,
+    ready: Tables,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """As on a pull request from a fork, which gets no secret."""
+    summary = tmp_path / "summary.md"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    monkeypatch.delenv("HF_TOKEN")
+    first, second = ids_of(ready)
+    hub.repos[first] = Repository(first, False)
+    hub.repos[second] = Repository(second, True)
+    path = write_toml(project / "release.toml", SHORT, ready)
+    result = run_here("release", path, "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    assert f"{first} is there, public" in result.stdout
+    assert f"{second} would be created" in result.stdout, "nobody without a token sees it"
+    assert result.stderr.count("no token is set: whether it may be pushed to is not checked") == 2
+    assert f"note: {second}: no token is set" in result.stderr
+    said = summary.read_text()
+    assert "**a dry run: nothing was done**" in said
+    assert f"- {first} is there, public" in said
+    assert said.count("  - no token is set") == 2
+    document = json.loads(run_here("release", path, "--dry-run", "--json").stdout)
+    assert all("no token" in one["notes"][0] for one in document["repositories"])
+    assert hub.asked("POST") == []
+
+    result = run_here("release", path)
+    assert result.exit_code == 6
+    assert result.stderr.count("no token is set; log in with: hf auth login, or set HF_TOKEN") == 2
+    assert hub.asked("POST") == []
+
+    # What is wrong stays wrong: a tag that stands elsewhere, a repository that is public.
+    hub.repos[first].tags["v1.0"] = hub.repos[first].head()
+    hub.move_head(first, {"README.md": b"---\nlicense: mit\n---\n"})
+    result = run_here("release", path, "--dry-run")
+    assert (result.exit_code, "the tag v1.0 stands on another commit" in result.stderr) == (6, True)
 
 
 def test_a_hub_that_does_not_answer_is_said(
@@ -500,7 +536,7 @@ def test_hub_errors_alone_are_errors_of_the_hub(
 ) -> None:
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(HubError):
-        make(project, SHORT, ready, dry_run=True)
+        make(project, SHORT, ready)
 
 
 def test_a_source_that_is_not_there_hides_nothing(project: Path) -> None:

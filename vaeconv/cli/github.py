@@ -42,6 +42,8 @@ def tell_job(done: Release) -> None:
             f"- [{one.repo_id}](https://huggingface.co/{one.repo_id}) at {one.oid}"
             for one in done.pushed
         ]
+        for one in done.destinations:
+            lines += [f"- {one.describe()}", *(f"  - {note}" for note in one.notes)]
         lines += ["", *_steps(done.steps)]
         evaluation = done.folder / "diffusers" / "eval.json"
         if evaluation.is_file():
@@ -69,6 +71,8 @@ def _verdict(done: Release) -> str:
         return "published"
     if done.pushed:
         return "nothing changed since it was published"
+    if any(step.outcome == "to do" for step in done.steps):
+        return "a dry run: nothing was done"
     return "not pushed"
 
 

@@ -318,7 +318,8 @@ class ReleaseJob:
         bool,
         Doc(
             "Look at everything that is needed, here and on the Hub, print which steps would run "
-            "and which repositories would be created, and do nothing."
+            "and which repositories would be created, and do nothing. Needs no token; without one "
+            "notes say what is not checked."
         ),
     ] = False
 

@@ -44,6 +44,7 @@ class Destination(NamedTuple):
         private: Whether it is private, or would be; None for the default of the namespace.
         head: The commit that the branch is at; None where there is no such branch.
         tagged: The commit that the wanted tag stands on; None for none.
+        notes: What else there is to know.
     """
 
     repo_id: str
@@ -52,6 +53,7 @@ class Destination(NamedTuple):
     private: bool | None
     head: str | None
     tagged: str | None
+    notes: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """Say in a line what would become of it."""
@@ -66,39 +68,56 @@ def visibility(private: bool | None) -> str:
     return seen[private]
 
 
-def look_at(repo_id: str, options: PushOptions, deadline: Deadline) -> Destination:
+def look_at(
+    repo_id: str, options: PushOptions, deadline: Deadline, *, needs_token: bool = True
+) -> Destination:
     """Look at a repository as a push would find it, with the token that a push would use.
+
+    Args:
+        repo_id: The repository, ``owner/name``.
+        options: How it would be pushed.
+        deadline: What all requests together may take.
+        needs_token: Whether it is an error that no token is set; a note where not.
 
     Raises:
         HubError: There is no token, it may not write there, or the Hub does not answer; the tag
             stands on a commit that is not the branch's.
     """
-    return with_remote(repo_id, options, deadline, lambda remote: _look(remote, options))
+    return with_remote(
+        repo_id, options, deadline, lambda remote: _look(remote, options, needs_token=needs_token)
+    )
 
 
-def _look(remote: Remote, options: PushOptions) -> Destination:
-    access = check_access(remote, options)
+def _look(remote: Remote, options: PushOptions, *, needs_token: bool) -> Destination:
+    access = check_access(remote, options, needs_token=needs_token)
     head = remote.find_head() if access.exists else None
     tagged = remote.find_tag(options.tag) if options.tag and access.exists else None
     if options.tag and tagged:
         check_tag(remote, options.tag, head)
-    return Destination(remote.repo_id, remote.revision, access.exists, access.private, head, tagged)
+    return Destination(
+        remote.repo_id, remote.revision, access.exists, access.private, head, tagged, access.notes
+    )
 
 
-def check_access(remote: Remote, options: PushOptions, *, namesakes: bool = False) -> Access:
+def check_access(
+    remote: Remote, options: PushOptions, *, namesakes: bool = False, needs_token: bool = True
+) -> Access:
     """Check the token, its rights and the repository.
 
     Args:
         remote: Where to.
         options: How.
         namesakes: Look also for repositories of that name and another type.
+        needs_token: Whether it is an error that no token is set; a note where not.
 
     Raises:
         HubError: A push would be refused; every reason is named.
     """
     problems: list[str] = []
     notes: list[str] = []
-    if not _is_exchanged():
+    if not needs_token and not _is_exchanged() and not _has_token():
+        notes.append(_NO_TOKEN)
+    elif not _is_exchanged():
         account = _ask_account(remote)
         if account is None:
             notes.append("the Hub did not say whose token it is: rights are not checked")
@@ -134,6 +153,10 @@ def check_access(remote: Remote, options: PushOptions, *, namesakes: bool = Fals
     return Access(info is not None, private, tuple(notes))
 
 
+_NO_TOKEN = (
+    "no token is set: whether it may be pushed to is not checked, and a private repository looks "
+    "as if it did not exist; the release itself needs a token"
+)
 _WRITE_ACCESS = "use a token with write access to this namespace"
 
 
@@ -142,15 +165,19 @@ def _is_exchanged() -> bool:
     return "/" in os.environ.get("HF_OIDC_RESOURCE", "")
 
 
+def _has_token() -> bool:
+    from huggingface_hub import get_token
+
+    return bool(get_token())
+
+
 def _ask_account(remote: Remote) -> Mapping[str, Any] | None:
     """Ask whose the token is; None where the Hub has no time to say.
 
     Raises:
         HubError: There is no token, or the Hub does not accept it.
     """
-    from huggingface_hub import get_token
-
-    if not get_token():
+    if not _has_token():
         raise HubError("no token is set", where=remote.repo_id, hint=_LOG_IN)
     try:
         found: Mapping[str, Any] = ask(remote.api.whoami, remote.deadline)

@@ -113,7 +113,8 @@ def release(
         tag: What ``{tag}`` in values stands for, and what tags the commits where no value has it;
             None for the tag that the environment has.
         sign: A private key (PEM) to sign what is published with, which needs the extra ``sign``.
-        dry_run: Look at everything, say what would be done, and do nothing.
+        dry_run: Look at everything, say what would be done, and do nothing. Needs no token for
+            the Hub: without one, notes say what is not checked.
         on_step: Called with the name of each step that runs.
         on_result: Called with the result of each step, also of those that nothing is done in.
         on_progress: Called with what is being done, and how much of it is done of how much.
@@ -151,7 +152,8 @@ def release(
             due -= {"convert", "prune"}
         if unfilled:
             due = {"push"} if config.push.repo_id and "push" in names else set()
-        destinations = Preflight(work.project, due, sign, problems).run()
+        preflight = Preflight(work.project, due, sign, problems, needs_token=not dry_run)
+        destinations = preflight.run()
         raise_all(problems, where="the release cannot begin")
         if dry_run:
             return Release(results, folder, (), destinations)

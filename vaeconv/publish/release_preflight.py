@@ -7,6 +7,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -50,6 +51,7 @@ class Preflight:
         due: The steps that are to be done.
         sign: A private key to sign with; None for no signature.
         problems: Where what is wrong is added.
+        needs_token: Whether it is wrong that no token for the Hub is set.
     """
 
     def __init__(
@@ -58,12 +60,15 @@ class Preflight:
         due: set[str],
         sign: Path | None,
         problems: list[VaeconvError],
+        *,
+        needs_token: bool = True,
     ) -> None:
         self._project = project
         self._config = project.config
         self._due = due
         self._sign = sign
         self._problems = problems
+        self._needs_token = needs_token
 
     def run(self) -> tuple[Destination, ...]:
         """Look at everything; what would be pushed to is returned."""
@@ -239,11 +244,9 @@ class Preflight:
         found: list[Destination] = []
         for repo_id in filter(None, (table.repo_id, table.original_repo_id)):
             options = PushOptions(revision=table.revision, private=table.private, tag=table.tag)
-            self._attempt(
-                lambda: found.append(
-                    look_at(repo_id, options, Deadline(_PATIENCE))  # noqa: B023 - called at once
-                )
-            )
+            needs = self._needs_token
+            look = partial(look_at, repo_id, options, Deadline(_PATIENCE), needs_token=needs)
+            self._attempt(lambda: found.append(look()))  # noqa: B023 - called at once
         return tuple(found)
 
 

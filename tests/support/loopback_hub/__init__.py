@@ -28,6 +28,8 @@ POST /api/models/{id}/tag/{rev}, DELETE .../{tag}    409 if there, wherever it p
 HEAD, GET /{id}/resolve/{rev}/{path}                 the file, or a 302 to the second server (LFS)
 HEAD, GET (storage) /{id}/blob/{sha256}              an LFS file, also by ranges
 POST /oauth/token                                    a token for an id token that ``trust`` named
+POST /api/jobs/{name}                                a job, which runs here after ``run_jobs``
+GET /api/jobs/{name}/{number}[/logs]                 its stage; the lines that it has printed
 GET /api/agent-harnesses                             404, unrecorded: the client asks on its own
 ===================================================  ==============================================
 

@@ -12,6 +12,7 @@ from typing import Any
 
 # Imported for the routes that they register.
 from tests.support.loopback_hub import accounts, reading  # noqa: F401
+from tests.support.loopback_hub.jobs import Job
 from tests.support.loopback_hub.pushing import Upload, is_lfs
 from tests.support.loopback_hub.repository import File, Repository
 from tests.support.loopback_hub.routes import Account, answer
@@ -54,6 +55,9 @@ class LoopbackHub:
         self.others: set[str] = set()  # such as "datasets/user/name"
         self.trusted: set[tuple[str, str]] = set()
         self.uploads: dict[str, Upload] = {}
+        self.jobs: dict[str, Job] = {}
+        self.job_env: Mapping[str, str] | None = None
+        self.job_folder = Path()
         self.requests: list[Request] = []
         self.unserved: list[Request] = []
         self.rules: list[Rule] = []
@@ -71,6 +75,9 @@ class LoopbackHub:
 
     def __exit__(self, kind: object, *_: object) -> None:
         self.stopped.set()
+        for job in self.jobs.values():
+            job.process.kill()
+            job.process.wait()
         for server in self._servers:
             server.stop()
         if self._bugs and kind is None:
@@ -99,6 +106,10 @@ class LoopbackHub:
         if token is not None:
             env["HF_TOKEN"] = token
         return env | more
+
+    def run_jobs(self, folder: Path, env: Mapping[str, str]) -> None:
+        """Run the jobs that are asked for, in a folder and with an environment."""
+        self.job_folder, self.job_env = folder, env
 
     def trust(self, id_token: str, repo_id: str) -> None:
         """Exchange an id token for one that may push to a repository."""

@@ -8,7 +8,6 @@ from vaeconv.cli.declare import declare
 from vaeconv.cli.jobs import ReleaseJob
 from vaeconv.cli.output import Sink
 from vaeconv.errors import VaeconvError
-from vaeconv.notes import note
 
 
 @declare
@@ -28,7 +27,12 @@ def release(job: ReleaseJob, sink: Sink) -> None:
         vaeconv release release.toml --tag v1.2
     """
     from vaeconv.cli.github import annotate, tell_failure, tell_job
-    from vaeconv.cli.render.release import release_document, release_lines, steps_table
+    from vaeconv.cli.render.release import (
+        release_document,
+        release_lines,
+        release_notes,
+        steps_table,
+    )
     from vaeconv.publish.release import StepResult
     from vaeconv.publish.release import release as run
     from vaeconv.publish.release_config import write_release_file
@@ -70,5 +74,5 @@ def release(job: ReleaseJob, sink: Sink) -> None:
         "release",
         lambda: release_document(done, dry_run=job.dry_run),
         lambda: release_lines(done, dry_run=job.dry_run),
-        notes=[note(f"{one.repo_id}: {text}") for one in done.pushed for text in one.notes],
+        notes=release_notes(done),
     )

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vaeconv.cli.screen import Line, Style, Styled, Table
+from vaeconv.notes import Note, note
 from vaeconv.publish.release import Release, StepResult
 from vaeconv.wording import plural
 
@@ -34,6 +35,13 @@ def steps_table(steps: Sequence[StepResult]) -> Table:
         for step in steps
     ]  # fmt: skip
     return Table(("step", "outcome", "time", "result"), rows, left=2, last_left=True)
+
+
+def release_notes(done: Release) -> list[Note]:
+    """Tell what else there is to know of the repositories."""
+    pairs = [(one.repo_id, one.notes) for one in done.pushed]
+    pairs += [(one.repo_id, one.notes) for one in done.destinations]
+    return [note(f"{repo_id}: {text}") for repo_id, notes in pairs for text in notes]
 
 
 def _said(facts: dict[str, Any]) -> str:
