@@ -71,9 +71,10 @@ bench: $(READY)  ## make the inputs (8 GB under BENCH_DIR) once, then measure
 picture: $(READY)  ## redraw docs/inspect.svg
 	$(BIN)/python docs/make_picture.py fixtures/tiny-kl.ckpt docs/inspect.svg
 
-reference: $(READY)  ## rewrite docs/cli.md and docs/api.md from the code
+reference: $(READY)  ## rewrite docs/cli.md, docs/api.md and the outputs in README.md
 	$(BIN)/python -m docs.make_reference
 	$(BIN)/python -m docs.make_api
+	$(BIN)/python -m docs.make_readme
 
 fixtures: $(READY)  ## rewrite fixtures/ from its script
 	$(BIN)/python -m fixtures.make_fixtures

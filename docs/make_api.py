@@ -18,8 +18,8 @@ _HEAD = """# From Python
 
 What `import vaeconv` has; nothing of it is imported before it is used. Every option of the command
 line is a field of an options class, of the same name without `--`; [the commands](cli.md) say what
-each does. Errors are `VaeconvError`s with the exit code of the command line; warnings reach Python's
-`warnings` as `VaeconvWarning`. `make reference` writes this page.
+each does. Errors are `VaeconvError`s with the exit code of the command line; warnings reach
+Python's `warnings` as `VaeconvWarning`. `make reference` writes this page.
 """
 _SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Example):$", re.MULTILINE)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from docs.make_readme import refill
 from docs.make_reference import make_reference
 from vaeconv import __version__, errors
 from vaeconv.cli.group import COMMANDS
@@ -27,28 +27,29 @@ def blocks(kind: str) -> list[str]:
     return re.findall(rf"```{kind}\n(.*?)```", README, re.DOTALL)
 
 
+def steady(text: str) -> str:
+    """Leave out what differs from run to run and from processor to processor: times, distances."""
+    text = re.sub(r"in \d+\.\d\d s", "in # s", text)
+    computed = re.compile(r"^ .*(?:e-\d\d|\+/-|PSNR).*$|(?<=A: out|B: ema).*$", re.MULTILINE)
+    return computed.sub(lambda line: " ".join(re.sub(r"[\d.e+-]+", "#", line[0]).split()), text)
+
+
+def test_every_output_of_the_readme_is_whole_and_true():
+    assert len(blocks("console")) >= 5
+    assert steady(refill(README)) == steady(README), "make reference runs the commands again"
+
+
+def test_a_wrong_output_is_seen():
+    changed = README.replace("120 tensors, 438 kB", "121 tensors, 438 kB")
+    assert steady(changed) != steady(README)
+    assert steady("  decode  2.4e-06  ok") == steady("  decode  1.0e-07   ok")
+
+
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     shutil.copytree(ROOT / "fixtures", folder / "fixtures")
     return folder
-
-
-def test_every_console_example_prints_what_it_shows(workplace):
-    examples = blocks("console")
-    assert len(examples) >= 5
-    for example in examples:
-        command, *shown = example.strip().splitlines()
-        done = subprocess.run(
-            [str(ENTRY), *shlex.split(command.removeprefix("$ vaeconv "))],
-            cwd=workplace,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, (command, done.stderr)
-        assert done.stdout.splitlines()[: len(shown)] == shown, command
 
 
 def test_the_python_example_runs(workplace):
@@ -57,7 +58,8 @@ def test_the_python_example_runs(workplace):
         [sys.executable, "-c", example], cwd=workplace, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "[32, 32] (66, 54)" in done.stdout
+    assert done.stdout.splitlines()[0] == "[32, 32]"
+    assert done.stdout.splitlines()[-1] == "True []"
 
 
 def test_the_command_list_is_the_programs():
