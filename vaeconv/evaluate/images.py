@@ -94,6 +94,11 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def label(self) -> str:
+        """What the set is called in tables."""
+        return self.path.absolute().name
+
     def _list_entries(self, archive: zipfile.ZipFile) -> tuple[list[str], list[LeftOut]]:
         left_out = []
         for entry in archive.infolist():

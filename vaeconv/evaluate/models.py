@@ -137,6 +137,24 @@ class Candidate(NamedTuple):
         decoded = self.model.decode(latents.to(self.dtype)).float()
         return (decoded / 2 + 0.5).clamp(0, 1)
 
+    def reconstruct(
+        self, pictures: torch.Tensor, indices: Sequence[int], protocol: Protocol
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode and decode by a protocol.
+
+        Args:
+            pictures: float32 ``[b, c, h, w]`` from -1 to 1.
+            indices: Their places in the set: a sample's noise follows from them.
+            protocol: How.
+
+        Returns:
+            The latents that were decoded, and what :meth:`decode` makes of them.
+        """
+        latents, logvar = self.encode(pictures)
+        if protocol.posterior == "sample":
+            latents = sample_posterior(latents, logvar, indices, protocol.seed)
+        return latents, self.decode(latents)
+
 
 def load_candidates(
     specs: Sequence[ModelSpec],

@@ -12,7 +12,8 @@ from typing import Any
 from vaeconv.checkpoint.atomic import replace_small_file
 from vaeconv.errors import CheckFailedError, counted
 from vaeconv.evaluate.comparing import CompareOptions, compare, write_comparison
-from vaeconv.evaluate.evaluation import EvalOptions, evaluate
+from vaeconv.evaluate.eval_options import EvalOptions
+from vaeconv.evaluate.evaluation import evaluate
 from vaeconv.evaluate.protocol import preset
 from vaeconv.parity.report import write_report
 from vaeconv.parity.side import SideOptions
@@ -44,7 +45,6 @@ def measure(work: Work) -> Outcome:
             device=table.device,
             sides=SideOptions(allow_zeros=project.config.source.allow_zeros),
             discards=True,
-            quiet=True,
             on_progress=work.on_progress,
         ),
     )

@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vaeconv.cli.jobs import EvalJob
+from vaeconv.cli.eval_files import check_result, parts_of
+from vaeconv.cli.eval_jobs import EvalJob
+from vaeconv.cli.evaluating import run_evaluation
 from vaeconv.cli.output import Sink, text_table
-from vaeconv.cli.render.eval import check_result, run_evaluation
 from vaeconv.errors import UsageError, one_line
 from vaeconv.evaluate.card import (
     PROTOCOLS,
@@ -24,7 +25,7 @@ from vaeconv.evaluate.card import (
     plan_downloads,
     protocol_file,
 )
-from vaeconv.evaluate.evaluation import EvalOptions
+from vaeconv.evaluate.eval_options import EvalOptions
 
 _TITLES = {"rfid": "rFID", "psnr": "PSNR", "ssim": "SSIM", "psim": "PSIM"}
 
@@ -52,7 +53,7 @@ def reproduce(job: EvalJob, options: EvalOptions, sink: Sink) -> None:
         raise UsageError("no output", hint="name a file for the result with --out")
     for one in PROTOCOLS:
         out = protocol_file(job.out, one)
-        check_result(out, out.with_name(out.name + ".parts"), overwrite=job.overwrite)
+        check_result(out, parts_of(out), overwrite=job.overwrite)
     for download in downloads:
         if not download.is_there:
             fetch(download, quiet=not sink.is_shown)
