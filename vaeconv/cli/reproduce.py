@@ -43,7 +43,7 @@ def reproduce(job: EvalJob, options: EvalOptions, sink: Sink) -> None:
         raise UsageError("--reproduce-card runs protocols of its own")
     cache = default_cache()
     downloads = plan_downloads(cache)
-    images = job.images or downloads[-1].target
+    images = job.images or str(downloads[-1].target)
     if job.images:
         downloads.pop()
     if job.dry_run:
@@ -71,7 +71,7 @@ def reproduce(job: EvalJob, options: EvalOptions, sink: Sink) -> None:
     )
 
 
-def _print_plan(sink: Sink, downloads: Sequence[Any], images: Path) -> None:
+def _print_plan(sink: Sink, downloads: Sequence[Any], images: str) -> None:
     document = {
         "dry_run": True,
         "downloads": [
@@ -79,7 +79,7 @@ def _print_plan(sink: Sink, downloads: Sequence[Any], images: Path) -> None:
             for one in downloads
         ],
         "nets": net_urls(),
-        "images": str(images),
+        "images": images,
         "protocols": {one.name: one.describe() for one in PROTOCOLS},
     }
     lines = ["would fetch:"]

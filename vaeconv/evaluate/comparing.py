@@ -101,7 +101,7 @@ class Compared(NamedTuple):
 
 def compare(
     specs: Sequence[ModelSpec],
-    images: Path,
+    images: str | os.PathLike[str],
     folder: Path,
     options: CompareOptions | None = None,
 ) -> Compared:
@@ -109,7 +109,7 @@ def compare(
 
     Args:
         specs: The models, from left to right.
-        images: A folder of pictures, or a zip file.
+        images: A folder, a zip file, an image, or an address of a dataset on the Hub.
         folder: Where the merged pictures go.
         options: How.
 
@@ -120,7 +120,8 @@ def compare(
     options = options or CompareOptions()
     suffix = "." + options.format
     with ExitStack() as stack:
-        pictures = ImageSet(images, options.limit)
+        report = options.on_progress or (lambda step, done, total: None)
+        pictures = ImageSet(images, options.limit, lambda step: report(step, 0, 1))
         stack.callback(pictures.close)
         targets = _targets(pictures.names, folder, suffix)
         _check_folder(
@@ -128,7 +129,6 @@ def compare(
             [*targets, folder / f"sheet{suffix}", folder / REPORT],
             overwrite=options.overwrite,
         )
-        report = options.on_progress or (lambda step, done, total: None)
         report("importing torch and diffusers", 0, 1)
         import_torch()
         device = pick_device(options.device)
@@ -153,6 +153,7 @@ def write_comparison(done: Compared, folder: Path) -> Path:
         "schema_version": 1,
         "command": "compare",
         "order": list(done.order),
+        "images": done.result["pictures"]["source"],
         "psnr": {path.name: list(found) for path, found in done.pictures},
     }
     target = folder / REPORT
@@ -230,7 +231,7 @@ class _Comparison:
             name, reason = skipped[0]
             raise InputError(
                 f"no image in it could be read, such as {name}: {reason}",
-                where=str(self._pictures.path),
+                where=self._pictures.place,
             )
         path = None
         if merged:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from vaeconv.errors import CheckFailedError, InputError
@@ -27,7 +26,7 @@ from vaeconv.evaluate.summary import (
 from vaeconv.parity.images import LeftOut
 
 
-def check_records(records: Sequence[Record], place: Path, *, strict: bool) -> None:
+def check_records(records: Sequence[Record], place: str, *, strict: bool) -> None:
     """Check that pictures could be read: some, or all where ``strict``.
 
     Raises:
@@ -39,13 +38,13 @@ def check_records(records: Sequence[Record], place: Path, *, strict: bool) -> No
         raise CheckFailedError(
             f"{len(skipped)} images were skipped, such as {skipped[0]['name']}: "
             f"{skipped[0]['skipped']}",
-            where=str(place),
+            where=place,
             hint="--no-strict counts them",
         )
     if len(skipped) == len(records):
         raise InputError(
             f"no image in it could be read, such as {skipped[0]['name']}: {skipped[0]['skipped']}",
-            where=str(place),
+            where=place,
         )
 
 
@@ -73,6 +72,7 @@ def make_document(
         "protocol": {**protocol._asdict(), "description": protocol.describe()},
         "pictures": {
             "name": pictures.label,
+            "source": pictures.source,
             "fingerprint": pictures.fingerprint,
             "sha256": hash_images(measured),
             "number": len(measured),
@@ -124,6 +124,7 @@ def psnr_document(
         "protocol": {**protocol._asdict(), "description": protocol.describe()},
         "pictures": {
             "name": images.label,
+            "source": images.source,
             "number": len(found),
             "sha256": None,
             "beyond_limit": images.beyond,

@@ -43,7 +43,10 @@ _AHEAD = 3  # batches that are read before they are wanted
 
 
 def evaluate(
-    specs: Sequence[ModelSpec], images: Path, parts: Path, options: EvalOptions
+    specs: Sequence[ModelSpec],
+    images: str | os.PathLike[str],
+    parts: Path,
+    options: EvalOptions,
 ) -> dict[str, Any] | None:
     """Reconstruct pictures with each model, and measure how far they are from the originals.
 
@@ -52,7 +55,7 @@ def evaluate(
 
     Args:
         specs: The models.
-        images: A folder of pictures, or a zip file.
+        images: A folder, a zip file, an image, or an address of a dataset on the Hub.
         parts: The folder for results as they come.
         options: How.
 
@@ -72,7 +75,13 @@ def evaluate(
         check_metrics(options)
         ranks = stack.enter_context(joined_ranks(options.expect_world_size))
         check_writable(parts, is_folder=True)
-        pictures = ImageSet(images, options.limit)
+        report = options.on_progress if ranks.is_first else None
+
+        def on_step(step: str) -> None:
+            if report:
+                report(step, 0, 1)
+
+        pictures = ranks.in_turn(lambda: ImageSet(images, options.limit, on_step))
         stack.callback(pictures.close)
         return Evaluation(specs, pictures, parts, options, ranks, stack).run()
 
@@ -239,7 +248,7 @@ class Evaluation:
         found = merge_shards(shards, self._ranks, self._meter.width, self._sets)
         if not self._ranks.is_first:
             return None
-        check_records(found.records, self._pictures.path, strict=self._options.strict)
+        check_records(found.records, self._pictures.place, strict=self._options.strict)
         run = {
             "run_sha256": digest_of(self._run),
             "environment": self._environment,

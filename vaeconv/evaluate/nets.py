@@ -117,13 +117,17 @@ def find_weights(net: Net, given: Path | None, *, may_download: bool, quiet: boo
     return _load(net, path)
 
 
-def check_weights(net: Net) -> None:
+def check_weights(net: Net, given: Path | None = None) -> None:
     """Check that the weights of a net are there or can be fetched, without loading them.
+
+    Args:
+        net: Which.
+        given: The file that an option named.
 
     Raises:
         MissingWeightsError: They are nowhere, or the server that has them does not answer.
     """
-    if _place_of(net, None).is_file():
+    if _place_of(net, given).is_file():
         return
     from urllib.request import Request, urlopen
 

@@ -12,21 +12,18 @@ from vaeconv.evaluate.nets import NETS
 from vaeconv.option_docs import Doc
 
 _METRICS = "Metrics"
+INCEPTION_FILE = Doc("Weights of torch-fidelity's Inception v3, for rFID.", "FILE", _METRICS)
+VGG_FILE = Doc("Weights of torchvision's VGG16, for PSIM and LPIPS.", "FILE", _METRICS)
+LPIPS_FILE = Doc("Linear weights of LPIPS v0.1 for VGG.", "FILE", _METRICS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkFiles:
     """Files with the weights of metric networks; each option says which."""
 
-    inception_weights: Annotated[
-        Path | None, Doc("Weights of torch-fidelity's Inception v3, for rFID.", "FILE", _METRICS)
-    ] = None
-    vgg_weights: Annotated[
-        Path | None, Doc("Weights of torchvision's VGG16, for PSIM and LPIPS.", "FILE", _METRICS)
-    ] = None
-    lpips_weights: Annotated[
-        Path | None, Doc("Linear weights of LPIPS v0.1 for VGG.", "FILE", _METRICS)
-    ] = None
+    inception_weights: Annotated[Path | None, INCEPTION_FILE] = None
+    vgg_weights: Annotated[Path | None, VGG_FILE] = None
+    lpips_weights: Annotated[Path | None, LPIPS_FILE] = None
 
     def by_network(self, metrics: Sequence[str]) -> dict[str, Path]:
         """List the files that were named, by network.
