@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from typer.testing import Result
+from vaeconv.cli.render.reproduce import comparison_document, print_comparison
 
 from tests.evaluate.runs import (
     KL,
@@ -29,7 +30,6 @@ from tests.evaluate.runs import (
 from tests.support.compvis import DDConfig
 from tests.support.samples import average, save_ckpt, weights_of
 from vaeconv.cli.render import reproduce as reproduced
-from vaeconv.cli.render.reproduce import comparison_document, print_comparison
 from vaeconv.errors import HubError, UsageError
 from vaeconv.evaluate import card
 from vaeconv.evaluate.card import (

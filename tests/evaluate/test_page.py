@@ -1,4 +1,4 @@
-"""The pages of eval and compare: what they say, names that stay text, and how they do in a browser."""
+"""The pages of eval and compare: what they say, names that stay text, and how a browser does."""
 
 from __future__ import annotations
 

@@ -91,7 +91,8 @@ def measure(html: str, script: str, folder: Path, *flags: str) -> dict[str, Any]
     """Measure in a copy of a page.
 
     ``script`` defines ``measure()``, which runs once all is loaded and returns an object; what
-    went wrong until then is in ``seen``, and what was asked for in ``requests``. ``flags`` are more of the browser's.
+    went wrong until then is in ``seen``, and what was asked for in ``requests``.
+    ``flags`` are more of the browser's.
     """
     assert html.count("<head>") == html.count("</body>") == 1
     copy = folder / "copy.html"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -17,6 +18,27 @@ if TYPE_CHECKING:
     from vaeconv.evaluate.models import ModelSpec
 
 _MODELS = "Models"
+
+
+def check_weights(models: Sequence[str], *, ema: bool, both: bool) -> None:
+    """Check that the options that choose weights have an effect.
+
+    Args:
+        models: The models that are arguments.
+        ema: Whether ``--ema`` is given.
+        both: Whether ``--raw-and-ema`` is.
+
+    Raises:
+        UsageError: One has none.
+    """
+    refuse_idle(
+        [
+            Rule(
+                "--raw-and-ema", both, bool(models), "no MODEL is named; a file of models says ema"
+            ),
+            Rule("--ema", ema, not both, "--raw-and-ema takes both"),
+        ]
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +73,10 @@ class CompareJob:
     ema: Annotated[
         bool, Doc("Use the EMA weights of MODELs that have some.", flags=("--ema/--no-ema",))
     ] = False
+    raw_and_ema: Annotated[
+        bool,
+        Doc("Take the raw and the EMA weights of each MODEL, side by side."),
+    ] = False
     protocol: Annotated[str, Doc("Preset of how images are prepared, as for eval.", "NAME")] = (
         "card-256"
     )
@@ -67,7 +93,14 @@ class CompareJob:
         """
         from vaeconv.evaluate.models import name_specs
 
-        return name_specs(list(self.models), {"name": self.name}, self.models_file, ema=self.ema)
+        check_weights(self.models, ema=self.ema, both=self.raw_and_ema)
+        return name_specs(
+            list(self.models),
+            {"name": self.name},
+            self.models_file,
+            ema=self.ema,
+            both=self.raw_and_ema,
+        )
 
 
 class Format(str, Enum):
@@ -158,6 +191,13 @@ class EvalJob:
             flags=("--ema/--no-ema",),
         ),
     ] = False
+    raw_and_ema: Annotated[
+        bool,
+        Doc(
+            "Take the raw and the EMA weights of each MODEL, as two rows: NAME raw and NAME EMA.",
+            panel=_MODELS,
+        ),
+    ] = False
     overwrite: Annotated[
         bool,
         Doc(
@@ -175,13 +215,16 @@ class EvalJob:
         """
         from vaeconv.evaluate.models import name_specs
 
+        check_weights(self.models, ema=self.ema, both=self.raw_and_ema)
         columns = {
             "name": self.name,
             "train_steps": self.train_steps,
             "comment": self.comment,
             "link": self.link,
         }
-        return name_specs(list(self.models), columns, self.models_file, ema=self.ema)
+        return name_specs(
+            list(self.models), columns, self.models_file, ema=self.ema, both=self.raw_and_ema
+        )
 
     def check(self, options: EvalOptions, reading: Reading, *, json: bool) -> None:
         """Check that there is something to do, and that no option is without effect.

@@ -30,6 +30,7 @@ class Encoded(NamedTuple):
         latent: Shape of each latent, ``[z, h, w]``.
         device: Where they were encoded.
         left_out: Files in the folder that were not encoded, with the reason.
+        source: Address of the images on the Hub at the commit that was read; None for images here.
     """
 
     output: Path
@@ -37,6 +38,7 @@ class Encoded(NamedTuple):
     latent: tuple[int, ...]
     device: str
     left_out: tuple[LeftOut, ...] = ()
+    source: str | None = None
 
 
 def encode_pictures(
@@ -99,7 +101,7 @@ def encode_pictures(
     finally:
         side.close()
         files.close()
-    return done._replace(left_out=tuple(left_out))
+    return done._replace(left_out=tuple(left_out), source=files.source)
 
 
 def _encode(

@@ -20,6 +20,8 @@ def compare(job: CompareJob, options: CompareOptions, reading: Reading, sink: Si
 
         vaeconv compare ft-ema/ ft-mse/ --images samples/ --out merged/
 
+        vaeconv compare last.ckpt --raw-and-ema --images photo.png --out merged/ --html merged.html
+
         vaeconv compare --no-labels ft-ema/ ft-mse/ --images val2017/ --limit 20 --out merged/
 
         vaeconv compare raw.ckpt ema.safetensors --images samples/ --zoom 48 --out merged/

@@ -29,6 +29,10 @@ def eval(
 
         vaeconv eval last.ckpt out/ --images val2017/ --out eval.json
 
+        vaeconv eval last.ckpt --raw-and-ema --images photos/ --out eval.json --html eval.html
+
+        vaeconv eval out/ --images hf://datasets/owner/name/val.zip --out eval.json
+
         vaeconv eval --models models.toml --images val2017.zip --out eval.json --format markdown
 
         vaeconv eval out/ --images photos/ --out eval.json --metrics psnr,ssim --latent-stats
