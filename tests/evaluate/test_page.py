@@ -426,3 +426,28 @@ def test_compare_has_a_page_too(tmp_path: Path, photos: Path) -> None:
     mean = np.mean([one["psnr"][KL.name] for one in found["pictures"]])
     assert rows[0][1].startswith(f"{mean:.1f} +/- ")
     assert len(page.all("img")) == 15
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"per_picture": {"models": [{"psnr": [float("nan"), 1.0, 2.0]}] * 2}},
+        {"per_picture": None},
+        {"nets": [{}]},
+        {"pictures": {"name": "x", "number": "many", "sha256": ""}},
+        {"models": [{"name": "x"}]},
+    ],
+)
+def test_results_that_are_none_make_no_page(
+    evaluated: Path, tmp_path: Path, change: Document
+) -> None:
+    found = json.loads((evaluated / "e.json").read_text())
+    (tmp_path / "odd.json").write_text(json.dumps(found | change))
+    done = run("eval", "--add", tmp_path / "odd.json", "--html", tmp_path / "o.html")
+    assert (done.exit_code, "not a result of vaeconv eval" in done.stderr) == (3, True)
+    assert not (tmp_path / "o.html").exists()
+
+
+def test_nothing_is_drawn_of_the_published_table(tmp_path: Path) -> None:
+    done = run("eval", "--reproduce-card", "--dry-run", "--html", tmp_path / "x.html")
+    assert (done.exit_code, "--html has no effect here" in done.stderr) == (2, True)

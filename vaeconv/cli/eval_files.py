@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,18 +77,29 @@ def check_page(page: Path, *, overwrite: bool) -> None:
         raise OutputExistsError("exists", where=str(page), hint="--overwrite replaces it")
 
 
+@contextmanager
+def read_as_result(path: Path) -> Iterator[None]:
+    """Say of a file that fails to be used as a result that it is none.
+
+    Raises:
+        InputError: The block could not use it.
+    """
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise InputError(f"not a result of vaeconv eval ({error!r})", where=str(path)) from error
+
+
 def read_result(path: Path) -> dict[str, Any]:
     """Read an earlier result.
 
     Raises:
         InputError: It is none.
     """
-    try:
+    with read_as_result(path):
         document = read_document(path, "eval")
         make_tables([document])
         is_old = identity_of(document) is None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"not a result of vaeconv eval ({error!r})", where=str(path)) from error
     if is_old:
         print_notes(
             [

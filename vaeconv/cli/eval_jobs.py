@@ -245,9 +245,14 @@ class EvalJob:
             "download": reading.download,
         }  # fmt: skip
         why = "there are no models to evaluate"
+        drawn = "--reproduce-card only prints a comparison"
         refuse_idle(
             [
                 *[Rule(f"--{name}", bool(one), has_models, why) for name, one in given.items()],
+                *[
+                    Rule(f"--{name}", one is not None, not self.reproduce_card, drawn)
+                    for name, one in {"plots": self.plots, "html": self.html}.items()
+                ],
                 Rule("--format", self.format is not Format.TABLE, not json, "--json is JSON"),
             ]
         )

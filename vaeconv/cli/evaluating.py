@@ -14,6 +14,7 @@ from vaeconv.cli.eval_files import (
     check_result,
     may_discard,
     parts_of,
+    read_as_result,
     read_result,
 )
 from vaeconv.cli.eval_jobs import EvalJob
@@ -42,7 +43,7 @@ def evaluate_job(job: EvalJob, options: EvalOptions, sink: Sink) -> None:
     specs = job.specs()
     if job.dry_run:
         raise UsageError("--dry-run goes with --reproduce-card")
-    _check_drawings(job, bool(specs) + len(earlier))
+    _check_drawings(job, bool(specs) + len(earlier), earlier)
     samples: list[Sample] = []
     results, written = earlier, []
     if specs:
@@ -61,8 +62,8 @@ def evaluate_job(job: EvalJob, options: EvalOptions, sink: Sink) -> None:
     )
 
 
-def _check_drawings(job: EvalJob, results: int) -> None:
-    """Check before the work what is drawn of its results."""
+def _check_drawings(job: EvalJob, results: int, earlier: Sequence[dict[str, Any]]) -> None:
+    """Check before the work what is drawn of its results, and of earlier ones."""
     if job.plots:
         from vaeconv.evaluate.plots import check_plots, import_figure
 
@@ -70,7 +71,12 @@ def _check_drawings(job: EvalJob, results: int) -> None:
         import_figure()  # before the work, where it is missing
         check_plots(job.plots, results, overwrite=job.overwrite)
     if job.html:
+        from vaeconv.evaluate.page import make_page
+
         check_page(job.html, overwrite=job.overwrite)
+        for path, result in zip(job.add, earlier, strict=True):
+            with read_as_result(path):
+                make_page("eval", [result], [], most=0)
 
 
 def _draw(job: EvalJob, results: Sequence[dict[str, Any]], samples: Sequence[Sample]) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,8 @@ from vaeconv.cli.eval_files import check_result, parts_of
 from vaeconv.cli.eval_jobs import EvalJob
 from vaeconv.cli.evaluating import run_evaluation
 from vaeconv.cli.output import Sink, text_table
-from vaeconv.errors import UsageError, one_line
+from vaeconv.cli.render.eval import written_lines
+from vaeconv.errors import UsageError
 from vaeconv.evaluate.card import (
     PROTOCOLS,
     Difference,
@@ -64,10 +64,11 @@ def reproduce(job: EvalJob, options: EvalOptions, sink: Sink) -> None:
         if result is None:
             return
         differences += compare_with_card(result)
+    written = [str(protocol_file(job.out, one)) for one in PROTOCOLS]
     sink.show(
         "eval",
-        lambda: comparison_document(differences),
-        lambda: print_comparison(differences),
+        lambda: {**comparison_document(differences), "written": written},
+        lambda: [*comparison_lines(differences), *written_lines(written)],
     )
 
 
@@ -106,8 +107,8 @@ def comparison_document(differences: Sequence[Difference]) -> dict[str, Any]:
     }
 
 
-def print_comparison(differences: Sequence[Difference]) -> None:
-    """Print the card's numbers, ours and the gap, for each protocol."""
+def comparison_lines(differences: Sequence[Difference]) -> list[str]:
+    """List the card's numbers, ours and the gap, for each protocol."""
     rows = [
         (
             one.protocol,
@@ -128,7 +129,7 @@ def print_comparison(differences: Sequence[Difference]) -> None:
     lines.append(
         "PSIM here is VGG without learned weights; that the card means the same is not verified"
     )
-    sys.stdout.writelines(one_line(line) + "\n" for line in lines)
+    return lines
 
 
 def _pair(value: tuple[float, float | None]) -> str:

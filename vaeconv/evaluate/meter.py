@@ -88,10 +88,13 @@ class Meter:
             wanted = [name for name in net.serves if name in metrics and name not in self.missing]
             if not wanted:
                 continue
-            on_step(f"reading the weights of {net.name}")
             try:
                 found[net] = find_weights(
-                    net, given.get(net.name), may_download=may_download, quiet=quiet
+                    net,
+                    given.get(net.name),
+                    may_download=may_download,
+                    quiet=quiet,
+                    on_step=on_step,
                 )
             except MissingWeightsError as error:
                 self.missing |= dict.fromkeys(wanted, error)

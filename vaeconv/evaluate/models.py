@@ -196,6 +196,8 @@ def load_candidates(
     names = name_models(specs)
     sides: list[Side] = []
     for spec, name in zip(specs, names, strict=True):
+        if on_step:
+            on_step(f"opening {name}")
         side = open_side(spec.path, name, how._replace(variant=spec.variant), ema=spec.ema)
         stack.callback(side.close)
         sides.append(side)

@@ -70,8 +70,8 @@ def open_images(
         UsageError: It is an address of something else.
     """
     location = parse_dataset(os.fspath(place))
+    on_step(f"listing the images of {place}")
     if location is not None:
-        on_step(f"listing {location}")
         return _open_dataset(location, on_step)
     path = Path(place)
     if path.is_dir():
