@@ -218,6 +218,8 @@ KeepMetadata = Annotated[
 Device = Annotated[
     str, Doc("Device that computes: auto, cpu, cuda, cuda:N or mps.", "NAME", rule=DeviceName)
 ]
-IMAGES = "a folder, a zip file, an image, or hf://datasets/owner/name[@revision][/path]"
+IMAGES = (
+    "a folder, a zip file, an image, or hf://datasets/owner/name with @revision and /path as needed"
+)
 Images = Annotated[str | None, Doc(f"Images to use: {IMAGES}.", "IMAGES")]
 Limit = Annotated[int | None, Doc("Use only the first N images.", "N", least=1)]

@@ -11,6 +11,8 @@ import pytest
 
 from tests.evaluate.runs import FOLDER, KL, SIZE, environment, write_tiles
 from tests.support.terminal import Shown, run_in_terminal
+from vaeconv.checkpoint.hub_client import hidden_bars
+from vaeconv.parity.loading import load_folder
 
 HEAD = """
 import sys, time
@@ -127,3 +129,28 @@ def test_commands_say_what_they_do_and_name_every_file(command: str, tmp_path: P
     expected = [page]
     expected += [out] if command == "eval" else list(out.iterdir())
     assert sorted(named) == sorted(map(str, expected))
+
+
+def test_diffusers_draws_nothing_while_it_loads(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from diffusers import AutoencoderKL
+
+    AutoencoderKL.from_pretrained(FOLDER).save_pretrained(tmp_path, max_shard_size="200KB")
+    AutoencoderKL.from_pretrained(tmp_path, low_cpu_mem_usage=False)
+    assert "Loading checkpoint shards" in capfd.readouterr().err  # what would be seen
+    load_folder(tmp_path, None)
+    assert capfd.readouterr().err == ""
+    AutoencoderKL.from_pretrained(tmp_path, low_cpu_mem_usage=False)
+    assert "Loading checkpoint shards" in capfd.readouterr().err  # others have their bars again
+
+
+def test_the_hub_clients_bars_are_hidden_until_the_last_block_ends() -> None:
+    from huggingface_hub.utils import are_progress_bars_disabled
+
+    assert not are_progress_bars_disabled()
+    with hidden_bars():
+        with hidden_bars():
+            assert are_progress_bars_disabled()
+        assert are_progress_bars_disabled()
+    assert not are_progress_bars_disabled()
