@@ -253,6 +253,7 @@ function measure() {
     over: [...figure.querySelectorAll(".view")].map((one) => getComputedStyle(one).clipPath),
     labels: [...figure.querySelectorAll(".label")].map((one) => one.textContent),
     said: figure.querySelector("input").getAttribute("aria-label"),
+    height: Math.round(figure.querySelector(".stack").getBoundingClientRect().height),
   });
   const press = (group, value) => {
     const one = document.querySelector(`[name="${group}"][value="${value}"]`);
@@ -282,6 +283,7 @@ def test_the_slider_goes_between_the_models_that_are_chosen(html: str, tmp_path:
         "over": ["inset(0px 50% 0px 0px)", "none", "none"],
         "labels": ["raw", "original"],
         "said": "1.png: how much of raw is shown over original",
+        "height": 240,
     }
     assert found["focused"] == [True, True]
     assert found["swapped"]["seen"] == ["block", "block", "none"]
@@ -289,6 +291,7 @@ def test_the_slider_goes_between_the_models_that_are_chosen(html: str, tmp_path:
     assert found["swapped"]["said"] == "1.png: how much of EMA is shown over raw"
     assert found["moved"]["over"][1] == "inset(0px 70% 0px 0px)"
     assert found["same"]["seen"] == ["block", "none", "none"]  # one model on both sides
+    assert found["same"]["height"] == 240
 
 
 STATIC = """
