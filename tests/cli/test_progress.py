@@ -14,8 +14,10 @@ from tests.support.terminal import Shown, run_in_terminal
 from vaeconv.checkpoint.hub_client import hidden_bars
 from vaeconv.parity.loading import load_folder
 
+# rich is there already: how long its import takes depends on the machine.
 HEAD = """
 import sys, time
+import rich.console, rich.progress
 from vaeconv.cli.progress import ByteProgress, StepProgress
 """
 
@@ -86,7 +88,7 @@ with StepProgress(enabled=True) as steps:
     time.sleep(1)
     for done in range(5):
         steps.advance("measuring images", done, 5000)
-        time.sleep(0.2)
+        time.sleep(0.4)
 """,
         columns,
     )
