@@ -46,6 +46,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("vaeconv.prune_options",),
     ("vaeconv.prune_plan",),
     ("vaeconv.conversion", "vaeconv.inspection", "vaeconv.prune", "vaeconv.pruning"),
+    ("vaeconv.pages",),
     ("vaeconv.parity",),
     ("vaeconv.evaluate",),
     ("vaeconv.publish",),
@@ -59,7 +60,8 @@ EXTERNAL: dict[str, set[str]] = {
     "vaeconv.autoencoder": {"yaml"},
     "vaeconv.schema": {"tomli"},
     "vaeconv.checkpoint": {"numpy", "huggingface_hub", "isal", "numkong", "torch"},
-    "vaeconv.parity": {"torch", "diffusers", "numpy", "safetensors", "PIL", "jinja2"},
+    "vaeconv.pages": {"jinja2"},
+    "vaeconv.parity": {"torch", "diffusers", "numpy", "safetensors", "PIL"},
     "vaeconv.evaluate": {
         "torch", "torchvision", "torchmetrics", "diffusers", "accelerate", "lpips", "numpy",
         "scipy", "safetensors", "PIL", "matplotlib",

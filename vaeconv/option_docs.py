@@ -217,5 +217,8 @@ Device = Annotated[
         rule=DeviceName,
     ),
 ]
-Images = Annotated[Path | None, Doc("Images to use: a folder or a zip file.", "DIR_OR_ZIP")]
+IMAGES = (
+    "a folder, a zip file, an image, or hf://datasets/owner/name with @revision and /path as needed"
+)
+Images = Annotated[str | None, Doc(f"Images to use: {IMAGES}.", "IMAGES")]
 Limit = Annotated[int | None, Doc("Use only the first N images.", "N", least=1)]

@@ -201,6 +201,11 @@ def prepared(path: Path, size: int = SIZE) -> Rows:
     return np.asarray(small)[top : top + size, left : left + size]
 
 
+def rows_near(rows: Rows, path: Path) -> bool:
+    """Whether rows are those of a prepared picture, to the bit."""
+    return bool((rows == prepared(path)).all())
+
+
 def rebuilt(model: Any, rows: Rows) -> Rows:
     """What diffusers' own autoencoder makes of a picture: uint8 ``[h, w, 3]``."""
     pixels = torch.from_numpy(rows.transpose(2, 0, 1).copy())[None]

@@ -378,7 +378,7 @@ def test_skipped_pictures_are_named(tmp_path: Path, photos: Path) -> None:
     told = run_compare(KL, "--images", folder, "--out", tmp_path / "a", "--verbose")
     assert told.exit_code == 0
     assert "note: 002.png skipped: not an image of a known format, or cut short" in told.stderr
-    assert "compared 4 pictures, from left to right: tiny-kl.ckpt, original" in told.stdout
+    assert "compared 4 images, from left to right: tiny-kl.ckpt, original" in told.stdout
     assert str(tmp_path / "a" / "003_merged.png") in told.stdout
     assert not (tmp_path / "a" / "002_merged.png").exists()
     document = json.loads(

@@ -79,7 +79,7 @@ def test_the_document_says_everything(
         f"{path.name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n" for path in paths
     )
     assert document["pictures"] == {
-        "name": "photos", "number": 5, "skipped": {}, "left_out": [], "remarks": {},
+        "name": "photos", "source": None, "number": 5, "skipped": {}, "left_out": [], "remarks": {},
         "beyond_limit": 0,
         "fingerprint": hashlib.sha256(sizes.encode()).hexdigest(),
         "sha256": hashlib.sha256(hashes.encode()).hexdigest(),
@@ -194,6 +194,7 @@ def test_the_envelope_is_the_document(tmp_path: Path, photos: Path) -> None:
     result = run_eval(KL, "--images", photos, "--out", out, "--json", "--limit", 2)
     assert result.stderr == ""
     document = json.loads(result.stdout)
+    assert document.pop("written") == [str(out)]
     assert document["models"][0].pop("path") == str(KL)
     written = json.loads(out.read_text())
     assert written["models"][0].pop("path") == KL.name  # files may be published

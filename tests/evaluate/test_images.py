@@ -636,7 +636,7 @@ def test_several_are_read_at_a_time(numbered: ImageSet, monkeypatch: pytest.Monk
 
 
 def test_a_zip_file_is_read_by_several_at_a_time(numbered: ImageSet, tmp_path: Path) -> None:
-    pictures = ImageSet(zipped(numbered.path, tmp_path / "numbered.zip"))
+    pictures = ImageSet(zipped(Path(numbered.place), tmp_path / "numbered.zip"))
     items = list(pictures.stream(range(40), SMALL, 3, workers=8, ahead=16))
     pictures.close()
     assert [int(item.pixels[0, 0, 0]) for item in items] == list(range(40))

@@ -272,7 +272,7 @@ def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
     result = latents(tmp_path / "empty", out, "--model", MODEL, code=3)
     assert "no images in it" in result.stderr
     result = latents(tmp_path / "none", out, "--model", MODEL, code=3)
-    assert "no such file or folder" in result.stderr
+    assert "no such folder, zip file or image" in result.stderr
     assert not out.exists()
 
 

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import math
 import re
 from html import escape, unescape
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fixtures.make_fixtures import FOLDER as FIXTURES
-from tests.parity.browser import measure, needs_browser
+from tests.support.browser import measure, needs_browser
+from tests.support.pages import HOSTILE, POLICY, Page
 from vaeconv.notes import note
 from vaeconv.parity.behaviour import Decoded
 from vaeconv.parity.measure import to_uint8
@@ -30,13 +27,6 @@ from vaeconv.parity.verdict import Verification
 from vaeconv.parity.verification import VerifyOptions, verify
 
 TINY, FOLDER = FIXTURES / "tiny-kl.safetensors", FIXTURES / "tiny-diffusers"
-VOID = {"meta", "img", "input", "br"}
-ALLOWED = VOID | {
-    "html", "head", "title", "style", "script", "body", "main", "header", "footer", "section",
-    "article", "h1", "h2", "h3", "p", "span", "bdi", "code", "div", "ul", "li", "dl", "dt", "dd",
-    "table", "caption", "thead", "tbody", "tr", "th", "td", "figure", "figcaption",
-}  # fmt: skip
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
 class Found(NamedTuple):
@@ -77,60 +67,6 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def different(changed: Path) -> Found:
     return find(TINY, changed, base=changed)
-
-
-class Page(HTMLParser):
-    """A page taken apart; fails on elements that it must not have or that aren't closed."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str]]] = []
-        self.pieces: list[str] = []
-        self.tables: list[list[list[str]]] = []
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag in ALLOWED, tag
-        assert len(dict(attrs)) == len(attrs), attrs
-        self.elements.append((tag, {name: value or "" for name, value in attrs}))
-        self.open += [] if tag in VOID else [tag]
-        if tag == "table":
-            self.tables.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] in ("td", "th"):
-            self.tables[-1][-1][-1] += data
-        elif self.open and self.open[-1] not in ("style", "script"):
-            self.pieces.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.pieces).split())
-
-    def all(self, tag: str) -> list[dict[str, str]]:
-        return [attributes for name, attributes in self.elements if name == tag]
-
-    def pictures(self, kind: str) -> list[np.ndarray]:
-        """Decode the images of a class; none is for those without one."""
-        return [decode(one["src"]) for one in self.all("img") if one.get("class", "none") == kind]
-
-
-def decode(address: str) -> np.ndarray:
-    head, _, data = address.partition(",")
-    assert head == "data:image/png;base64"
-    with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as image:
-        assert (image.format, image.mode) == ("PNG", "RGB")
-        return np.array(image)
 
 
 def with_names(found: Found, name: str) -> Found:
@@ -346,16 +282,6 @@ def test_lost_pixels_are_magenta_and_explained(same: Found) -> None:
 
 
 # --- names of strangers, and no network ---
-
-HOSTILE = [
-    "<script>window.hacked = 1</script>",
-    '"><img src=x onerror="window.hacked = 1">',
-    "' onmouseover='window.hacked = 1",
-    "</title></style></script><script>window.hacked = 1</script>",
-    "{{ 7 * 7 }}{% raw %}",
-    "../../x&lt;b&gt;&amp;",
-    "-->]]><!--",
-]
 
 
 @pytest.mark.parametrize("name", HOSTILE)

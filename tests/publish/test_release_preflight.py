@@ -159,7 +159,7 @@ def test_a_file_with_many_slips(project: Path) -> None:
         ({"verify": {"latents": "none.safetensors"}}, "none.safetensors: No such file"),
         ({"verify": {"drop_in_for": "none"}}, "none: No such file or directory"),
         ({"verify": {"device": "cuda:99"}}, "the device cuda:99 is not there"),
-        ({"eval": {"images": "none"}}, "none: no such folder or zip file"),
+        ({"eval": {"images": "none"}}, "none: no such folder, zip file or image"),
         ({"eval": {"images": "tiny-kl.ckpt"}}, "tiny-kl.ckpt: "),
         ({"eval": {"images": "pictures", "limit": 5}}, "[eval] limit is 5, and there are 4 images"),
         ({"compare": {"images": "broken"}}, "no image can be used, such as a.png"),

@@ -328,8 +328,8 @@ def _read(content: Content, start: int, count: int) -> bytes:
         return file.read(count)
 
 
-def point_client_at(hub: RangeHub, home: Path, monkeypatch: Any, *, offline: bool = False) -> None:
-    """Make this process's huggingface_hub talk to the loopback Hub, with a cache of its own.
+def point_client_at(hub: Any, home: Path, monkeypatch: Any, *, offline: bool = False) -> None:
+    """Make this process's huggingface_hub talk to a loopback Hub, with a cache of its own.
 
     The client reads its environment when it is imported, so its constants are replaced too.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import unquote, urlsplit
 
 from vaeconv.checkpoint.tree import stays_inside
@@ -16,16 +16,19 @@ _FILES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".zip", ".json
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
 _ADDRESS = re.compile(r"([^/@]*)/([^/@]*)(?:@(refs/pr/[0-9]+|[^/]*))?(?:/(.*))?", re.DOTALL)
 _HOW = "write hf://owner/name[@revision][/path]"
+_HOW_DATASET = "write hf://datasets/owner/name[@revision][/path]"
+_DATASETS = "datasets/"
 
 
 @dataclass(frozen=True, slots=True)
 class HubLocation:
-    """A file or folder in a model repository.
+    """A file or folder in a repository of models, or of a dataset.
 
     Args:
         repo_id: ``owner/name``.
         revision: Branch, tag, commit or ``refs/pr/N``; None for the main branch.
         path: Where in the repository; None for its root.
+        kind: ``model`` or ``dataset``.
 
     Raises:
         UsageError: One of them cannot be what it should be.
@@ -34,20 +37,25 @@ class HubLocation:
     repo_id: str
     revision: str | None = None
     path: str | None = None
+    kind: str = "model"
 
     def __post_init__(self) -> None:
         owner, _, name = self.repo_id.partition("/")
+        how = _HOW_DATASET if self.kind == "dataset" else _HOW
         _check_kind(owner, str(self))
         for part in (owner, name):
             if not _NAME.fullmatch(part) or ".." in part or "--" in part:
-                raise UsageError(f"{part!r} names no model repository", where=str(self), hint=_HOW)
+                raise UsageError(
+                    f"{part!r} names no {self.kind} repository", where=str(self), hint=how
+                )
         for text, what in ((self.revision, "revision"), (self.path, "path in a repository")):
             if text is not None and not stays_inside(text):
-                raise UsageError(f"{text!r} is not a {what}", where=str(self), hint=_HOW)
+                raise UsageError(f"{text!r} is not a {what}", where=str(self), hint=how)
 
     def __str__(self) -> str:
         revision = f"@{self.revision.replace('/', '%2F')}" if self.revision else ""
-        return f"hf://{self.repo_id}{revision}" + (f"/{self.path}" if self.path else "")
+        kind = "datasets/" if self.kind == "dataset" else ""
+        return f"hf://{kind}{self.repo_id}{revision}" + (f"/{self.path}" if self.path else "")
 
 
 def _check_kind(owner: str, where: str) -> None:
@@ -79,6 +87,29 @@ def parse_location(text: str) -> HubLocation | None:
         return HubLocation(f"{match[1]}/{match[2]}", revision, (match[4] or "").strip("/") or None)
     path = _website_path(text)
     return None if path is None else _parse_website(text, path)
+
+
+def parse_dataset(text: str) -> HubLocation | None:
+    """Read ``hf://datasets/owner/name[@revision][/path]``, or its address on the Hub's website.
+
+    Returns:
+        The location, or None where the text is no address.
+
+    Raises:
+        UsageError: It is an address, but not one in a dataset.
+    """
+    if "://" not in text:
+        return None
+    website = _website_path(text)
+    if website is not None and website.startswith(f"/{_DATASETS}"):
+        location = _parse_website(text, website.removeprefix(f"/{_DATASETS}"))
+        return replace(location, kind="dataset")
+    match = _ADDRESS.fullmatch(text.removeprefix(f"hf://{_DATASETS}"))
+    if not text.startswith(f"hf://{_DATASETS}") or not match or match[3] == "":
+        raise UsageError("not the address of a dataset", where=text, hint=_HOW_DATASET)
+    revision = unquote(match[3]) if match[3] else None
+    path = (match[4] or "").strip("/") or None
+    return HubLocation(f"{match[1]}/{match[2]}", revision, path, "dataset")
 
 
 def suggest_address(text: str) -> str | None:

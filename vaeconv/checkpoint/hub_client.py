@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Lock
 from typing import TypeVar
 
 from vaeconv._version import __version__
@@ -53,6 +55,40 @@ def ask(call: Callable[[], T], where: str, retry: Retry, *, tries: int) -> T:
             raise not_a_hub(where) from error
         time.sleep(retry.delay(failures, after))
     raise AssertionError("unreachable")
+
+
+class _Bars:
+    """How many blocks want the client's own progress bars hidden; they may be in many threads."""
+
+    lock = Lock()
+    number = 0
+    were_shown = False
+
+
+@contextmanager
+def hidden_bars() -> Iterator[None]:
+    """Hide the client's progress bars, which would write into ours, inside the block."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    with _Bars.lock:
+        if not _Bars.number:
+            is_forced = constants.HF_HUB_DISABLE_PROGRESS_BARS is False
+            _Bars.were_shown = not are_progress_bars_disabled() and not is_forced
+            if _Bars.were_shown:
+                disable_progress_bars()
+        _Bars.number += 1
+    try:
+        yield
+    finally:
+        with _Bars.lock:
+            _Bars.number -= 1
+            if not _Bars.number and _Bars.were_shown:
+                enable_progress_bars()
 
 
 def not_a_hub(where: str) -> HubError:

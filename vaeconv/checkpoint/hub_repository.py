@@ -8,7 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vaeconv.checkpoint.hub_address import HubLocation
-from vaeconv.checkpoint.hub_client import NAME, VERSION, ask, not_a_hub, request_headers
+from vaeconv.checkpoint.hub_client import (
+    NAME,
+    VERSION,
+    ask,
+    hidden_bars,
+    not_a_hub,
+    request_headers,
+)
 from vaeconv.checkpoint.hub_http import Retry, UnreachableError
 from vaeconv.checkpoint.remote import RangeSource
 from vaeconv.checkpoint.shared import current, is_sharing
@@ -152,21 +159,22 @@ class Repository:
 
         # Asked for by the revision's own name, so that offline runs find it by that name too. The
         # client retries by itself, and waits long: one try, once the Hub has answered us.
-        place = Path(
-            ask(
-                lambda: hf_hub_download(
-                    self._id,
-                    path,
-                    revision=self._revision,
-                    library_name=NAME,
-                    library_version=VERSION,
-                    etag_timeout=self._retry.connect,
-                ),
-                name,
-                self._retry,
-                tries=1,
+        with hidden_bars():
+            place = Path(
+                ask(
+                    lambda: hf_hub_download(
+                        self._id,
+                        path,
+                        revision=self._revision,
+                        library_name=NAME,
+                        library_version=VERSION,
+                        etag_timeout=self._retry.connect,
+                    ),
+                    name,
+                    self._retry,
+                    tries=1,
+                )
             )
-        )
         if commit not in place.parts:
             raise MalformedCheckpointError(
                 "changed on the server while it was being read", where=name, hint="run again"

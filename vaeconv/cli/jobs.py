@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,14 +16,12 @@ from vaeconv.option_docs import (
     Doc,
     Download,
     DryRun,
-    Images,
     Salvage,
     SourcePrefix,
     Variant,
 )
 
 if TYPE_CHECKING:
-    from vaeconv.evaluate.evaluation import EvalOptions
     from vaeconv.parity.side import SideOptions
 
 
@@ -99,183 +96,6 @@ class CardJob:
         rules = [Rule(f"--{name}", bool(one), not self.check, why) for name, one in given.items()]
         refuse_idle(
             [*rules, Rule("--print", self.show, not json, "--json has the text in its document")]
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompareJob:
-    """Models and images of a comparison, and its output; each option says what it is."""
-
-    models: Annotated[
-        tuple[str, ...],
-        Doc(
-            "Autoencoders to compare, from left to right: anything that convert opens.",
-            "MODEL...",
-            is_argument=True,
-        ),
-    ] = ()
-    images: Images = None
-    out: Annotated[Path | None, Doc("Folder to write the side-by-side images into.", "DIR")] = None
-    name: Annotated[
-        tuple[str, ...],
-        Doc("Name of the first MODEL, of the second, and so on; repeatable.", "NAME"),
-    ] = ()
-    models_file: Annotated[
-        Path | None, Doc("TOML file of models, as for eval.", "FILE.toml", flags=("--models",))
-    ] = None
-    ema: Annotated[
-        bool, Doc("Use the EMA weights of MODELs that have some.", flags=("--ema/--no-ema",))
-    ] = False
-    protocol: Annotated[str, Doc("Preset of how images are prepared, as for eval.", "NAME")] = (
-        "card-256"
-    )
-    size: Annotated[
-        int | None,
-        Doc("Side of the square images, in pixels; 256 in the presets.", "PIXELS", least=1),
-    ] = None
-
-
-class Format(str, Enum):
-    """Forms of a printed table."""
-
-    TABLE = "table"
-    MARKDOWN = "markdown"
-    LATEX = "latex"
-    JSON = "json"
-
-
-_MODELS, _METRICS = "Models", "Metrics"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NetworkFiles:
-    """Files with the weights of metric networks; each option says which."""
-
-    inception_weights: Annotated[
-        Path | None, Doc("Weights of torch-fidelity's Inception v3, for rFID.", "FILE", _METRICS)
-    ] = None
-    vgg_weights: Annotated[
-        Path | None, Doc("Weights of torchvision's VGG16, for PSIM and LPIPS.", "FILE", _METRICS)
-    ] = None
-    lpips_weights: Annotated[
-        Path | None, Doc("Linear weights of LPIPS v0.1 for VGG.", "FILE", _METRICS)
-    ] = None
-
-    def by_network(self, metrics: Sequence[str]) -> dict[str, Path]:
-        """List the files that were named, by network.
-
-        Raises:
-            UsageError: No metric needs one.
-        """
-        from vaeconv.evaluate.nets import NETS
-
-        given = (self.inception_weights, self.vgg_weights, self.lpips_weights)
-        why = "no metric of --metrics uses them"
-        refuse_idle(
-            Rule(net.option, path is not None, not {*metrics}.isdisjoint(net.serves), why)
-            for net, path in zip(NETS, given, strict=True)
-        )
-        return {net.name: path for net, path in zip(NETS, given, strict=True) if path is not None}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvalJob:
-    """Models and images of an evaluation, and its outputs; each option says what it is."""
-
-    models: Annotated[
-        tuple[str, ...],
-        Doc("Autoencoders to evaluate: anything that convert opens.", "MODEL...", is_argument=True),
-    ] = ()
-    images: Images = None
-    out: Annotated[
-        Path | None,
-        Doc(
-            "JSON file to write the result to; what a run has found so far lies beside it in "
-            "FILE.parts, so that it can go on after a kill.",
-            "FILE",
-        ),
-    ] = None
-    format: Annotated[Format, Doc("Form of the printed table.")] = Format.TABLE
-    add: Annotated[
-        tuple[Path, ...],
-        Doc(
-            "Earlier result to print as well, in the same table if protocol and images are the "
-            "same; repeatable.",
-            "FILE",
-        ),
-    ] = ()
-    plots: Annotated[
-        Path | None,
-        Doc("Folder to draw the distribution of each metric into. Needs matplotlib.", "DIR"),
-    ] = None
-    reproduce_card: Annotated[
-        bool,
-        Doc(
-            "Download the three published autoencoders and COCO 2017 val, and print our table "
-            "beside the card's, for each setting in doubt."
-        ),
-    ] = False
-    dry_run: Annotated[
-        bool, Doc("With --reproduce-card: print what would be downloaded and run; do neither.")
-    ] = False
-    models_file: Annotated[
-        Path | None,
-        Doc(
-            "TOML file of models with name, train_steps, comment, link, variant and ema.",
-            "FILE.toml",
-            _MODELS,
-            flags=("--models",),
-        ),
-    ] = None
-    name: Annotated[
-        tuple[str, ...],
-        Doc("Name of the first MODEL, of the second, and so on; repeatable.", "NAME", _MODELS),
-    ] = ()
-    train_steps: Annotated[
-        tuple[int, ...],
-        Doc("Training steps of the first MODEL, and so on; repeatable.", "N", _MODELS),
-    ] = ()
-    comment: Annotated[
-        tuple[str, ...], Doc("Comment on the first MODEL, and so on; repeatable.", "TEXT", _MODELS)
-    ] = ()
-    link: Annotated[
-        tuple[str, ...], Doc("Link of the first MODEL, and so on; repeatable.", "URL", _MODELS)
-    ] = ()
-    ema: Annotated[
-        bool,
-        Doc(
-            "Use the EMA weights of MODELs that have some.",
-            panel=_MODELS,
-            flags=("--ema/--no-ema",),
-        ),
-    ] = False
-    overwrite: Annotated[
-        bool,
-        Doc(
-            "Replace existing files at --out and --plots; without it only the result of this same "
-            "run is replaced.",
-            flags=("--overwrite", "--force"),
-        ),
-    ] = False
-
-    def refuse_idle(self, options: EvalOptions, reading: Reading, *, json: bool) -> None:
-        """Refuse options that have no effect together."""
-        has_models = bool(self.models or self.models_file or self.reproduce_card)
-        given = {
-            "images": self.images, "out": self.out, "ema": self.ema, "limit": options.limit,
-            "strict": options.strict, "latent-stats": options.latent_stats,
-            "restart": options.restart, "compile": options.compiles,
-            "channels-last": options.channels_last,
-            "expect-world-size": options.expect_world_size,
-            "source-prefix": reading.source_prefix, "salvage": reading.salvage,
-            "download": reading.download,
-        }  # fmt: skip
-        why = "there are no models to evaluate"
-        refuse_idle(
-            [
-                *[Rule(f"--{name}", bool(one), has_models, why) for name, one in given.items()],
-                Rule("--format", self.format is not Format.TABLE, not json, "--json is JSON"),
-            ]
         )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vaeconv.evaluate.images import Item
 from vaeconv.evaluate.meter import Meter
-from vaeconv.evaluate.models import Candidate, sample_posterior
+from vaeconv.evaluate.models import Candidate
 from vaeconv.evaluate.protocol import Protocol
 from vaeconv.evaluate.shards import Record
 from vaeconv.evaluate.summary import INFINITE
@@ -102,7 +102,9 @@ class BatchRunner:
         features = [original.features]
         found = []
         for candidate in self.candidates:
-            latents, decoded = self._reconstruct(candidate, inputs, [item.at for item in good])
+            latents, decoded = candidate.reconstruct(
+                inputs, [item.at for item in good], self.protocol
+            )
             rounded = (decoded * 255).round() / 255 if self.protocol.rounds else decoded
             seen = self.meter.look(rounded)
             metrics = self.meter.compare(original, seen)
@@ -116,14 +118,6 @@ class BatchRunner:
         if original.features is not None:
             joined = torch.cat([one for one in features if one is not None], dim=1)
         return Batch(items, good, found, joined)
-
-    def _reconstruct(
-        self, candidate: Candidate, inputs: torch.Tensor, indices: Sequence[int]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        mean, logvar = candidate.encode(inputs)
-        if self.protocol.posterior == "sample":
-            mean = sample_posterior(mean, logvar, indices, self.protocol.seed)
-        return mean, candidate.decode(mean)
 
 
 def grouped(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +15,23 @@ from vaeconv import option_docs as docs
 from vaeconv.checkpoint.atomic import replace_small_file
 from vaeconv.checkpoint.writable import make_folder
 from vaeconv.errors import InputError, OutputExistsError
+from vaeconv.evaluate.document import psnr_document
 from vaeconv.evaluate.grids import FORMATS, Panel, contact_sheet, merge_panels, save_picture
-from vaeconv.evaluate.images import ImageSet
-from vaeconv.evaluate.models import Candidate, ModelSpec, load_candidates, sample_posterior
+from vaeconv.evaluate.images import ImageSet, Item
+from vaeconv.evaluate.models import Candidate, ModelSpec, load_candidates
 from vaeconv.evaluate.protocol import PRESETS, Protocol
+from vaeconv.evaluate.samples import Sample, to_levels, to_rgb
+from vaeconv.evaluate.summary import INFINITE
 from vaeconv.json_text import dump_json
 from vaeconv.option_checks import check_fields
 from vaeconv.option_docs import Doc
-from vaeconv.parity.devices import import_torch, pick_device, reproducible
-from vaeconv.parity.images import LeftOut, flatten
+from vaeconv.parity.devices import (
+    describe_environment,
+    import_torch,
+    pick_device,
+    reproducible,
+)
+from vaeconv.parity.images import LeftOut
 from vaeconv.parity.side import OfOneModel, SideOptions
 
 ORIGINAL = "original"
@@ -39,6 +47,7 @@ class CompareOptions:
     Attributes:
         protocol: How images are prepared and reconstructed.
         sides: How to read the models.
+        on_sample: Called with each image and its reconstructions.
         on_progress: Called with what is being done, and how much of it is done of how much.
     """
 
@@ -63,6 +72,7 @@ class CompareOptions:
     overwrite: docs.Overwrite = False
     device: docs.Device = "auto"
     sides: OfOneModel = SideOptions()
+    on_sample: Callable[[Sample], None] | None = None
     on_progress: Callable[[str, int, int], None] | None = None
 
     def __post_init__(self) -> None:
@@ -78,6 +88,7 @@ class Compared(NamedTuple):
         sheet: The contact sheet; None for none.
         skipped: Images that could not be read, with the reason.
         left_out: Files that are no images, or cannot be reached, with the reason.
+        result: PSNR of the models as a document of an evaluation, for tables and pages.
     """
 
     order: tuple[str, ...]
@@ -85,11 +96,12 @@ class Compared(NamedTuple):
     sheet: Path | None
     skipped: tuple[tuple[str, str], ...]
     left_out: tuple[LeftOut, ...] = ()
+    result: Mapping[str, Any] = {}
 
 
 def compare(
     specs: Sequence[ModelSpec],
-    images: Path,
+    images: str | os.PathLike[str],
     folder: Path,
     options: CompareOptions | None = None,
 ) -> Compared:
@@ -97,7 +109,7 @@ def compare(
 
     Args:
         specs: The models, from left to right.
-        images: A folder of pictures, or a zip file.
+        images: A folder, a zip file, an image, or an address of a dataset on the Hub.
         folder: Where the merged pictures go.
         options: How.
 
@@ -108,7 +120,8 @@ def compare(
     options = options or CompareOptions()
     suffix = "." + options.format
     with ExitStack() as stack:
-        pictures = ImageSet(images, options.limit)
+        report = options.on_progress or (lambda step, done, total: None)
+        pictures = ImageSet(images, options.limit, lambda step: report(step, 0, 1))
         stack.callback(pictures.close)
         targets = _targets(pictures.names, folder, suffix)
         _check_folder(
@@ -116,9 +129,17 @@ def compare(
             [*targets, folder / f"sheet{suffix}", folder / REPORT],
             overwrite=options.overwrite,
         )
+        report("importing torch and diffusers", 0, 1)
         import_torch()
         device = pick_device(options.device)
-        candidates = load_candidates(specs, options.protocol, device, stack, how=options.sides)
+        candidates = load_candidates(
+            specs,
+            options.protocol,
+            device,
+            stack,
+            how=options.sides,
+            on_step=lambda step: report(step, 0, 1),
+        )
         return _Comparison(candidates, pictures, targets, device, options).run(folder)
 
 
@@ -132,6 +153,7 @@ def write_comparison(done: Compared, folder: Path) -> Path:
         "schema_version": 1,
         "command": "compare",
         "order": list(done.order),
+        "images": done.result["pictures"]["source"],
         "psnr": {path.name: list(found) for path, found in done.pictures},
     }
     target = folder / REPORT
@@ -193,22 +215,23 @@ class _Comparison:
             workers=os.cpu_count() or 1,
             ahead=4,
         )
+        self._report("comparing images", 0, len(self._pictures))
         with reproducible(), torch.inference_mode():
             for item in stream:
                 if item.pixels is None:
                     skipped.append((item.name, item.reason or ""))
                     continue
-                sheet, found = self._merge(item.at, item.pixels)
+                sheet, found = self._merge(item)
                 save_picture(sheet, self._targets[item.at])
                 written.append((self._targets[item.at], found))
                 if options.sheet:
                     merged.append(sheet)
-                self._report("comparing", item.at + 1, len(self._pictures))
+                self._report("comparing images", item.at + 1, len(self._pictures))
         if not written:
             name, reason = skipped[0]
             raise InputError(
                 f"no image in it could be read, such as {name}: {reason}",
-                where=str(self._pictures.path),
+                where=self._pictures.place,
             )
         path = None
         if merged:
@@ -216,36 +239,35 @@ class _Comparison:
             save_picture(contact_sheet(merged, options.sheet, options.format), path)
         order = (*(candidate.name for candidate in self._candidates), self._last)
         left_out = tuple(self._pictures.left_out)
-        return Compared(order, tuple(written), path, tuple(skipped), left_out)
+        result = psnr_document(
+            [found for _, found in written],
+            self._pictures,
+            self._candidates,
+            options.protocol,
+            [LeftOut(*one) for one in skipped],
+            describe_environment(self._device),
+        )
+        return Compared(order, tuple(written), path, tuple(skipped), left_out, result)
 
-    def _merge(self, at: int, pixels: Any) -> tuple[Any, tuple[float | None, ...]]:
+    def _merge(self, item: Item) -> tuple[Any, tuple[float | None, ...]]:
         import torch
 
         from vaeconv.evaluate.pixels import psnr
 
-        original = torch.from_numpy(pixels)[None].to(self._device)
+        original = torch.from_numpy(item.pixels)[None].to(self._device)
         inputs = original.float() / 127.5 - 1
         panels, found = [], []
         for candidate in self._candidates:
-            mean, logvar = candidate.encode(inputs)
-            if self._options.protocol.posterior == "sample":
-                mean = sample_posterior(mean, logvar, [at], self._options.protocol.seed)
-            values = candidate.decode(mean)
-            rounded = torch.nan_to_num(values * 255).round().to(torch.uint8)
+            _, decoded = candidate.reconstruct(inputs, [item.at], self._options.protocol)
+            rounded = to_levels(decoded)
             ratio = psnr(original.float() / 255, rounded.float() / 255).item()
             found.append(ratio if math.isfinite(ratio) else None)
             said = f"{ratio:.2f} dB" if math.isfinite(ratio) else "equal"
-            panels.append(Panel(candidate.name, _to_rows(rounded[0]), said))
-        panels.append(Panel(self._last, _to_rows(original[0])))
+            panels.append(Panel(candidate.name, to_rgb(rounded[0]), said))
+        panels.append(Panel(self._last, to_rgb(original[0])))
         options = self._options
+        if options.on_sample:
+            *rebuilt, last = (panel.pixels for panel in panels)
+            values = tuple({"psnr": INFINITE if one is None else one} for one in found)
+            options.on_sample(Sample(item.name, last, tuple(rebuilt), values))
         return merge_panels(panels, labels=options.labels, zoom=options.zoom), tuple(found)
-
-
-def _to_rows(pixels: Any) -> Any:
-    """Turn ``[c, h, w]`` of grey, RGB or RGBA on a device into ``[h, w, 3]`` here, on white."""
-    import numpy as np
-    from PIL import Image
-
-    rows = pixels.cpu().numpy().transpose(1, 2, 0)
-    image = Image.fromarray(np.ascontiguousarray(rows if rows.shape[2] > 1 else rows[:, :, 0]))
-    return np.asarray(flatten(image, "RGB"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from vaeconv.errors import CheckFailedError, InputError
@@ -17,11 +16,17 @@ from vaeconv.evaluate.models import Candidate
 from vaeconv.evaluate.pixels import WINDOW
 from vaeconv.evaluate.protocol import Protocol
 from vaeconv.evaluate.shards import Record
-from vaeconv.evaluate.summary import count_reasons, summarise_latents, summarise_model
+from vaeconv.evaluate.summary import (
+    INFINITE,
+    count_reasons,
+    summarise_latents,
+    summarise_metric,
+    summarise_model,
+)
 from vaeconv.parity.images import LeftOut
 
 
-def check_records(records: Sequence[Record], place: Path, *, strict: bool) -> None:
+def check_records(records: Sequence[Record], place: str, *, strict: bool) -> None:
     """Check that pictures could be read: some, or all where ``strict``.
 
     Raises:
@@ -33,13 +38,13 @@ def check_records(records: Sequence[Record], place: Path, *, strict: bool) -> No
         raise CheckFailedError(
             f"{len(skipped)} images were skipped, such as {skipped[0]['name']}: "
             f"{skipped[0]['skipped']}",
-            where=str(place),
+            where=place,
             hint="--no-strict counts them",
         )
     if len(skipped) == len(records):
         raise InputError(
             f"no image in it could be read, such as {skipped[0]['name']}: {skipped[0]['skipped']}",
-            where=str(place),
+            where=place,
         )
 
 
@@ -66,7 +71,8 @@ def make_document(
     return {
         "protocol": {**protocol._asdict(), "description": protocol.describe()},
         "pictures": {
-            "name": pictures.path.absolute().name,
+            "name": pictures.label,
+            "source": pictures.source,
             "fingerprint": pictures.fingerprint,
             "sha256": hash_images(measured),
             "number": len(measured),
@@ -77,7 +83,7 @@ def make_document(
         },
         "models": [
             {
-                **_describe_model(candidate),
+                **describe_model(candidate),
                 "metrics": {
                     **({"rfid": distance} if meter.width else {}),
                     **summarise_model(measured, at),
@@ -90,6 +96,47 @@ def make_document(
         "nets": [net._asdict() for net in meter.nets],
         **run,
         "per_picture": _columns(measured, len(candidates)),
+    }
+
+
+def psnr_document(
+    found: Sequence[Sequence[float | None]],
+    images: ImageSet,
+    candidates: Sequence[Candidate],
+    protocol: Protocol,
+    skipped: Sequence[LeftOut],
+    environment: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Describe a comparison as an evaluation that has PSNR alone.
+
+    Args:
+        found: PSNR of each model for each image; None where they are equal.
+        images: What was reconstructed.
+        candidates: The models.
+        protocol: How.
+        skipped: Images that could not be read.
+        environment: Where it ran.
+    """
+    columns = [
+        [INFINITE if one[at] is None else one[at] for one in found] for at in range(len(candidates))
+    ]
+    return {
+        "protocol": {**protocol._asdict(), "description": protocol.describe()},
+        "pictures": {
+            "name": images.label,
+            "source": images.source,
+            "number": len(found),
+            "sha256": None,
+            "beyond_limit": images.beyond,
+            "left_out": [one._asdict() for one in sorted([*images.left_out, *skipped])],
+        },
+        "models": [
+            {**describe_model(one), "metrics": {"psnr": summarise_metric(values)._asdict()}}
+            for one, values in zip(candidates, columns, strict=True)
+        ],
+        "nets": [],
+        "environment": environment,
+        "per_picture": {"models": [{"psnr": values} for values in columns]},
     }
 
 
@@ -108,7 +155,8 @@ def _left_out(pictures: ImageSet, records: Sequence[Record]) -> list[LeftOut]:
     return sorted([*pictures.left_out, *skipped])
 
 
-def _describe_model(candidate: Candidate) -> dict[str, Any]:
+def describe_model(candidate: Candidate) -> dict[str, Any]:
+    """Describe a model for a document: what it is called, and which weights ran."""
     spec = candidate.spec
     return {
         "name": candidate.name,

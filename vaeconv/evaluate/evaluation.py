@@ -5,23 +5,20 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from vaeconv import option_docs as docs
 from vaeconv.checkpoint.writable import check_writable
-from vaeconv.errors import MissingDependencyError, UsageError
+from vaeconv.errors import MissingDependencyError
 from vaeconv.evaluate.batches import BatchRunner, grouped
 from vaeconv.evaluate.document import check_records, make_document
+from vaeconv.evaluate.eval_options import EvalOptions, check_metrics
 from vaeconv.evaluate.images import ImageSet
 from vaeconv.evaluate.merging import merge_shards
-from vaeconv.evaluate.meter import METRICS, Meter
+from vaeconv.evaluate.meter import Meter
 from vaeconv.evaluate.models import Candidate, ModelSpec, load_candidates
-from vaeconv.evaluate.pixels import WINDOW
-from vaeconv.evaluate.protocol import PRESETS, Protocol
 from vaeconv.evaluate.ranks import Ranks, device_of, joined_ranks
 from vaeconv.evaluate.shards import (
     OtherRunError,
@@ -32,8 +29,7 @@ from vaeconv.evaluate.shards import (
     open_folder,
     read_shards,
 )
-from vaeconv.option_checks import check_fields
-from vaeconv.option_docs import Doc
+from vaeconv.evaluate.showing import show_samples
 from vaeconv.parity.devices import (
     describe_environment,
     describe_versions,
@@ -41,126 +37,16 @@ from vaeconv.parity.devices import (
     import_torch,
     reproducible,
 )
-from vaeconv.parity.side import OfOneModel, SideOptions
 
 SCHEMA_VERSION = 2  # of what is kept of a run; 1 knew images by names and sizes only
 _AHEAD = 3  # batches that are read before they are wanted
 
 
-_METRICS_PANEL, _SPEED = "Metrics", "Speed"
-
-
-def metric_list(text: str) -> tuple[str, ...]:
-    """Read names of metrics, separated by commas, into their own order."""
-    wanted = [name.strip() for name in text.lower().split(",") if name.strip()]
-    unknown = [name for name in wanted if name not in METRICS]
-    return (*(name for name in METRICS if name in wanted), *unknown)
-
-
-def number_or_auto(text: str) -> int | None:
-    """Read a whole number; ``auto`` is None.
-
-    Raises:
-        UsageError: It is neither.
-    """
-    if text == "auto":
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"{text!r} is neither auto nor a whole number")
-    return int(text)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvalOptions:
-    """How to evaluate; each option says what it does.
-
-    Attributes:
-        protocol: How images are prepared and reconstructed.
-        weights: Files with weights of metric networks, by network.
-        discards: Discard the progress of another run, in place of an error.
-        sides: How to read the models.
-        quiet: Draw no progress bar while fetching weights.
-        on_progress: Called with what is being done, and how much of it is done of how much.
-    """
-
-    protocol: Annotated[Protocol, "made of ProtocolOptions"] = PRESETS["card-256"]
-    limit: docs.Limit = None
-    strict: Annotated[
-        bool,
-        Doc("Fail if an image cannot be read.", flags=("--strict/--no-strict",)),
-    ] = False
-    latent_stats: Annotated[
-        bool,
-        Doc("Measure mean and deviation of the latents, and the scaling factor that follows."),
-    ] = False
-    metrics: Annotated[
-        tuple[str, ...],
-        Doc(
-            "Metrics to compute, separated by commas: rfid, psnr, ssim, psim and lpips.",
-            "LIST",
-            _METRICS_PANEL,
-            choices=METRICS,
-            parse=metric_list,
-        ),
-    ] = METRICS
-    allow_missing: Annotated[
-        bool,
-        Doc(
-            "Leave out metrics whose network weights are not found, instead of exit code 7.",
-            panel=_METRICS_PANEL,
-            flags=("--allow-missing-metrics",),
-        ),
-    ] = False
-    weights: dict[str, Path] = field(default_factory=dict)
-    may_download: Annotated[
-        bool,
-        Doc(
-            "Download no weights of metric networks.",
-            panel=_METRICS_PANEL,
-            flags=(" /--offline",),
-        ),
-    ] = True
-    device: docs.Device = "auto"
-    batch_size: Annotated[
-        int | None,
-        Doc(
-            "Images that run at a time; by default, and with auto, as many as fit.",
-            "N",
-            _SPEED,
-            least=1,
-            parse=number_or_auto,
-        ),
-    ] = None
-    workers: Annotated[
-        int | None,
-        Doc("Threads that read images; by default one for each core.", "N", _SPEED, least=1),
-    ] = None
-    channels_last: Annotated[
-        bool,
-        Doc("Store activations with channels last, which is faster on some GPUs.", panel=_SPEED),
-    ] = False
-    compiles: Annotated[
-        bool,
-        Doc("Compile encoder and decoder with torch.compile.", panel=_SPEED, flags=("--compile",)),
-    ] = False
-    expect_world_size: Annotated[
-        int | None,
-        Doc("Refuse to run in more or fewer processes than this.", "N", _SPEED, least=1),
-    ] = None
-    restart: Annotated[bool, Doc("Discard saved progress and start over.")] = False
-    discards: bool = False
-    sides: OfOneModel = SideOptions()
-    quiet: bool = False
-    on_progress: Callable[[str, int, int], None] | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if not self.metrics:
-            raise UsageError("metrics are empty", hint=f"there are {', '.join(METRICS)}")
-
-
 def evaluate(
-    specs: Sequence[ModelSpec], images: Path, parts: Path, options: EvalOptions
+    specs: Sequence[ModelSpec],
+    images: str | os.PathLike[str],
+    parts: Path,
+    options: EvalOptions,
 ) -> dict[str, Any] | None:
     """Reconstruct pictures with each model, and measure how far they are from the originals.
 
@@ -169,7 +55,7 @@ def evaluate(
 
     Args:
         specs: The models.
-        images: A folder of pictures, or a zip file.
+        images: A folder, a zip file, an image, or an address of a dataset on the Hub.
         parts: The folder for results as they come.
         options: How.
 
@@ -186,23 +72,18 @@ def evaluate(
         CheckFailedError: Pictures were skipped, and that was not allowed.
     """
     with ExitStack() as stack:
-        _check_metrics(options)
+        check_metrics(options)
         ranks = stack.enter_context(joined_ranks(options.expect_world_size))
         check_writable(parts, is_folder=True)
-        pictures = ImageSet(images, options.limit)
+        report = options.on_progress if ranks.is_first else None
+
+        def on_step(step: str) -> None:
+            if report:
+                report(step, 0, 1)
+
+        pictures = ranks.in_turn(lambda: ImageSet(images, options.limit, on_step))
         stack.callback(pictures.close)
         return Evaluation(specs, pictures, parts, options, ranks, stack).run()
-
-
-def _check_metrics(options: EvalOptions) -> None:
-    """Refuse a run that would measure nothing."""
-    is_small = options.protocol.size < WINDOW
-    metrics = [name for name in options.metrics if not (is_small and name == "ssim")]
-    if metrics or options.latent_stats:
-        return
-    if options.metrics:
-        raise UsageError(f"images of {options.protocol.size} pixels are too small for SSIM")
-    raise UsageError("no metrics", hint=f"choose from {', '.join(METRICS)}")
 
 
 class Evaluation:
@@ -226,13 +107,14 @@ class Evaluation:
         ranks: Ranks,
         stack: ExitStack,
     ) -> None:
-        import_torch()
         self._pictures = pictures
         self._parts = parts
         self._options = options
         self._ranks = ranks
         shown = options.on_progress if ranks.is_first else None
         self._report = shown or (lambda step, done, total: None)
+        self._report("importing torch and diffusers", 0, 1)
+        import_torch()
         self._device = device_of(options.device, ranks)
         self._meter = ranks.in_turn(
             lambda: Meter(
@@ -241,6 +123,7 @@ class Evaluation:
                 self._device,
                 may_download=options.may_download,
                 quiet=options.quiet or not ranks.is_first,
+                on_step=lambda step: self._report(step, 0, 1),
             )
         )
         if self._meter.missing and not options.allow_missing:
@@ -291,6 +174,8 @@ class Evaluation:
     def _check_unchanged(self, known: Mapping[int, str | None]) -> None:
         """Check that images are what they were when they were measured, by their bytes."""
         mine = self._ranks.share(sorted(known))
+        if mine:
+            self._report(f"looking whether {len(known)} measured images are unchanged", 0, 1)
         found = self._pictures.hashes(mine, workers=self._workers)
         changed = [at for at, sha256 in zip(mine, found, strict=True) if sha256 != known[at]]
         everywhere = sorted(at for some in self._ranks.gather(changed) for at in some)
@@ -341,13 +226,14 @@ class Evaluation:
             indices, options.protocol, channels, workers=self._workers, ahead=ahead
         )
         done = 0
+        self._report("measuring images", 0, total)
         with reproducible(), torch.inference_mode():
             self._environment = describe_environment(self._device)
             for batch in runner.run_all(grouped(stream, size)):
                 for record, features in batch.records():
                     writer.add(record, features)
                 done += len(batch.items)
-                self._report("measuring", min(done * self._ranks.world, total), total)
+                self._report("measuring images", min(done * self._ranks.world, total), total)
 
     def batch_size(self) -> int:
         """How many pictures there are in a batch: as many as was said, or as fit."""
@@ -358,19 +244,31 @@ class Evaluation:
 
     def _finish(self, shards: Sequence[Shard]) -> dict[str, Any] | None:
         seconds = time.monotonic() - self._started
+        self._report("computing the statistics", 0, 1)
         found = merge_shards(shards, self._ranks, self._meter.width, self._sets)
         if not self._ranks.is_first:
             return None
-        check_records(found.records, self._pictures.path, strict=self._options.strict)
+        check_records(found.records, self._pictures.place, strict=self._options.strict)
         run = {
             "run_sha256": digest_of(self._run),
             "environment": self._environment,
             "processes": self._ranks.world,
             "seconds": round(seconds, 2),
         }
-        return make_document(
+        document = make_document(
             found, self._pictures, self._candidates, self._meter, self._options.protocol, run
         )
+        if self._options.on_sample:
+            show_samples(
+                self._candidates,
+                self._pictures,
+                found.records,
+                self._options.protocol,
+                self._device,
+                on_sample=self._options.on_sample,
+                on_progress=self._report,
+            )
+        return document
 
 
 def _identify(candidate: Candidate) -> list[Any]:

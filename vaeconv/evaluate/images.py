@@ -1,30 +1,18 @@
-"""Sets of images: folders and zip files, read by several threads, prepared by the protocol."""
+"""Sets of images, read by several threads, prepared by the protocol."""
 
 from __future__ import annotations
 
 import hashlib
-import zipfile
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from vaeconv.errors import CheckpointNotFoundError, InputError, UsageError
+from vaeconv.errors import InputError, UsageError
 from vaeconv.evaluate.protocol import Protocol
-from vaeconv.parity.images import (
-    LeftOut,
-    decode,
-    image_mode,
-    list_images,
-    no_images,
-    quiet_pillow,
-    reason_by_name,
-    to_square,
-)
-
-_MAX_FILE = 1 << 30
-_ENCRYPTED = 1  # flag of a zip's entry
+from vaeconv.parity.image_files import open_images
+from vaeconv.parity.images import decode, image_mode, quiet_pillow, to_square
 
 Result = TypeVar("Result")
 
@@ -50,114 +38,60 @@ class Item(NamedTuple):
 
 
 class ImageSet:
-    """The images in a folder, with those in its folders, or in a zip file, in order of names.
+    """Images of one place, in order of names, read by several threads.
 
     Args:
-        path: The folder or the zip file.
+        place: A folder, a zip file, an image, or an address of a dataset on the Hub.
         limit: Take the first so many.
+        on_step: Called with what is being done.
 
     Attributes:
+        place: Where they are, for messages.
+        label: What to call the set in tables.
+        source: Its address on the Hub at the commit that is read; None where it is here.
         names: Of the images, by their place.
         left_out: Files that are none, or cannot be reached, with the reason.
         beyond: How many images the limit leaves out.
 
     Raises:
         CheckpointNotFoundError: It is not there, or holds no images.
+        HubError: The dataset cannot be read.
         InputError: It is a damaged zip file.
-        UsageError: The limit is less than one.
+        UsageError: The limit is less than one, or the address is none of a dataset.
     """
 
-    def __init__(self, path: Path, limit: int | None = None) -> None:
+    def __init__(
+        self,
+        place: str | os.PathLike[str],
+        limit: int | None = None,
+        on_step: Callable[[str], None] = lambda step: None,
+    ) -> None:
         if limit is not None and limit < 1:
             raise UsageError(f"a limit of {limit} images; one is the least")
-        self.path = path
-        self._zip: zipfile.ZipFile | None = None
-        self._entries: dict[str, zipfile.ZipInfo] = {}
-        if path.is_dir():
-            found, self.left_out = list_images(path)
-        elif path.is_file():
-            try:
-                self._zip = zipfile.ZipFile(path)
-            except (zipfile.BadZipFile, OSError, ValueError) as error:
-                raise InputError(
-                    f"neither a folder nor a zip file ({error})", where=str(path)
-                ) from error
-            found, self.left_out = self._list_entries(self._zip)
-        else:
-            raise CheckpointNotFoundError("no such folder or zip file", where=str(path))
-        self.names = found[:limit]
-        self.beyond = len(found) - len(self.names)
-        if not self.names:
-            self.close()
-            raise no_images(path, self.left_out)
+        self._files = open_images(place, on_step)
+        self.place, self.label, self.source = (
+            self._files.place, self._files.label, self._files.source,
+        )  # fmt: skip
+        self.left_out = self._files.left_out
+        self.names = self._files.names[:limit]
+        self.beyond = len(self._files.names) - len(self.names)
 
     def __len__(self) -> int:
         return len(self.names)
-
-    def _list_entries(self, archive: zipfile.ZipFile) -> tuple[list[str], list[LeftOut]]:
-        left_out = []
-        for entry in archive.infolist():
-            reason = reason_by_name(entry.filename)
-            if entry.is_dir():
-                continue
-            if not reason and entry.flag_bits & _ENCRYPTED:
-                reason = "encrypted"
-            if not reason and entry.filename in self._entries:
-                reason = "another entry has the same name"
-            if reason:
-                left_out.append(LeftOut(entry.filename, reason))
-            if not reason or reason.startswith("another"):
-                self._entries[entry.filename] = entry
-        return sorted(self._entries), sorted(left_out)
 
     @property
     def fingerprint(self) -> str:
         """Hash of names and sizes: tells many other sets from this one, and reads no image."""
         digest = hashlib.sha256()
         for name in self.names:
-            line = f"{name}\0{self._size(name)}\n"
+            line = f"{name}\0{self._files.size(name)}\n"
             digest.update(line.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
-
-    def _size(self, name: str) -> int:
-        if self._zip:
-            return self._entries[name].file_size
-        try:
-            return (self.path / name).stat().st_size
-        except OSError as error:
-            raise self._gone(name, error) from error
-
-    def _gone(self, name: str, error: OSError) -> InputError:
-        return InputError(
-            f"is gone since the images were listed ({error.strerror})",
-            where=str(self.path / name),
-            hint="what was measured is kept",
-        )
-
-    def _bytes(self, name: str) -> bytes:
-        """Read a file whole.
-
-        Raises:
-            InputError: It is too large or cannot be read; where it is gone, the error says where.
-        """
-        if self._size(name) > _MAX_FILE:
-            raise InputError("larger than 1 GiB")
-        try:
-            if self._zip:
-                return self._zip.read(self._entries[name])
-            return (self.path / name).read_bytes()
-        except FileNotFoundError as error:
-            raise self._gone(name, error) from error
-        except OSError as error:
-            reason = error.strerror or type(error).__name__
-            raise InputError(f"cannot be read ({reason})") from error
-        except Exception as error:  # a zip's decompressors raise what they like
-            raise InputError(f"cannot be read ({type(error).__name__})") from error
 
     def hash(self, index: int) -> str | None:
         """Hash the bytes of an image (sha256); None where they cannot be read."""
         try:
-            return hashlib.sha256(self._bytes(self.names[index])).hexdigest()
+            return hashlib.sha256(self._files.read(self.names[index])).hexdigest()
         except InputError as error:
             if error.where:
                 raise
@@ -172,7 +106,7 @@ class ImageSet:
         name = self.names[index]
         sha256 = None
         try:
-            data = self._bytes(name)
+            data = self._files.read(name)
             sha256 = hashlib.sha256(data).hexdigest()
             pixels, remark = prepare(data, protocol, channels)
         except InputError as error:
@@ -195,9 +129,8 @@ class ImageSet:
         return _ahead(self.hash, indices, workers, 2 * workers)
 
     def close(self) -> None:
-        """Close the zip file."""
-        if self._zip:
-            self._zip.close()
+        """Close the files."""
+        self._files.close()
 
 
 def _ahead(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 COLUMNS = {"psnr": ("PSNR", 1), "ssim": ("SSIM", 2), "psim": ("PSIM (VGG, unweighted)", 2),
            "lpips": ("LPIPS", 3)}  # fmt: skip
 METRICS = ("rfid", *COLUMNS)
+BETTER_IF_LARGER = frozenset({"psnr", "ssim"})
+UNITS = {"psnr": " dB"}  # what stands behind a number
+
+
+def explain_metric(name: str) -> str:
+    """Say what a metric is called, its unit, and which end of it is better."""
+    title = COLUMNS[name][0] if name in COLUMNS else "rFID"
+    better = "higher" if name in BETTER_IF_LARGER else "lower"
+    return f"{title}{' in dB' if name in UNITS else ''} ({better} is better)"
 
 
 class NetFacts(NamedTuple):
@@ -51,6 +60,7 @@ class Meter:
         given: Files of weights that options named, by net.
         device: Where.
         may_download: Whether to fetch weights that are not there.
+        on_step: Called with what is being done.
         quiet: Whether to draw no progress bar while fetching.
 
     Raises:
@@ -65,6 +75,7 @@ class Meter:
         *,
         may_download: bool = True,
         quiet: bool = False,
+        on_step: Callable[[str], None] = lambda step: None,
     ) -> None:
         self.device = device
         self.missing: dict[str, MissingWeightsError] = {}
@@ -79,13 +90,18 @@ class Meter:
                 continue
             try:
                 found[net] = find_weights(
-                    net, given.get(net.name), may_download=may_download, quiet=quiet
+                    net,
+                    given.get(net.name),
+                    may_download=may_download,
+                    quiet=quiet,
+                    on_step=on_step,
                 )
             except MissingWeightsError as error:
                 self.missing |= dict.fromkeys(wanted, error)
         self.metrics = tuple(name for name in metrics if name not in self.missing)
         for net, weights in found.items():
             if set(net.serves) & set(self.metrics):
+                on_step(f"loading {net.name}")
                 self._load(net, weights)
                 facts = NetFacts(net.name, weights.path.name, weights.sha256, weights.is_published)
                 self.nets.append(facts)

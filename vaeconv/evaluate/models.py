@@ -86,8 +86,16 @@ def name_specs(
     models_file: Path | None,
     *,
     ema: bool,
+    both: bool = False,
 ) -> list[ModelSpec]:
     """Pair models with what is said of the first, of the second, and so on; then those of a file.
+
+    Args:
+        paths: The models.
+        columns: What is said of them, by fields of :class:`ModelSpec`.
+        models_file: A file of more models.
+        ema: Use the EMA weights of those that have some.
+        both: Make two rows of each: of its raw weights, and of its EMA weights.
 
     Raises:
         UsageError: There are more names, steps, comments or links than models; two have one name.
@@ -100,9 +108,16 @@ def name_specs(
         for at, value in enumerate(values):
             change: dict[str, Any] = {field: value}
             given[at] = replace(given[at], **change)
+    if both:
+        given = [row for spec in given for row in _raw_and_ema(spec)]
     specs = [*given, *(read_models_file(models_file) if models_file else [])]
     name_models(specs)
     return specs
+
+
+def _raw_and_ema(spec: ModelSpec) -> tuple[ModelSpec, ModelSpec]:
+    (name,) = name_models([spec])
+    return replace(spec, name=f"{name} raw"), replace(spec, name=f"{name} EMA", ema=True)
 
 
 class Candidate(NamedTuple):
@@ -137,6 +152,24 @@ class Candidate(NamedTuple):
         decoded = self.model.decode(latents.to(self.dtype)).float()
         return (decoded / 2 + 0.5).clamp(0, 1)
 
+    def reconstruct(
+        self, pictures: torch.Tensor, indices: Sequence[int], protocol: Protocol
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode and decode by a protocol.
+
+        Args:
+            pictures: float32 ``[b, c, h, w]`` from -1 to 1.
+            indices: Their places in the set: a sample's noise follows from them.
+            protocol: How.
+
+        Returns:
+            The latents that were decoded, and what :meth:`decode` makes of them.
+        """
+        latents, logvar = self.encode(pictures)
+        if protocol.posterior == "sample":
+            latents = sample_posterior(latents, logvar, indices, protocol.seed)
+        return latents, self.decode(latents)
+
 
 def load_candidates(
     specs: Sequence[ModelSpec],
@@ -152,6 +185,7 @@ def load_candidates(
     """Open and load models; their files are closed with the stack.
 
     Raises:
+        EmaError: One of a pair of rows has no EMA weights, or none of all that should.
         InputError: One cannot be read, or its config contradicts its weights.
         UnsupportedModelError: One takes or makes images of channels that no image file has.
         UsageError: They take images of different channels, or of another size.
@@ -162,6 +196,8 @@ def load_candidates(
     names = name_models(specs)
     sides: list[Side] = []
     for spec, name in zip(specs, names, strict=True):
+        if on_step:
+            on_step(f"opening {name}")
         side = open_side(spec.path, name, how._replace(variant=spec.variant), ema=spec.ema)
         stack.callback(side.close)
         sides.append(side)
@@ -169,6 +205,10 @@ def load_candidates(
     averaged = [side for side, spec in zip(sides, specs, strict=True) if spec.ema]
     if averaged:
         check_averages(averaged)
+    raw = {(spec.path, spec.variant) for spec in specs if not spec.ema}
+    for spec, side in zip(specs, sides, strict=True):
+        if spec.ema and (spec.path, spec.variant) in raw:  # its two rows would be the same
+            check_averages([side])
     _check_channels(sides)
     candidates: list[Candidate] = []
     for spec, name, side in zip(specs, names, sides, strict=True):

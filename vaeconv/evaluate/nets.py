@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -93,7 +94,14 @@ class MissingWeightsError(MissingDependencyError):
     """The weights of a metric net are nowhere, and could not be fetched."""
 
 
-def find_weights(net: Net, given: Path | None, *, may_download: bool, quiet: bool) -> Weights:
+def find_weights(
+    net: Net,
+    given: Path | None,
+    *,
+    may_download: bool,
+    quiet: bool,
+    on_step: Callable[[str], None] = lambda step: None,
+) -> Weights:
     """Find and load the weights of a net.
 
     In this order: the file that was given, the environment variable, torch's cache of downloads,
@@ -104,6 +112,7 @@ def find_weights(net: Net, given: Path | None, *, may_download: bool, quiet: boo
         given: The file that an option named.
         may_download: Whether to fetch what is not there.
         quiet: Whether to draw no progress bar.
+        on_step: Called with what is being done.
 
     Raises:
         MissingWeightsError: They are nowhere, or cannot be fetched.
@@ -113,17 +122,23 @@ def find_weights(net: Net, given: Path | None, *, may_download: bool, quiet: boo
     if not path.is_file():
         if not may_download:
             raise _missing(net, "it is not in torch's cache, and downloads are off")
+        on_step(f"downloading the weights of {net.name} from {net.url}")
         _download(net, path, quiet=quiet)
+    on_step(f"reading the weights of {net.name}")
     return _load(net, path)
 
 
-def check_weights(net: Net) -> None:
+def check_weights(net: Net, given: Path | None = None) -> None:
     """Check that the weights of a net are there or can be fetched, without loading them.
+
+    Args:
+        net: Which.
+        given: The file that an option named.
 
     Raises:
         MissingWeightsError: They are nowhere, or the server that has them does not answer.
     """
-    if _place_of(net, None).is_file():
+    if _place_of(net, given).is_file():
         return
     from urllib.request import Request, urlopen
 

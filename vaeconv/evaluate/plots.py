@@ -10,9 +10,9 @@ from typing import Any
 from vaeconv.checkpoint.atomic import replace_small_file
 from vaeconv.checkpoint.writable import check_writable, make_folder
 from vaeconv.errors import MissingDependencyError, OutputExistsError
-from vaeconv.evaluate.meter import COLUMNS
+from vaeconv.evaluate.distributions import finite_values
+from vaeconv.evaluate.meter import COLUMNS, explain_metric
 
-_UNITS = {"psnr": "PSNR in dB (higher is better)", "ssim": "SSIM (higher is better)"}
 _BINS = 40
 
 
@@ -69,7 +69,7 @@ def draw_plots(folder: Path, results: Sequence[Mapping[str, Any]]) -> list[Path]
     written = []
     for number, result in enumerate(results):
         for name in COLUMNS:
-            series = _series(result, name)
+            series = finite_values(result, name)
             if not series:
                 continue
             figure = figure_class(figsize=(6.4, 3.6), dpi=160, layout="constrained")
@@ -79,16 +79,6 @@ def draw_plots(folder: Path, results: Sequence[Mapping[str, Any]]) -> list[Path]
             written.append(folder / _file_name(name, number, len(results)))
             replace_small_file(written[-1], buffer.getvalue(), durable=False)
     return written
-
-
-def _series(result: Mapping[str, Any], name: str) -> dict[str, list[float]]:
-    """Take the finite values of each model."""
-    found = {}
-    for model, columns in zip(result["models"], result["per_picture"]["models"], strict=True):
-        values = [value for value in columns.get(name, ()) if isinstance(value, int | float)]
-        if values:
-            found[model["name"]] = values
-    return found
 
 
 def _draw(
@@ -111,7 +101,7 @@ def _draw(
             label=f"{model}: {mean:.{COLUMNS[name][1]}f}",
         )
         axes.axvline(mean, color=colour, linewidth=1.5)
-    axes.set_xlabel(_UNITS.get(name, f"{COLUMNS[name][0]} (lower is better)"))
+    axes.set_xlabel(explain_metric(name))
     axes.set_ylabel("images")
     size = result["protocol"]["size"]
     pictures = result["pictures"]

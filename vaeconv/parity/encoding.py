@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 from vaeconv.checkpoint.atomic import replace_small_file
 from vaeconv.checkpoint.in_memory import AnyModel, as_source
 from vaeconv.effects import reading_rules, refuse_idle
-from vaeconv.errors import CheckpointNotFoundError, InputError, UsageError
+from vaeconv.errors import InputError, UsageError
 from vaeconv.names import check_ending, check_order, is_address
-from vaeconv.nearby import suggest_path
 from vaeconv.option_checks import MOST_PIXELS, Device, Range, check_arguments
 from vaeconv.output import check_target
 from vaeconv.parity.devices import import_torch, pick_device, reproducible
-from vaeconv.parity.images import LeftOut, image_mode, list_images, no_images, read_images
+from vaeconv.parity.image_files import ImageFiles, open_images
+from vaeconv.parity.images import LeftOut, image_mode, read_images
 from vaeconv.parity.latents import FILE_FORMAT, LATENT, PICTURE, from_uint8
 from vaeconv.parity.side import Side, SideOptions, open_side
 from vaeconv.wording import plural
@@ -32,6 +32,7 @@ class Encoded(NamedTuple):
         latent: Shape of each latent, ``[z, h, w]``.
         device: Where they were encoded.
         left_out: Files in the folder that were not encoded, with the reason.
+        source: Address of the images on the Hub at the commit that was read; None for images here.
 
     Example:
         >>> model = "fixtures/tiny-diffusers"
@@ -45,6 +46,7 @@ class Encoded(NamedTuple):
     latent: tuple[int, ...]
     device: str
     left_out: tuple[LeftOut, ...] = ()
+    source: str | None = None
 
     def __str__(self) -> str:
         shape = "x".join(map(str, self.latent))
@@ -71,7 +73,8 @@ def encode_images(
     Runs of one model on one machine give the same bytes.
 
     Args:
-        images: A folder of images, with those in its folders, or one image.
+        images: A folder, with the folders in it, a zip file, an image, or an address of a dataset
+            on the Hub.
         output: The file to write.
         model: Anything that :func:`~vaeconv.checkpoint.open.open_checkpoint` opens.
         size: Side of a picture in pixels, after resizing its shorter side and cutting its middle.
@@ -99,42 +102,29 @@ def encode_images(
         device=Device,
     )
     how.validate()
-    model = as_source(model)
-    images, output = Path(images), Path(output)
+    model, output = as_source(model), Path(output)
     check_ending(output, (".safetensors", ".sft"), "a file of latents")
     refuse_idle(reading_rules([model], download=how.download, variant=how.variant))
     sources = (images, model)
     check_order(sources, output)
     if is_address(os.fspath(model)):  # before anything is fetched
         check_target(output, sources, overwrite=overwrite)
-    folder, names, left_out = _list(images)
     report = on_progress or (lambda step, done, total: None)
+    files = open_images(images, lambda step: report(step, 0, 1))
+    left_out = list(files.left_out)
     side = open_side(model, "MODEL", how, ema=False)
     try:
         check_target(output, sources, overwrite=overwrite)
-        done = _encode(side, folder, names[:limit], output, size, device, report, left_out)
+        done = _encode(side, files, files.names[:limit], output, size, device, report, left_out)
     finally:
         side.close()
-    return done._replace(left_out=tuple(left_out))
-
-
-def _list(images: Path) -> tuple[Path, list[str], list[LeftOut]]:
-    """List the images of a folder, or one; paths are relative to the folder."""
-    if images.is_file():
-        return images.parent, [images.name], []
-    if not images.is_dir():
-        raise CheckpointNotFoundError(
-            "no such file or folder", where=str(images), hint=suggest_path(images)
-        )
-    names, left_out = list_images(images)
-    if not names:
-        raise no_images(images, left_out)
-    return images, names, left_out
+        files.close()
+    return done._replace(left_out=tuple(left_out), source=files.source)
 
 
 def _encode(
     side: Side,
-    folder: Path,
+    files: ImageFiles,
     names: list[str],
     output: Path,
     size: int,
@@ -147,6 +137,7 @@ def _encode(
     if size < factor:
         raise UsageError(f"--size {size} is less than the {factor} pixels of one latent")
     mode = image_mode(topology.in_channels, side.name)
+    report("importing torch and diffusers", 0, 1)
     import_torch()
     import torch
     from safetensors.numpy import save
@@ -155,9 +146,13 @@ def _encode(
     tensors: dict[str, Any] = {}
     shape: tuple[int, ...] = ()
     with reproducible(), torch.inference_mode():
+        report("loading the model", 0, 1)
         model = side.load_checked()
         model.to(place, torch.float32)
-        pictures = read_images(folder, names, mode=mode, size=size, factor=factor, broken=left_out)
+        report("encoding images", 0, len(names))
+        pictures = read_images(
+            files.read, names, mode=mode, size=size, factor=factor, broken=left_out
+        )
         for done, picture in enumerate(pictures, 1):
             data = torch.from_numpy(from_uint8(picture.pixels))[None].to(place)
             mean = model.encode(data)[0, : topology.latent_channels].cpu().numpy()
@@ -166,11 +161,13 @@ def _encode(
             tensors[LATENT + name] = mean
             tensors[PICTURE + name] = picture.pixels
             shape = tuple(mean.shape)
-            report("encoding", done, len(names))
+            report("encoding images", done, len(names))
     if not tensors:
         name, reason = left_out[-1]
-        raise InputError(f"no image can be used, such as {name}: {reason}", where=str(folder))
+        raise InputError(f"no image can be used, such as {name}: {reason}", where=files.place)
     about = {"format": FILE_FORMAT, "model": Path(side.name).name, "size": size}
+    if files.source:
+        about["images"] = files.source
     # One key: the library writes several in no fixed order.
     content = save(tensors, metadata={"vaeconv": json.dumps(about, sort_keys=True)})
     replace_small_file(output, content, durable=True)

@@ -6,7 +6,7 @@ import io
 import os
 import stat
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -118,12 +118,12 @@ def _reason_by_kind(path: Path) -> str | None:
     return None if stat.S_ISREG(kind) else "not a regular file"
 
 
-def no_images(path: Path, left_out: Sequence[LeftOut]) -> CheckpointNotFoundError:
+def no_images(place: str, left_out: Sequence[LeftOut]) -> CheckpointNotFoundError:
     """Make the error of a folder or zip file without images; it says what is there instead."""
     there = f"; {count_left_out(left_out)}" if left_out else ""
     return CheckpointNotFoundError(
         f"no images in it{there}",
-        where=str(path),
+        where=place,
         hint=f"names of images end in {', '.join(SUFFIXES)}",
     )
 
@@ -142,15 +142,21 @@ def count_left_out(left_out: Sequence[LeftOut]) -> str:
 
 
 def read_images(
-    folder: Path, names: Sequence[str], *, mode: str, size: int, factor: int, broken: list[LeftOut]
+    read: Callable[[str], bytes],
+    names: Sequence[str],
+    *,
+    mode: str,
+    size: int,
+    factor: int,
+    broken: list[LeftOut],
 ) -> Iterator[Picture]:
     """Read images, the shorter side resized, the middle cut out as a square.
 
     One that is no image, is damaged, or is too large to be honest is left out.
 
     Args:
-        folder: Where they are.
-        names: Their paths in it.
+        read: Reads one, by its name.
+        names: Their paths in the folder.
         mode: Of Pillow, as :func:`image_mode` gives it.
         size: Side of the result in pixels; rounded down to a multiple of ``factor``.
         factor: How many times smaller a latent is.
@@ -162,13 +168,10 @@ def read_images(
         stem = name.rpartition(".")[0] or name
         known = name if stem in used else stem
         used.add(known)
-        path = folder / name
         try:
             with quiet_pillow():
-                image, _ = decode(path.read_bytes(), mode)
+                image, _ = decode(read(name), mode)
                 pixels = to_square(image, side)
-        except OSError as error:
-            broken.append(LeftOut(name, f"cannot be read ({error.strerror})"))
         except InputError as error:
             broken.append(LeftOut(name, error.what))
         else:

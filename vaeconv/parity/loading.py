@@ -137,13 +137,10 @@ def load_folder(folder: Path, variant: str | None) -> Model:
         CheckFailedError: diffusers cannot load it, or leaves weights out or at random.
     """
     import torch
-    from diffusers.utils import logging
 
     autoencoder = import_torch()
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
     try:
-        with utf8_path(folder) as place:
+        with quiet_diffusers(), utf8_path(folder) as place:
             module, info = autoencoder.from_pretrained(
                 place,
                 variant=variant,
@@ -156,8 +153,6 @@ def load_folder(folder: Path, variant: str | None) -> Model:
         raise CheckFailedError(
             f"diffusers cannot load it: {type(error).__name__}: {error}", where=str(folder)
         ) from error
-    finally:
-        logging.set_verbosity(level)
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[what]:
             raise CheckFailedError(
@@ -165,6 +160,22 @@ def load_folder(folder: Path, variant: str | None) -> Model:
                 where=str(folder),
             )
     return Model(module, Layout.DIFFUSERS, "AutoencoderKL.from_pretrained")
+
+
+@contextmanager
+def quiet_diffusers() -> Iterator[None]:
+    """Keep diffusers' warnings and its progress bars out of ours, inside the block."""
+    from diffusers.utils import logging
+
+    level, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if has_bars:
+            logging.enable_progress_bar()
 
 
 def check_module(module: torch.nn.Module, where: str) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from vaeconv.autoencoder.config import Scaling
-from vaeconv.errors import listed, one_line
+from vaeconv.errors import listed
+from vaeconv.pages.frame import DataUri, png_address, render
 from vaeconv.parity.latents import Reference
 from vaeconv.parity.pictures import (
     describe_distance,
@@ -29,15 +29,6 @@ _OFFENDERS = 20  # tensors that the page lists of each comparison
 _LARGE = 320  # pixels; wider pictures get a row of the page to themselves
 
 
-class _DataUri(str):
-    """A picture as an address: made here, long, and nothing in it to escape."""
-
-    __slots__ = ()
-
-    def __html__(self) -> str:
-        return self
-
-
 def make_page(result: Verification, decoded: Sequence[Decoded]) -> str:
     """Write a verification as a page; whatever names hold, they stay text.
 
@@ -45,19 +36,10 @@ def make_page(result: Verification, decoded: Sequence[Decoded]) -> str:
         result: What was found.
         decoded: Pairs of pictures to show, of the sides ``result.labels``.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("vaeconv.parity"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_printable,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     references = result.references
-    return environment.get_template(_TEMPLATE).render(
+    return render(
+        "vaeconv.parity",
+        _TEMPLATE,
         outcome=outcome(result),
         comparisons=[_comparison(one) for one in comparisons_of(result)],
         weights=weight_table(comparisons_of(result)),
@@ -75,12 +57,6 @@ def make_page(result: Verification, decoded: Sequence[Decoded]) -> str:
         timing={step: f"{seconds:.2f} s" for step, seconds in result.timing.items()},
         notes=[note.text for note in result.notes],
     )
-
-
-def _printable(value: Any) -> Any:
-    """Keep control characters and lone surrogates of names out of the page."""
-    is_markup = hasattr(value, "__html__")
-    return one_line(value) if isinstance(value, str) and not is_markup else value
 
 
 def _comparison(comparison: Comparison) -> dict[str, Any]:
@@ -150,15 +126,15 @@ def _picture(one: Decoded) -> dict[str, Any]:
         "height": height * scale,
         "is_large": width * scale > _LARGE,
         "is_enlarged": scale > 1,
-        "a": _data_uri(to_rgb(one.pictures[0])),
-        "b": _data_uri(to_rgb(one.pictures[1])),
-        "heat": _data_uri(heat.rgb),
+        "a": _address(to_rgb(one.pictures[0])),
+        "b": _address(to_rgb(one.pictures[1])),
+        "heat": _address(heat.rgb),
         "factor": heat.text,
-        "bar": _data_uri(heat.bar) if heat.largest else None,
+        "bar": _address(heat.bar) if heat.largest else None,
         "largest": f"{heat.largest:.1e}" if heat.largest else None,
         "is_finite": heat.is_finite,
     }
 
 
-def _data_uri(rgb: Pixels) -> _DataUri:
-    return _DataUri("data:image/png;base64," + base64.b64encode(encode_png(rgb)).decode())
+def _address(rgb: Pixels) -> DataUri:
+    return png_address(encode_png(rgb))

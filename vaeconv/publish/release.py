@@ -317,10 +317,11 @@ def _hash_inputs(name: str, project: Project, state: State) -> str | None:
         ],
         "eval": lambda: [
             weights, asdict(table), others(),
-            project.content(table.images), project.content(table.baseline),
+            project.images(table.images), project.content(table.baseline),
+            [project.content(str(file)) for file in project.networks.values()],
         ] if table.images else None,
         "compare": lambda: [
-            weights, asdict(pictures), others(), project.content(pictures.images),
+            weights, asdict(pictures), others(), project.images(pictures.images),
         ] if pictures.images else None,
         "card": lambda: [
             weights, asdict(config.card), asdict(config.push),

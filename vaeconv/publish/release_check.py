@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 
 from vaeconv.errors import UsageError, VaeconvError
+from vaeconv.evaluate.nets import INCEPTION, LPIPS_HEADS, VGG
 from vaeconv.evaluate.ranks import read_ranks
 from vaeconv.names import KINDS, OutputKind, ending_of
 from vaeconv.publish.push_options import PushOptions, check_options
@@ -99,6 +100,16 @@ def _eval(table: EvalTable) -> Iterator[UsageError]:
             yield _wrong("eval", f"{key} needs images")
         elif metric not in table.metrics:
             yield _wrong("eval", f"{key} needs {metric} in metrics")
+    networks = (
+        ("inception_weights", table.inception_weights, INCEPTION),
+        ("vgg_weights", table.vgg_weights, VGG),
+        ("lpips_weights", table.lpips_weights, LPIPS_HEADS),
+    )
+    for key, file, net in networks:
+        if file and not table.images:
+            yield _wrong("eval", f"{key} needs images")
+        elif file and {*table.metrics}.isdisjoint(net.serves):
+            yield _wrong("eval", f"{key} needs {' or '.join(net.serves)} in metrics")
     if table.baseline is None and table.max_rfid_regression != 0:
         yield _wrong("eval", "max_rfid_regression needs baseline")
 

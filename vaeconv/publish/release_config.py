@@ -11,10 +11,11 @@ from vaeconv.autoencoder.families import FAMILY_NAMES
 from vaeconv.checkpoint.atomic import replace_small_file
 from vaeconv.errors import OutputExistsError, UsageError, VaeconvError
 from vaeconv.evaluate.meter import METRICS
+from vaeconv.evaluate.network_files import INCEPTION_FILE, LPIPS_FILE, VGG_FILE
 from vaeconv.evaluate.protocol import PRESETS
 from vaeconv.names import KINDS, check_ending
 from vaeconv.option_checks import MOST_PIXELS, RUN_DTYPES, Device, Range, check_fields
-from vaeconv.option_docs import Doc
+from vaeconv.option_docs import IMAGES, Doc
 from vaeconv.publish.meta import CardMeta
 from vaeconv.schema import build, read_toml
 
@@ -111,7 +112,7 @@ class EvalTable:
 
     images: Annotated[
         str | None,
-        Doc("Images to evaluate with: a folder or a zip file; no evaluation without them."),
+        Doc(f"Images to evaluate with: {IMAGES}; no evaluation without them."),
     ] = None
     title: Annotated[str, Doc("Title of the table in the card.")] = ""
     limit: Annotated[int | None, Doc("Use only this many images, in the order of their names.")] = (
@@ -126,6 +127,9 @@ class EvalTable:
     metrics: Annotated[
         tuple[str, ...], Doc("Metrics to compute: rfid, psnr, ssim, psim and lpips.")
     ] = ("rfid", "psnr", "ssim", "psim", "lpips")
+    inception_weights: Annotated[str | None, INCEPTION_FILE] = None
+    vgg_weights: Annotated[str | None, VGG_FILE] = None
+    lpips_weights: Annotated[str | None, LPIPS_FILE] = None
     models: Annotated[str | None, Doc("TOML file of models to show beside this one.")] = None
     device: Annotated[str, Doc("Device that computes: auto, cpu, cuda, cuda:N or mps.")] = "auto"
     allow_missing_metrics: Annotated[
@@ -157,7 +161,7 @@ class CompareTable:
 
     images: Annotated[
         str | None,
-        Doc("Images to show side by side: a folder or a zip file; none are shown without."),
+        Doc(f"Images to show side by side: {IMAGES}; none are shown without."),
     ] = None
     limit: Annotated[int, Doc("Show only this many images, in the order of their names.")] = 6
     size: Annotated[
@@ -219,7 +223,8 @@ PATHS = frozenset(
     {
         ("source", "checkpoint"), ("source", "config"), ("output", "folder"),
         ("verify", "latents"), ("verify", "drop_in_for"), ("eval", "images"), ("eval", "models"),
-        ("eval", "baseline"), ("compare", "images"),
+        ("eval", "baseline"), ("eval", "inception_weights"), ("eval", "vgg_weights"),
+        ("eval", "lpips_weights"), ("compare", "images"),
     }
 )  # fmt: skip
 

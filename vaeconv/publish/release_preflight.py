@@ -179,18 +179,19 @@ class Preflight:
 
     def _look_at_images(self, name: str, table: EvalTable | CompareTable) -> None:
         assert table.images is not None
-        place, limit = self._project.path(table.images), table.limit
+        place, limit = self._project.place(table.images), table.limit
+        assert place is not None
         # The default of a comparison is how many at most.
         least = limit if name == "eval" or limit != CompareTable().limit else None
         self._attempt(lambda: self._look_at_set(name, place, least, table.size))
 
-    def _look_at_set(self, name: str, place: Path, least: int | None, size: int | None) -> None:
+    def _look_at_set(self, name: str, place: str, least: int | None, size: int | None) -> None:
         images = ImageSet(place)
         try:
             number = len(images)
             if least and number < least:
                 raise UsageError(
-                    f"[{name}] limit is {least}, and there are {number} images", where=str(place)
+                    f"[{name}] limit is {least}, and there are {number} images", where=place
                 )
             # One that is wrong is said already.
             protocol = PRESETS.get(self._config.eval.protocol, PRESETS["card-256"])
@@ -203,7 +204,7 @@ class Preflight:
         if all(item.pixels is None for item in items):
             raise InputError(
                 f"no image can be used, such as {items[0].name}: {items[0].reason}",
-                where=str(place),
+                where=place,
             )
 
     def _look_at_metrics(self) -> None:
@@ -213,7 +214,8 @@ class Preflight:
             metrics = set(net.serves) & set(table.metrics)
             is_judged = table.baseline is not None and "rfid" in metrics
             if metrics and (is_judged or not table.allow_missing_metrics):
-                self._attempt(lambda: check_weights(net))  # noqa: B023 - called at once
+                given = self._project.networks.get(net.name)
+                self._attempt(lambda: check_weights(net, given))  # noqa: B023 - called at once
         if table.baseline:
             baseline = self._project.path(table.baseline)
             self._attempt(lambda: read_rfid(baseline))

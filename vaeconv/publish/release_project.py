@@ -11,9 +11,12 @@ from typing import Any
 from vaeconv.autoencoder.families import ALIASES, BY_NAME, FAMILIES, Family
 from vaeconv.autoencoder.scaling import ScalingOptions
 from vaeconv.autoencoder.topology import Layout
+from vaeconv.checkpoint.hub_address import parse_dataset
+from vaeconv.checkpoint.hub_dataset import Dataset
 from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.checkpoint.source import hash_bytes
 from vaeconv.evaluate.models import ModelSpec, read_models_file
+from vaeconv.evaluate.nets import INCEPTION, LPIPS_HEADS, VGG
 from vaeconv.publish.meta import CardMeta
 from vaeconv.publish.modelspec import modelspec
 from vaeconv.publish.places import hide_places
@@ -111,6 +114,11 @@ class Project:
             ]
         return self._contents[path]
 
+    def images(self, text: str | None) -> Any:
+        """Hash images that are here; of a dataset on the Hub tell the commit that is read."""
+        location = parse_dataset(text or "")
+        return Dataset(location).source if location else self.content(text)
+
     def survey(self) -> Survey:
         """What is in the training checkpoint."""
         if self._survey is None:
@@ -148,6 +156,17 @@ class Project:
         """What stands beside it there."""
         models = self.config.eval.models
         return read_models_file(self.path(models)) if models else ()
+
+    @property
+    def networks(self) -> dict[str, Path]:
+        """Files with weights of metric networks that the release file names, by network."""
+        table = self.config.eval
+        given = {
+            INCEPTION: table.inception_weights,
+            VGG: table.vgg_weights,
+            LPIPS_HEADS: table.lpips_weights,
+        }
+        return {net.name: self.path(file) for net, file in given.items() if file}
 
     @property
     def title(self) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 from vaeconv.checkpoint.atomic import replace_small_file
 from vaeconv.errors import CheckFailedError, counted
 from vaeconv.evaluate.comparing import CompareOptions, compare, write_comparison
-from vaeconv.evaluate.evaluation import EvalOptions, evaluate
+from vaeconv.evaluate.eval_options import EvalOptions
+from vaeconv.evaluate.evaluation import evaluate
 from vaeconv.evaluate.protocol import preset
 from vaeconv.parity.report import write_report
 from vaeconv.parity.side import SideOptions
@@ -30,21 +31,22 @@ def measure(work: Work) -> Outcome:
     """Evaluate, and judge the result: the gates of PSNR and rFID."""
     project = work.project
     table = project.config.eval
-    assert table.images is not None
+    images = project.place(table.images)
+    assert images is not None
     target = project.diffusers / EVAL
     result = evaluate(
         [project.own_model, *project.other_models],
-        project.path(table.images),
+        images,
         _parts(work),
         EvalOptions(
             protocol=preset(table.protocol).changed(size=table.size),
             metrics=table.metrics,
+            weights=project.networks,
             allow_missing=table.allow_missing_metrics,
             limit=table.limit,
             device=table.device,
             sides=SideOptions(allow_zeros=project.config.source.allow_zeros),
             discards=True,
-            quiet=True,
             on_progress=work.on_progress,
         ),
     )
@@ -59,7 +61,7 @@ def measure(work: Work) -> Outcome:
 def _parts(work: Work) -> Path:
     """Where the evaluation keeps what it measured; what is of other pictures is removed."""
     folder = work.project.folder
-    said = json.dumps(work.project.content(work.project.config.eval.images)).encode()
+    said = json.dumps(work.project.images(work.project.config.eval.images)).encode()
     kept = folder / f"eval-{hashlib.sha256(said).hexdigest()[:16]}.parts"
     for parts in folder.glob("eval-*.parts"):
         if parts != kept or work.is_forced:
@@ -71,11 +73,12 @@ def show(work: Work) -> Outcome:
     """Draw reconstructions side by side, for each card."""
     project = work.project
     table, protocol = project.config.compare, project.config.eval.protocol
-    assert table.images is not None
+    images = project.place(table.images)
+    assert images is not None
     assets = project.diffusers / ASSETS
     done = compare(
         [*project.other_models, project.own_model],
-        project.path(table.images),
+        images,
         assets,
         CompareOptions(
             protocol=preset(protocol).changed(size=table.size),

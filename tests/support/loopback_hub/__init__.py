@@ -1,7 +1,9 @@
 """A loopback Hub to push to and download from, in memory, which misbehaves on request.
 
 It answers what the real huggingface_hub asks when it makes a repository, commits, tags and reads
-back. ``{id}`` is ``namespace/name`` of a model; other kinds of repository aren't served.
+back. ``{id}`` is ``namespace/name`` of a model. A dataset is ``datasets/namespace/name`` in
+``create_repo``; of its routes those that read are served (information at a revision, tree,
+paths-info, resolve). Other kinds of repository aren't.
 
 ===================================================  ==============================================
 GET /api/whoami-v2                                   the token's name and organizations, or 401

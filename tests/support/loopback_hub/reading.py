@@ -12,6 +12,7 @@ from tests.support.loopback_hub.routes import Ask, Refusal, reply, route
 from tests.support.loopback_hub.rules import Answer
 
 
+@route("GET", "/api/datasets/{id}/revision/{rev}")
 @route("GET", "/api/models/{id}/revision/{rev}")
 @route("GET", "/api/models/{id}")
 def model_info(ask: Ask) -> Answer:
@@ -69,6 +70,8 @@ def refs(ask: Ask) -> Answer:
     return reply({**found, "converts": []})
 
 
+@route("GET", "/api/datasets/{id}/tree/{rev}/{path}")
+@route("GET", "/api/datasets/{id}/tree/{rev}")
 @route("GET", "/api/models/{id}/tree/{rev}/{path}")
 @route("GET", "/api/models/{id}/tree/{rev}")
 def tree(ask: Ask) -> Answer:
@@ -82,6 +85,7 @@ def tree(ask: Ask) -> Answer:
     return reply(entries)
 
 
+@route("POST", "/api/datasets/{id}/paths-info/{rev}")
 @route("POST", "/api/models/{id}/paths-info/{rev}")
 def paths_info(ask: Ask) -> Answer:
     commit = ask.commit(ask.repo(), ask.parts[1])
@@ -130,6 +134,7 @@ def discussion(ask: Ask) -> Answer:
     )
 
 
+@route("HEAD GET", "/datasets/{id}/resolve/{rev}/{path}")
 @route("HEAD GET", "/{id}/resolve/{rev}/{path}")
 def resolve(ask: Ask) -> Answer:
     repo = ask.repo()
@@ -145,9 +150,11 @@ def resolve(ask: Ask) -> Answer:
     return Answer(302, headers)
 
 
+@route("HEAD GET", "/datasets/{id}/blob/{sha256}", host="storage")
 @route("HEAD GET", "/{id}/blob/{sha256}", host="storage")
 def blob(ask: Ask) -> Answer:
-    repo: Repository | None = ask.hub.repos.get(ask.parts[0])
+    kind = "datasets/" if ask.request.path.startswith("/datasets/") else ""
+    repo: Repository | None = ask.hub.repos.get(kind + ask.parts[0])
     content = repo.lfs.get(ask.parts[1]) if repo else None
     if content is None:
         return Answer(403)

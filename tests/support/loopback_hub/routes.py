@@ -71,6 +71,8 @@ class Ask:
     def repo(self) -> Repository:
         """Return the repository in the path, if the one who asks may see it."""
         repo_id, account = self.parts[0], self._known()
+        if self.request.path.startswith(("/datasets/", "/api/datasets/")):
+            repo_id = f"datasets/{repo_id}"
         repo = self.hub.repos.get(repo_id)
         if repo is None or (repo.private and not self._reaches(account, repo_id)):
             if account is None:

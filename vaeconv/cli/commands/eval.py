@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from vaeconv.cli.declare import declare
-from vaeconv.cli.jobs import EvalJob, NetworkFiles, Reading
+from vaeconv.cli.eval_jobs import EvalJob
+from vaeconv.cli.jobs import Reading
 from vaeconv.cli.output import Sink
-from vaeconv.cli.render.eval import run_job
-from vaeconv.evaluate.evaluation import EvalOptions
+from vaeconv.evaluate.eval_options import EvalOptions
+from vaeconv.evaluate.network_files import NetworkFiles
 from vaeconv.evaluate.protocol import ProtocolOptions
 
 
@@ -28,6 +29,10 @@ def eval(
 
         vaeconv eval last.ckpt out/ --images val2017/ --out eval.json
 
+        vaeconv eval last.ckpt --raw-and-ema --images photos/ --out eval.json --html eval.html
+
+        vaeconv eval out/ --images hf://datasets/owner/name/val.zip --out eval.json
+
         vaeconv eval --models models.toml --images val2017.zip --out eval.json --format markdown
 
         vaeconv eval out/ --images photos/ --out eval.json --metrics psnr,ssim --latent-stats
@@ -36,4 +41,20 @@ def eval(
 
         vaeconv eval --add coco.json --add laion.json --format markdown
     """
-    run_job(job, protocol, options, networks, reading, sink)
+    from dataclasses import replace
+
+    from vaeconv.cli.evaluating import evaluate_job
+
+    job.check(options, reading, json=sink.json)
+    options = replace(
+        options,
+        protocol=protocol.made(),
+        weights=networks.by_network(options.metrics),
+        sides=reading.options(),
+    )
+    if job.reproduce_card:
+        from vaeconv.cli.reproduce import reproduce
+
+        reproduce(job, options, sink)
+    else:
+        evaluate_job(job, options, sink)

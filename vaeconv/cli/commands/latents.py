@@ -7,10 +7,10 @@ from typing import Annotated
 
 from vaeconv.cli.declare import declare
 from vaeconv.cli.output import Sink
-from vaeconv.option_docs import Device, Doc, Limit, Overwrite
+from vaeconv.option_docs import IMAGES, Device, Doc, Limit, Overwrite
 from vaeconv.parity.side import SideOptions
 
-Images = Annotated[Path, Doc("Images to encode: a folder, or one image.", "IMAGES")]
+Images = Annotated[str, Doc(f"Images to encode: {IMAGES}.", "IMAGES")]
 Output = Annotated[Path, Doc(".safetensors file to write.", "OUT")]
 Model = Annotated[
     str,

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from vaeconv.evaluate.comparing import Compared
 from vaeconv.wording import plural
 
+_MOST = 20  # images that are named one by one
 
-def compare_document(done: Compared) -> dict[str, Any]:
-    """Describe a comparison for machines."""
+
+def compare_document(done: Compared, page: Path | None, written: Sequence[Path]) -> dict[str, Any]:
+    """Describe a comparison for machines.
+
+    Args:
+        done: What was compared.
+        page: The HTML page.
+        written: Files beside the images and their sheet.
+    """
     return {
         "order": list(done.order),
         "pictures": [
@@ -21,13 +29,29 @@ def compare_document(done: Compared) -> dict[str, Any]:
         "sheet": str(done.sheet) if done.sheet else None,
         "skipped": [{"name": name, "reason": why} for name, why in done.skipped],
         "left_out": [one._asdict() for one in done.left_out],
+        "html": str(page) if page else None,
+        "written": [str(path) for path in [*images_of(done), *written]],
     }
 
 
-def compare_lines(done: Compared, place: Path, *, verbose: bool) -> Iterator[str]:
-    """Tell a person what was compared."""
+def images_of(done: Compared) -> list[Path]:
+    """List the images that were written, the sheet last."""
+    return [*(path for path, _ in done.pictures), *([done.sheet] if done.sheet else [])]
+
+
+def compare_lines(done: Compared, written: Sequence[Path], *, verbose: bool) -> Iterator[str]:
+    """Tell a person what was compared, and which files were written.
+
+    Args:
+        done: What was compared.
+        written: Files beside the images and their sheet.
+        verbose: Name every image, however many there are.
+    """
     order = ", ".join(done.order)
     yield f"compared {plural(len(done.pictures), 'image')}, from left to right: {order}"
-    if verbose:
-        yield from (f"wrote {path}" for path, _ in done.pictures)
-    yield f"wrote {place}"
+    images = [path for path, _ in done.pictures]
+    shown = images if verbose else images[:_MOST]
+    yield from (f"wrote {path}" for path in shown)
+    if len(shown) < len(images):
+        yield f"wrote {len(images) - len(shown)} more there (--verbose names them)"
+    yield from (f"wrote {path}" for path in [*([done.sheet] if done.sheet else []), *written])

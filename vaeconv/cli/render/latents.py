@@ -15,6 +15,7 @@ def latents_document(done: Encoded) -> dict[str, Any]:
         "path": str(done.output),
         "bytes": done.output.stat().st_size,
         "names": list(done.names),
+        "images": done.source,
         "left_out": [one._asdict() for one in done.left_out],
         "latent": list(done.latent),
         "device": done.device,

@@ -51,10 +51,10 @@ addEventListener("load", () => {
 </script>"""
 
 
-def dump_dom(page: Path, profile: Path) -> str:
+def dump_dom(page: Path, profile: Path, *flags: str) -> str:
     """Open a file in a browser of its own, and give what has become of its markup."""
     assert BROWSER is not None
-    command = [BROWSER, *FLAGS, f"--user-data-dir={profile}", "--window-size=1280,900"]
+    command = [BROWSER, *FLAGS, *flags, f"--user-data-dir={profile}", "--window-size=1280,900"]
     process = subprocess.Popen(
         [*command, "--dump-dom", page.as_uri()],
         stdout=subprocess.PIPE,
@@ -87,11 +87,12 @@ class _Measured(HTMLParser):
         self.text += data if self._is_in else ""
 
 
-def measure(html: str, script: str, folder: Path) -> dict[str, Any]:
+def measure(html: str, script: str, folder: Path, *flags: str) -> dict[str, Any]:
     """Measure in a copy of a page.
 
     ``script`` defines ``measure()``, which runs once all is loaded and returns an object; what
     went wrong until then is in ``seen``, and what was asked for in ``requests``.
+    ``flags`` are more of the browser's.
     """
     assert html.count("<head>") == html.count("</body>") == 1
     copy = folder / "copy.html"
@@ -99,6 +100,6 @@ def measure(html: str, script: str, folder: Path) -> dict[str, Any]:
     probed = probed.replace("</body>", f"<script>{script}</script>{REPORTER}</body>")
     copy.write_text(probed, encoding="utf-8")
     parser = _Measured()
-    parser.feed(dump_dom(copy, folder / "profile"))
+    parser.feed(dump_dom(copy, folder / "profile", *flags))
     found: dict[str, Any] = json.loads(parser.text)
     return found

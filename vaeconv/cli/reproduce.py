@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vaeconv.cli.jobs import EvalJob
+from vaeconv.cli.eval_files import check_result, parts_of
+from vaeconv.cli.eval_jobs import EvalJob
+from vaeconv.cli.evaluating import run_evaluation
 from vaeconv.cli.output import Sink
-from vaeconv.cli.render.eval import check_result, run_evaluation
+from vaeconv.cli.render.eval import written_lines
 from vaeconv.cli.screen import Line, Table
 from vaeconv.errors import UsageError
 from vaeconv.evaluate.card import (
@@ -24,7 +26,7 @@ from vaeconv.evaluate.card import (
     plan_downloads,
     protocol_file,
 )
-from vaeconv.evaluate.evaluation import EvalOptions
+from vaeconv.evaluate.eval_options import EvalOptions
 
 _TITLES = {"rfid": "rFID", "psnr": "PSNR", "ssim": "SSIM", "psim": "PSIM"}
 
@@ -42,7 +44,7 @@ def reproduce(job: EvalJob, options: EvalOptions, sink: Sink) -> None:
         raise UsageError("--reproduce-card runs protocols of its own")
     cache = default_cache()
     downloads = plan_downloads(cache)
-    images = job.images or downloads[-1].target
+    images = job.images or str(downloads[-1].target)
     if job.images:
         downloads.pop()
     if job.dry_run:
@@ -52,7 +54,7 @@ def reproduce(job: EvalJob, options: EvalOptions, sink: Sink) -> None:
         raise UsageError("no output", hint="name a file for the result with --out")
     for one in PROTOCOLS:
         out = protocol_file(job.out, one)
-        check_result(out, out.with_name(out.name + ".parts"), overwrite=job.overwrite)
+        check_result(out, parts_of(out), overwrite=job.overwrite)
     for download in downloads:
         if not download.is_there:
             fetch(download, quiet=not sink.is_shown)
@@ -63,14 +65,15 @@ def reproduce(job: EvalJob, options: EvalOptions, sink: Sink) -> None:
         if result is None:
             return
         differences += compare_with_card(result)
+    written = [str(protocol_file(job.out, one)) for one in PROTOCOLS]
     sink.show(
         "eval",
-        lambda: comparison_document(differences),
-        lambda: comparison_lines(differences),
+        lambda: {**comparison_document(differences), "written": written},
+        lambda: [*comparison_lines(differences), *written_lines(written)],
     )
 
 
-def _print_plan(sink: Sink, downloads: Sequence[Any], images: Path) -> None:
+def _print_plan(sink: Sink, downloads: Sequence[Any], images: str) -> None:
     document = {
         "dry_run": True,
         "downloads": [
@@ -78,7 +81,7 @@ def _print_plan(sink: Sink, downloads: Sequence[Any], images: Path) -> None:
             for one in downloads
         ],
         "nets": net_urls(),
-        "images": str(images),
+        "images": images,
         "protocols": {one.name: one.describe() for one in PROTOCOLS},
     }
     lines = ["would fetch:"]

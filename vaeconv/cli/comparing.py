@@ -1,0 +1,65 @@
+"""Run a comparison as the command line asks for it, and write what it asks for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from vaeconv.checkpoint.atomic import replace_small_file
+from vaeconv.cli.eval_files import check_page
+from vaeconv.cli.eval_jobs import CompareJob
+from vaeconv.cli.jobs import Reading
+from vaeconv.cli.left_out import left_out_notes
+from vaeconv.cli.output import Sink
+from vaeconv.cli.render.compare import compare_document, compare_lines
+from vaeconv.effects import reading_rules, refuse_idle
+from vaeconv.errors import UsageError
+from vaeconv.evaluate.comparing import Compared, CompareOptions, compare, write_comparison
+from vaeconv.evaluate.protocol import preset
+from vaeconv.evaluate.samples import COMPARED, Extremes, Sample
+from vaeconv.names import check_ending
+from vaeconv.publish.places import hide_places, hide_places_in_text
+
+
+def compare_job(job: CompareJob, options: CompareOptions, reading: Reading, sink: Sink) -> None:
+    """Compare the models of a job, print the outcome, and write what the job asks for.
+
+    Raises:
+        UsageError: Something that is needed was not named.
+        VaeconvError: As :func:`~vaeconv.evaluate.comparing.compare`.
+    """
+    specs = job.specs()
+    if not specs or job.images is None or job.out is None:
+        raise UsageError("models, --images and --out are needed")
+    check_ending(job.out, (), "--out")
+    if job.html:
+        check_page(job.html, overwrite=options.overwrite)
+    refuse_idle(reading_rules([spec.path for spec in specs], download=reading.download))
+    extremes = Extremes(COMPARED)
+    with sink.progress("fetching") as fetching, sink.steps() as steps:
+        options = replace(
+            options,
+            protocol=preset(job.protocol).changed(size=job.size),
+            sides=reading.options(fetching.advance),
+            on_sample=extremes.add if job.html else None,
+            on_progress=steps.advance,
+        )
+        done = compare(specs, job.images, job.out, options)
+    written = [write_comparison(done, job.out)]
+    if job.html:
+        _write_page(job.html, done, extremes.samples)
+        written.append(job.html)
+    notes = [f"note: {name} skipped: {why}" for name, why in done.skipped]
+    sink.show(
+        "compare",
+        lambda: compare_document(done, job.html, written),
+        lambda: compare_lines(done, written, verbose=sink.verbose),
+        notes=[*notes, *left_out_notes(done.left_out, verbose=sink.verbose)],
+    )
+
+
+def _write_page(path: Path, done: Compared, samples: list[Sample]) -> None:
+    from vaeconv.evaluate.page import make_page
+
+    page = make_page("compare", [hide_places(done.result)], samples, most=COMPARED)
+    replace_small_file(path, hide_places_in_text(page).encode(), durable=False)
