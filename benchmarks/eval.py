@@ -20,11 +20,11 @@ import torch
 from PIL import Image
 
 from benchmarks.verify import make_pair
-from vaeconv.evaluate.evaluation import EvalOptions, Evaluation
-from vaeconv.evaluate.images import ImageSet
-from vaeconv.evaluate.models import Candidate, ModelSpec
-from vaeconv.evaluate.protocol import DTYPES, PRESETS
-from vaeconv.evaluate.ranks import Ranks
+from vaeconv.evaluation.evaluation import EvalOptions, Evaluation
+from vaeconv.evaluation.images import ImageSet
+from vaeconv.evaluation.models import Candidate, ModelSpec
+from vaeconv.evaluation.protocol import DTYPES, PRESETS
+from vaeconv.evaluation.ranks import Ranks
 from vaeconv.parity.devices import pick_device, reproducible
 
 

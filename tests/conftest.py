@@ -49,9 +49,9 @@ SLOW: dict[str, tuple[str, ...]] = {
     "tests/checkpoint/test_unpickle.py::test_malformed": (
         "4e304e304e304e304e304e30-complex", "5d5d5d5d5d5d5d5d5d5d5d5d-complex",
     ),
-    "tests/evaluate/test_evaluation.py::test_the_whole_inception_runs_from_the_command_line": (),
-    "tests/evaluate/test_once_wrong.py::test_processes_join_again_and_again": (),
-    "tests/evaluate/test_resume.py::test_a_run_that_is_killed_again_and_again": (),
+    "tests/evaluation/test_evaluation.py::test_the_whole_inception_runs_from_the_command_line": (),
+    "tests/evaluation/test_once_wrong.py::test_processes_join_again_and_again": (),
+    "tests/evaluation/test_resume.py::test_a_run_that_is_killed_again_and_again": (),
     # The README's examples show the other answer.
     "tests/parity/test_verify_run.py::test_the_installed_entry_point": ("True-0",),
     "tests/publish/test_loopback_hub.py::test_diffusers_loads_from_it": (),

@@ -13,10 +13,10 @@ import pytest
 from vaeconv.autoencoder.scaling import ScalingOptions
 from vaeconv.conversion import ConvertOptions
 from vaeconv.errors import UsageError
-from vaeconv.evaluate.comparing import CompareOptions
-from vaeconv.evaluate.evaluation import EvalOptions
-from vaeconv.evaluate.models import ModelSpec
-from vaeconv.evaluate.protocol import Protocol, preset
+from vaeconv.evaluation.comparing import CompareOptions
+from vaeconv.evaluation.evaluation import EvalOptions
+from vaeconv.evaluation.models import ModelSpec
+from vaeconv.evaluation.protocol import Protocol, preset
 from vaeconv.executor import CopyOptions
 from vaeconv.inspection import InspectOptions
 from vaeconv.parity.behaviour import Limits

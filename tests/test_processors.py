@@ -24,9 +24,9 @@ MISSED = """
 import sys, torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from diffusers import AutoencoderKL
-from vaeconv.evaluate.inception import InceptionV3
-from vaeconv.evaluate.pixels import ssim
-from vaeconv.evaluate.vgg import VGG16
+from vaeconv.evaluation.inception import InceptionV3
+from vaeconv.evaluation.pixels import ssim
+from vaeconv.evaluation.vgg import VGG16
 from vaeconv.parity.compvis import CompVisAutoencoder
 from fixtures import make_fixtures as make
 

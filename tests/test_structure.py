@@ -48,7 +48,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("vaeconv.conversion", "vaeconv.inspection", "vaeconv.prune", "vaeconv.pruning"),
     ("vaeconv.pages",),
     ("vaeconv.parity",),
-    ("vaeconv.evaluate",),
+    ("vaeconv.evaluation",),
     ("vaeconv.publish",),
     ("vaeconv.cli",),
     ("vaeconv.__main__", "vaeconv"),
@@ -62,7 +62,7 @@ EXTERNAL: dict[str, set[str]] = {
     "vaeconv.checkpoint": {"numpy", "huggingface_hub", "isal", "numkong", "torch"},
     "vaeconv.pages": {"jinja2"},
     "vaeconv.parity": {"torch", "diffusers", "numpy", "safetensors", "PIL"},
-    "vaeconv.evaluate": {
+    "vaeconv.evaluation": {
         "torch", "torchvision", "torchmetrics", "diffusers", "accelerate", "lpips", "numpy",
         "scipy", "safetensors", "PIL", "matplotlib",
     },
@@ -77,8 +77,8 @@ LATE = {
 EARLY = {
     ("vaeconv.checkpoint.cast", "numpy"),
     ("vaeconv.parity.compvis", "torch"),
-    ("vaeconv.evaluate.inception", "torch"),
-    ("vaeconv.evaluate.vgg", "torch"),
+    ("vaeconv.evaluation.inception", "torch"),
+    ("vaeconv.evaluation.vgg", "torch"),
 }
 RESOLVERS = {"vaeconv", "vaeconv.cli.group"}  # import parts of their own by name, as late as can be
 
@@ -244,7 +244,7 @@ def test_costly_modules_stay_out_when_all_is_imported() -> None:
         name
         for name in (module_name(path, PACKAGE) for path in PACKAGE.rglob("*.py"))
         if name not in {"vaeconv.checkpoint.cast", "vaeconv.__main__"}
-        and room_of(name) not in {"vaeconv.parity", "vaeconv.evaluate", "vaeconv.publish"}
+        and room_of(name) not in {"vaeconv.parity", "vaeconv.evaluation", "vaeconv.publish"}
     )
     code = f"import sys, {', '.join(modules)}; print(*sorted({LATE!r} & sys.modules.keys()))"
     done = subprocess.run(
@@ -434,8 +434,8 @@ ALLOWED = [
     ("checkpoint/base.py", "from ..errors import InputError"),
     ("parity/__init__.py", "def f():\n    import torch"),
     ("parity/decode.py", "from vaeconv.conversion import convert"),
-    ("evaluate/metrics.py", "from vaeconv.parity import latents"),
-    ("publish/release.py", "import vaeconv.evaluate, vaeconv.parity, vaeconv.prune"),
+    ("evaluation/metrics.py", "from vaeconv.parity import latents"),
+    ("publish/release.py", "import vaeconv.evaluation, vaeconv.parity, vaeconv.prune"),
     ("prune.py", "from vaeconv.prune_plan import Group"),
     ("cli/commands/push.py", "import typer\nfrom vaeconv.publish import card"),
 ]

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from vaeconv.checkpoint.open import open_checkpoint
     from vaeconv.conversion import Conversion, ConvertOptions, convert
     from vaeconv.errors import VaeconvError
-    from vaeconv.evaluate.comparing import Compared, CompareOptions, compare
-    from vaeconv.evaluate.evaluation import EvalOptions, evaluate
-    from vaeconv.evaluate.models import ModelSpec
+    from vaeconv.evaluation.comparing import Compared, CompareOptions, compare
+    from vaeconv.evaluation.eval_options import EvalOptions
+    from vaeconv.evaluation.evaluation import evaluate
+    from vaeconv.evaluation.models import ModelSpec
     from vaeconv.executor import CopyOptions
     from vaeconv.inspection import Inspection, InspectOptions, inspect
     from vaeconv.notes import Level, Note, VaeconvWarning
@@ -82,18 +83,18 @@ _HOMES = {
     "CardInputs": "vaeconv.publish.card",
     "CardMeta": "vaeconv.publish.meta",
     "Checkpoint": "vaeconv.checkpoint.base",
-    "Compared": "vaeconv.evaluate.comparing",
-    "CompareOptions": "vaeconv.evaluate.comparing",
+    "Compared": "vaeconv.evaluation.comparing",
+    "CompareOptions": "vaeconv.evaluation.comparing",
     "Conversion": "vaeconv.conversion",
     "ConvertOptions": "vaeconv.conversion",
     "CopyOptions": "vaeconv.executor",
     "Encoded": "vaeconv.parity.encoding",
-    "EvalOptions": "vaeconv.evaluate.evaluation",
+    "EvalOptions": "vaeconv.evaluation.eval_options",
     "InspectOptions": "vaeconv.inspection",
     "Inspection": "vaeconv.inspection",
     "Level": "vaeconv.notes",
     "Limits": "vaeconv.parity.behaviour",
-    "ModelSpec": "vaeconv.evaluate.models",
+    "ModelSpec": "vaeconv.evaluation.models",
     "Note": "vaeconv.notes",
     "PruneOptions": "vaeconv.prune_options",
     "Pruning": "vaeconv.pruning",
@@ -107,10 +108,10 @@ _HOMES = {
     "VaeconvWarning": "vaeconv.notes",
     "Verification": "vaeconv.parity.verdict",
     "VerifyOptions": "vaeconv.parity.verification",
-    "compare": "vaeconv.evaluate.comparing",
+    "compare": "vaeconv.evaluation.comparing",
     "convert": "vaeconv.conversion",
     "encode_images": "vaeconv.parity.encoding",
-    "evaluate": "vaeconv.evaluate.evaluation",
+    "evaluate": "vaeconv.evaluation.evaluation",
     "inspect": "vaeconv.inspection",
     "make_card": "vaeconv.publish.card",
     "open_checkpoint": "vaeconv.checkpoint.open",

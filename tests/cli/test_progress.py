@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.evaluate.runs import FOLDER, KL, SIZE, environment, write_tiles
+from tests.evaluation.runs import FOLDER, KL, SIZE, environment, write_tiles
 from tests.support.terminal import Shown, run_in_terminal
 from vaeconv.checkpoint.hub_client import hidden_bars
 from vaeconv.parity.loading import load_folder

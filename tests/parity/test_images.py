@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from tests.evaluate.runs import tiles
+from tests.evaluation.runs import tiles
 from vaeconv.errors import InputError, UnsupportedModelError
-from vaeconv.evaluate.images import ImageSet
+from vaeconv.evaluation.images import ImageSet
 from vaeconv.parity.images import (
     FIRST_FRAME,
     HIDDEN,

@@ -30,7 +30,7 @@ from vaeconv.autoencoder.scaling import ScalingOptions
 from vaeconv.autoencoder.topology import Layout
 from vaeconv.conversion import ConvertOptions, convert
 from vaeconv.errors import MissingDependencyError, OutputError
-from vaeconv.evaluate.nets import NETS
+from vaeconv.evaluation.nets import NETS
 from vaeconv.publish.release_preflight import Preflight
 from vaeconv.publish.release_project import Project
 

@@ -28,7 +28,7 @@ from tests.publish.releases import (
 from tests.publish.test_signing import make_key
 from tests.support.loopback_hub import LoopbackHub, Repository
 from vaeconv.errors import HubError, OutputError, UsageError, VaeconvError
-from vaeconv.evaluate.nets import NETS
+from vaeconv.evaluation.nets import NETS
 from vaeconv.names import KINDS
 from vaeconv.publish import release_preflight
 from vaeconv.publish.access import _may_write

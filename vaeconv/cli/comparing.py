@@ -14,9 +14,9 @@ from vaeconv.cli.output import Sink
 from vaeconv.cli.render.compare import compare_document, compare_lines
 from vaeconv.effects import reading_rules, refuse_idle
 from vaeconv.errors import UsageError
-from vaeconv.evaluate.comparing import Compared, CompareOptions, compare, write_comparison
-from vaeconv.evaluate.protocol import preset
-from vaeconv.evaluate.samples import COMPARED, Extremes, Sample
+from vaeconv.evaluation.comparing import Compared, CompareOptions, compare, write_comparison
+from vaeconv.evaluation.protocol import preset
+from vaeconv.evaluation.samples import COMPARED, Extremes, Sample
 from vaeconv.names import check_ending
 from vaeconv.publish.places import hide_places, hide_places_in_text
 
@@ -26,7 +26,7 @@ def compare_job(job: CompareJob, options: CompareOptions, reading: Reading, sink
 
     Raises:
         UsageError: Something that is needed was not named.
-        VaeconvError: As :func:`~vaeconv.evaluate.comparing.compare`.
+        VaeconvError: As :func:`~vaeconv.evaluation.comparing.compare`.
     """
     specs = job.specs()
     if not specs or job.images is None or job.out is None:
@@ -59,7 +59,7 @@ def compare_job(job: CompareJob, options: CompareOptions, reading: Reading, sink
 
 
 def _write_page(path: Path, done: Compared, samples: list[Sample]) -> None:
-    from vaeconv.evaluate.page import make_page
+    from vaeconv.evaluation.page import make_page
 
     page = make_page("compare", [hide_places(done.result)], samples, most=COMPARED)
     replace_small_file(path, hide_places_in_text(page).encode(), durable=False)

@@ -12,8 +12,8 @@ from vaeconv.checkpoint.text_file import read_text_file
 from vaeconv.checkpoint.writable import check_writable
 from vaeconv.cli.output import print_notes
 from vaeconv.errors import InputError, OutputExistsError
-from vaeconv.evaluate.shards import read_digest
-from vaeconv.evaluate.tables import identity_of, make_tables
+from vaeconv.evaluation.shards import read_digest
+from vaeconv.evaluation.tables import identity_of, make_tables
 from vaeconv.names import check_ending
 from vaeconv.publish.documents import MAX_REPORT, read_document
 

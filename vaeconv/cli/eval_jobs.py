@@ -14,8 +14,8 @@ from vaeconv.option_docs import Doc, Images
 
 if TYPE_CHECKING:
     from vaeconv.cli.jobs import Reading
-    from vaeconv.evaluate.eval_options import EvalOptions
-    from vaeconv.evaluate.models import ModelSpec
+    from vaeconv.evaluation.eval_options import EvalOptions
+    from vaeconv.evaluation.models import ModelSpec
 
 _MODELS = "Models"
 
@@ -91,7 +91,7 @@ class CompareJob:
         Raises:
             UsageError: There are more names than models; two have one name.
         """
-        from vaeconv.evaluate.models import name_specs
+        from vaeconv.evaluation.models import name_specs
 
         check_weights(self.models, ema=self.ema, both=self.raw_and_ema)
         return name_specs(
@@ -213,7 +213,7 @@ class EvalJob:
         Raises:
             UsageError: There is more said of models than there are; two have one name.
         """
-        from vaeconv.evaluate.models import name_specs
+        from vaeconv.evaluation.models import name_specs
 
         check_weights(self.models, ema=self.ema, both=self.raw_and_ema)
         columns = {

@@ -22,12 +22,12 @@ from vaeconv.cli.output import SCHEMA_VERSION, Sink, print_notes
 from vaeconv.cli.progress import ByteProgress, StepProgress
 from vaeconv.cli.render.eval import print_results, result_notes
 from vaeconv.errors import UsageError
-from vaeconv.evaluate.eval_options import EvalOptions
-from vaeconv.evaluate.evaluation import evaluate
-from vaeconv.evaluate.models import ModelSpec
-from vaeconv.evaluate.ranks import read_ranks
-from vaeconv.evaluate.samples import Sample
-from vaeconv.evaluate.shards import OtherRunError
+from vaeconv.evaluation.eval_options import EvalOptions
+from vaeconv.evaluation.evaluation import evaluate
+from vaeconv.evaluation.models import ModelSpec
+from vaeconv.evaluation.ranks import read_ranks
+from vaeconv.evaluation.samples import Sample
+from vaeconv.evaluation.shards import OtherRunError
 from vaeconv.json_text import dump_json
 from vaeconv.names import check_ending
 from vaeconv.publish.places import hide_places, hide_places_in_text
@@ -37,7 +37,7 @@ def evaluate_job(job: EvalJob, options: EvalOptions, sink: Sink) -> None:
     """Evaluate the models of a job, add earlier results, and print and write what was found.
 
     Raises:
-        VaeconvError: As :func:`~vaeconv.evaluate.evaluation.evaluate`.
+        VaeconvError: As :func:`~vaeconv.evaluation.evaluation.evaluate`.
     """
     earlier = [read_result(path) for path in job.add]
     specs = job.specs()
@@ -65,13 +65,13 @@ def evaluate_job(job: EvalJob, options: EvalOptions, sink: Sink) -> None:
 def _check_drawings(job: EvalJob, results: int, earlier: Sequence[dict[str, Any]]) -> None:
     """Check before the work what is drawn of its results, and of earlier ones."""
     if job.plots:
-        from vaeconv.evaluate.plots import check_plots, import_figure
+        from vaeconv.evaluation.plots import check_plots, import_figure
 
         check_ending(job.plots, (), "--plots")
         import_figure()  # before the work, where it is missing
         check_plots(job.plots, results, overwrite=job.overwrite)
     if job.html:
-        from vaeconv.evaluate.page import make_page
+        from vaeconv.evaluation.page import make_page
 
         check_page(job.html, overwrite=job.overwrite)
         for path, result in zip(job.add, earlier, strict=True):
@@ -82,12 +82,12 @@ def _check_drawings(job: EvalJob, results: int, earlier: Sequence[dict[str, Any]
 def _draw(job: EvalJob, results: Sequence[dict[str, Any]], samples: Sequence[Sample]) -> list[Path]:
     written: list[Path] = []
     if job.plots:
-        from vaeconv.evaluate.plots import draw_plots
+        from vaeconv.evaluation.plots import draw_plots
 
         written += draw_plots(job.plots, results)
     if job.html:
-        from vaeconv.evaluate.page import make_page
-        from vaeconv.evaluate.samples import SHOWN
+        from vaeconv.evaluation.page import make_page
+        from vaeconv.evaluation.samples import SHOWN
 
         told = [hide_places(one) for one in results]
         page = make_page("eval", told, samples, most=SHOWN)

@@ -32,7 +32,7 @@ def tell_failure(error: VaeconvError, results: Sequence[StepResult]) -> None:
 
 def tell_job(done: Release) -> None:
     """Write the job's summary and outputs (``GITHUB_STEP_SUMMARY``, ``GITHUB_OUTPUT``)."""
-    from vaeconv.evaluate.tables import format_markdown
+    from vaeconv.evaluation.tables import format_markdown
     from vaeconv.publish.documents import read_document
 
     summary, output = os.environ.get("GITHUB_STEP_SUMMARY"), os.environ.get("GITHUB_OUTPUT")

@@ -14,7 +14,7 @@ from vaeconv.cli.output import Sink
 from vaeconv.cli.render.eval import written_lines
 from vaeconv.cli.screen import Line, Table
 from vaeconv.errors import UsageError
-from vaeconv.evaluate.card import (
+from vaeconv.evaluation.card import (
     PROTOCOLS,
     Difference,
     card_specs,
@@ -26,7 +26,7 @@ from vaeconv.evaluate.card import (
     plan_downloads,
     protocol_file,
 )
-from vaeconv.evaluate.eval_options import EvalOptions
+from vaeconv.evaluation.eval_options import EvalOptions
 
 _TITLES = {"rfid": "rFID", "psnr": "PSNR", "ssim": "SSIM", "psim": "PSIM"}
 

@@ -13,7 +13,7 @@ from vaeconv.checkpoint.atomic import replace_small_file
 from vaeconv.checkpoint.hub_environment import check_environment
 from vaeconv.checkpoint.text_file import read_text_file
 from vaeconv.errors import CheckpointNotFoundError, InputError, UsageError, counted
-from vaeconv.evaluate.meter import COLUMNS
+from vaeconv.evaluation.meter import COLUMNS
 from vaeconv.names import is_utf8
 from vaeconv.publish.card_rules import front_problems
 from vaeconv.publish.documents import read_document, read_manifest, variants_of

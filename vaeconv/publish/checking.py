@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from vaeconv.errors import InputError
-from vaeconv.evaluate.tables import make_tables, markdown_table
+from vaeconv.evaluation.tables import make_tables, markdown_table
 from vaeconv.publish.card import CARD, metric_title
 from vaeconv.publish.card_rules import front_problems
 from vaeconv.publish.front_matter import Card, read_card

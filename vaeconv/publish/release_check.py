@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 
 from vaeconv.errors import UsageError, VaeconvError
-from vaeconv.evaluate.nets import INCEPTION, LPIPS_HEADS, VGG
-from vaeconv.evaluate.ranks import read_ranks
+from vaeconv.evaluation.nets import INCEPTION, LPIPS_HEADS, VGG
+from vaeconv.evaluation.ranks import read_ranks
 from vaeconv.names import KINDS, OutputKind, ending_of
 from vaeconv.publish.push_options import PushOptions, check_options
 from vaeconv.publish.release_config import (

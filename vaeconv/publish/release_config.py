@@ -10,9 +10,9 @@ from typing import Annotated, Any, get_type_hints
 from vaeconv.autoencoder.families import FAMILY_NAMES
 from vaeconv.checkpoint.atomic import replace_small_file
 from vaeconv.errors import OutputExistsError, UsageError, VaeconvError
-from vaeconv.evaluate.meter import METRICS
-from vaeconv.evaluate.network_files import INCEPTION_FILE, LPIPS_FILE, VGG_FILE
-from vaeconv.evaluate.protocol import PRESETS
+from vaeconv.evaluation.meter import METRICS
+from vaeconv.evaluation.network_files import INCEPTION_FILE, LPIPS_FILE, VGG_FILE
+from vaeconv.evaluation.protocol import PRESETS
 from vaeconv.names import KINDS, check_ending
 from vaeconv.option_checks import MOST_PIXELS, RUN_DTYPES, Device, Range, check_fields
 from vaeconv.option_docs import IMAGES, Doc

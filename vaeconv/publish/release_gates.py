@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vaeconv.errors import CheckFailedError, InputError, UsageError
-from vaeconv.evaluate.nets import INCEPTION
-from vaeconv.evaluate.tables import identity_of
+from vaeconv.evaluation.nets import INCEPTION
+from vaeconv.evaluation.tables import identity_of
 from vaeconv.publish.documents import read_document
 from vaeconv.publish.release_config import EvalTable
 

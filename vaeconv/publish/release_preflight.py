@@ -19,10 +19,10 @@ from vaeconv.errors import (
     UsageError,
     VaeconvError,
 )
-from vaeconv.evaluate.images import ImageSet
-from vaeconv.evaluate.models import ModelSpec, name_models
-from vaeconv.evaluate.nets import NETS, check_weights
-from vaeconv.evaluate.protocol import PRESETS
+from vaeconv.evaluation.images import ImageSet
+from vaeconv.evaluation.models import ModelSpec, name_models
+from vaeconv.evaluation.nets import NETS, check_weights
+from vaeconv.evaluation.protocol import PRESETS
 from vaeconv.parity.devices import pick_device
 from vaeconv.parity.latents import load_set
 from vaeconv.publish.access import Destination, look_at

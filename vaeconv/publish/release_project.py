@@ -15,8 +15,8 @@ from vaeconv.checkpoint.hub_address import parse_dataset
 from vaeconv.checkpoint.hub_dataset import Dataset
 from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.checkpoint.source import hash_bytes
-from vaeconv.evaluate.models import ModelSpec, read_models_file
-from vaeconv.evaluate.nets import INCEPTION, LPIPS_HEADS, VGG
+from vaeconv.evaluation.models import ModelSpec, read_models_file
+from vaeconv.evaluation.nets import INCEPTION, LPIPS_HEADS, VGG
 from vaeconv.publish.meta import CardMeta
 from vaeconv.publish.modelspec import modelspec
 from vaeconv.publish.places import hide_places

@@ -11,10 +11,10 @@ from typing import Any
 
 from vaeconv.checkpoint.atomic import replace_small_file
 from vaeconv.errors import CheckFailedError, counted
-from vaeconv.evaluate.comparing import CompareOptions, compare, write_comparison
-from vaeconv.evaluate.eval_options import EvalOptions
-from vaeconv.evaluate.evaluation import evaluate
-from vaeconv.evaluate.protocol import preset
+from vaeconv.evaluation.comparing import CompareOptions, compare, write_comparison
+from vaeconv.evaluation.eval_options import EvalOptions
+from vaeconv.evaluation.evaluation import evaluate
+from vaeconv.evaluation.protocol import preset
 from vaeconv.parity.report import write_report
 from vaeconv.parity.side import SideOptions
 from vaeconv.publish.card import CARD, CardInputs, write_card

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from vaeconv.evaluate.tables import make_tables, markdown_table
+from vaeconv.evaluation.tables import make_tables, markdown_table
 from vaeconv.publish.meta import CardMeta
 
 _BEGIN, _END = "<!-- vaeconv:begin {name} -->", "<!-- vaeconv:end {name} -->"

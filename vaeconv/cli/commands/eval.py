@@ -6,9 +6,9 @@ from vaeconv.cli.declare import declare
 from vaeconv.cli.eval_jobs import EvalJob
 from vaeconv.cli.jobs import Reading
 from vaeconv.cli.output import Sink
-from vaeconv.evaluate.eval_options import EvalOptions
-from vaeconv.evaluate.network_files import NetworkFiles
-from vaeconv.evaluate.protocol import ProtocolOptions
+from vaeconv.evaluation.eval_options import EvalOptions
+from vaeconv.evaluation.network_files import NetworkFiles
+from vaeconv.evaluation.protocol import ProtocolOptions
 
 
 @declare

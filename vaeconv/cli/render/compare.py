@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vaeconv.evaluate.comparing import Compared
+from vaeconv.evaluation.comparing import Compared
 from vaeconv.wording import plural
 
 _MOST = 20  # images that are named one by one

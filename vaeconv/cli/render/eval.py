@@ -9,9 +9,9 @@ from typing import Any
 from vaeconv.cli.left_out import left_out_notes
 from vaeconv.cli.output import print_notes
 from vaeconv.cli.screen import Line, Table, fitted
-from vaeconv.evaluate.tables import format_latex, format_markdown, make_tables
+from vaeconv.evaluation.tables import format_latex, format_markdown, make_tables
 from vaeconv.json_text import dump_json
-from vaeconv.notes import note, warning
+from vaeconv.notes import Note, note, warning
 from vaeconv.parity.images import LeftOut
 
 

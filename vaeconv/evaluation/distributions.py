@@ -1,0 +1,116 @@
+"""How a metric is distributed over images: values, bins and words, for plots and pages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean, quantiles
+from typing import Any, NamedTuple
+
+from vaeconv.evaluation.meter import COLUMNS, explain_metric
+
+BINS = 40
+_FEW = 60  # images; so many or fewer are shown as points
+
+
+class Distribution(NamedTuple):
+    """The values of one model.
+
+    Attributes:
+        model: Its name.
+        text: The distribution in words: what a picture of it shows.
+        mean: Where the mean lies, from 0 to 1 between the ends of the axis.
+        points: Where each value lies; empty where there are many.
+        bars: Heights of the bins, relative to the largest of all models; empty for points.
+    """
+
+    model: str
+    text: str
+    mean: float
+    points: tuple[float, ...]
+    bars: tuple[float, ...]
+
+
+class Axis(NamedTuple):
+    """One metric of all models, on one axis.
+
+    Attributes:
+        title: The metric, its unit, and which end is better.
+        low: The left end, as text.
+        high: The right end, as text.
+        rows: The models that have values.
+    """
+
+    title: str
+    low: str
+    high: str
+    rows: tuple[Distribution, ...]
+
+
+def finite_values(result: Mapping[str, Any], metric: str) -> dict[str, list[float]]:
+    """Take the finite values of each model that has some.
+
+    Args:
+        result: Document of an evaluation.
+        metric: Of single images.
+    """
+    found = {}
+    for model, columns in zip(result["models"], result["per_picture"]["models"], strict=True):
+        values = [value for value in columns.get(metric, ()) if isinstance(value, int | float)]
+        if values:
+            found[model["name"]] = values
+    return found
+
+
+def axes_of(result: Mapping[str, Any]) -> list[Axis]:
+    """Describe the distribution of each metric of an evaluation."""
+    found = ((name, finite_values(result, name)) for name in COLUMNS)
+    return [_axis(name, series) for name, series in found if series]
+
+
+def _axis(metric: str, series: Mapping[str, Sequence[float]]) -> Axis:
+    low = min(min(values) for values in series.values())
+    high = max(max(values) for values in series.values())
+    if high == low:
+        low, high = low - 0.5, high + 0.5
+    digits = COLUMNS[metric][1] + 1
+    placed = {
+        model: [(value - low) / (high - low) for value in values]
+        for model, values in series.items()
+    }
+    counts = {model: _count(places) for model, places in placed.items()}
+    largest = max(max(bins) for bins in counts.values())
+    rows = []
+    for model, values in series.items():
+        is_few = len(values) <= _FEW
+        rows.append(
+            Distribution(
+                model,
+                _describe(metric, values, digits),
+                fmean(placed[model]),
+                tuple(placed[model]) if is_few else (),
+                () if is_few else tuple(count / largest for count in counts[model]),
+            )
+        )
+    return Axis(explain_metric(metric), f"{low:.{digits}f}", f"{high:.{digits}f}", tuple(rows))
+
+
+def _count(places: Sequence[float]) -> list[int]:
+    bins = [0] * BINS
+    for place in places:
+        bins[min(int(place * BINS), BINS - 1)] += 1
+    return bins
+
+
+def _describe(metric: str, values: Sequence[float], digits: int) -> str:
+    def said(value: float) -> str:
+        return f"{value:.{digits}f}"
+
+    number = f"{len(values)} {'image' if len(values) == 1 else 'images'}"
+    text = f"{COLUMNS[metric][0]} of {number}: mean {said(fmean(values))}"
+    if len(values) < 2:
+        return text
+    lower, middle, upper = quantiles(values, n=4, method="inclusive")
+    return (
+        f"{text}, median {said(middle)}, from {said(min(values))} to {said(max(values))}; "
+        f"half of them between {said(lower)} and {said(upper)}"
+    )

@@ -1,0 +1,208 @@
+"""The result of an evaluation as a document: what was measured, of which models, and how."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vaeconv.errors import CheckFailedError, InputError
+from vaeconv.evaluation.frechet import Moments, factor_of, frechet_distance
+from vaeconv.evaluation.images import ImageSet
+from vaeconv.evaluation.merging import Merged
+from vaeconv.evaluation.meter import Meter
+from vaeconv.evaluation.models import Candidate
+from vaeconv.evaluation.pixels import WINDOW
+from vaeconv.evaluation.protocol import Protocol
+from vaeconv.evaluation.shards import Record
+from vaeconv.evaluation.summary import (
+    INFINITE,
+    count_reasons,
+    summarise_latents,
+    summarise_metric,
+    summarise_model,
+)
+from vaeconv.parity.images import LeftOut
+
+
+def check_records(records: Sequence[Record], place: str, *, strict: bool) -> None:
+    """Check that pictures could be read: some, or all where ``strict``.
+
+    Raises:
+        CheckFailedError: Some were skipped, and that was not allowed.
+        InputError: None could be read.
+    """
+    skipped = [record for record in records if "skipped" in record]
+    if skipped and strict:
+        raise CheckFailedError(
+            f"{len(skipped)} images were skipped, such as {skipped[0]['name']}: "
+            f"{skipped[0]['skipped']}",
+            where=place,
+            hint="--no-strict counts them",
+        )
+    if len(skipped) == len(records):
+        raise InputError(
+            f"no image in it could be read, such as {skipped[0]['name']}: {skipped[0]['skipped']}",
+            where=place,
+        )
+
+
+def make_document(
+    found: Merged,
+    pictures: ImageSet,
+    candidates: Sequence[Candidate],
+    meter: Meter,
+    protocol: Protocol,
+    run: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Say what was found.
+
+    Args:
+        found: Of all pictures; one of them at least could be read.
+        pictures: What was reconstructed.
+        candidates: The models.
+        meter: What measured.
+        protocol: How.
+        run: What there is to say of the run itself: where it ran, and for how long.
+    """
+    measured = [record for record in found.records if "skipped" not in record]
+    distances = _distances(found.moments, len(measured), len(candidates))
+    return {
+        "protocol": {**protocol._asdict(), "description": protocol.describe()},
+        "pictures": {
+            "name": pictures.label,
+            "source": pictures.source,
+            "fingerprint": pictures.fingerprint,
+            "sha256": hash_images(measured),
+            "number": len(measured),
+            "skipped": count_reasons(found.records, "skipped"),
+            "beyond_limit": pictures.beyond,
+            "left_out": [one._asdict() for one in _left_out(pictures, found.records)],
+            "remarks": count_reasons(measured, "remark"),
+        },
+        "models": [
+            {
+                **describe_model(candidate),
+                "metrics": {
+                    **({"rfid": distance} if meter.width else {}),
+                    **summarise_model(measured, at),
+                },
+                "latents": summarise_latents(measured, at),
+            }
+            for at, (candidate, distance) in enumerate(zip(candidates, distances, strict=True))
+        ],
+        "not_computed": _not_computed(meter, protocol, len(measured)),
+        "nets": [net._asdict() for net in meter.nets],
+        **run,
+        "per_picture": _columns(measured, len(candidates)),
+    }
+
+
+def psnr_document(
+    found: Sequence[Sequence[float | None]],
+    images: ImageSet,
+    candidates: Sequence[Candidate],
+    protocol: Protocol,
+    skipped: Sequence[LeftOut],
+    environment: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Describe a comparison as an evaluation that has PSNR alone.
+
+    Args:
+        found: PSNR of each model for each image; None where they are equal.
+        images: What was reconstructed.
+        candidates: The models.
+        protocol: How.
+        skipped: Images that could not be read.
+        environment: Where it ran.
+    """
+    columns = [
+        [INFINITE if one[at] is None else one[at] for one in found] for at in range(len(candidates))
+    ]
+    return {
+        "protocol": {**protocol._asdict(), "description": protocol.describe()},
+        "pictures": {
+            "name": images.label,
+            "source": images.source,
+            "number": len(found),
+            "sha256": None,
+            "beyond_limit": images.beyond,
+            "left_out": [one._asdict() for one in sorted([*images.left_out, *skipped])],
+        },
+        "models": [
+            {**describe_model(one), "metrics": {"psnr": summarise_metric(values)._asdict()}}
+            for one, values in zip(candidates, columns, strict=True)
+        ],
+        "nets": [],
+        "environment": environment,
+        "per_picture": {"models": [{"psnr": values} for values in columns]},
+    }
+
+
+def hash_images(records: Sequence[Record]) -> str:
+    """Hash the names of images and the sha256 of their bytes: what was measured, and no more."""
+    digest = hashlib.sha256()
+    for record in records:
+        line = f"{record['name']}\0{record['sha256']}\n"
+        digest.update(line.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _left_out(pictures: ImageSet, records: Sequence[Record]) -> list[LeftOut]:
+    """Name every file that was not measured, but for those beyond a limit."""
+    skipped = [LeftOut(one["name"], one["skipped"]) for one in records if "skipped" in one]
+    return sorted([*pictures.left_out, *skipped])
+
+
+def describe_model(candidate: Candidate) -> dict[str, Any]:
+    """Describe a model for a document: what it is called, and which weights ran."""
+    spec = candidate.spec
+    return {
+        "name": candidate.name,
+        "path": spec.path,
+        "layout": candidate.side.layout.value,
+        "sha256": list(candidate.sha256),
+        "weights_sha256": candidate.weights_sha256,
+        "train_steps": spec.train_steps,
+        "comment": spec.comment,
+        "link": spec.link,
+        "ema": spec.ema,
+    }
+
+
+def _distances(moments: Sequence[Moments], number: int, models: int) -> list[float | None]:
+    """Compute each model's rFID; None where there is none, or features are not finite."""
+    import numpy as np
+
+    if not moments or number < 2:
+        return [None] * models
+    original, *others = moments
+    is_finite = bool(np.isfinite(original.outer).all())
+    factor = factor_of(original.covariance) if is_finite else None
+    found = [frechet_distance(original, other, factor=factor) for other in others]
+    return [distance if math.isfinite(distance) else None for distance in found]
+
+
+def _not_computed(meter: Meter, protocol: Protocol, number: int) -> dict[str, str]:
+    reasons = {name: str(error) for name, error in meter.missing.items()}
+    if "ssim" in meter.metrics and protocol.size < WINDOW:
+        reasons["ssim"] = f"images are smaller than its window of {WINDOW} pixels"
+    if "rfid" in meter.metrics and number < 2:
+        reasons["rfid"] = "it needs two images at least"
+    return reasons
+
+
+def _columns(records: Sequence[Record], models: int) -> dict[str, Any]:
+    """Turn records around: one list for each metric of each model, in the order of pictures."""
+    return {
+        "names": [record["name"] for record in records],
+        "models": [
+            {
+                name: [record["models"][at].get(name) for record in records]
+                for name in records[0]["models"][at]
+                if name != "latents"
+            }
+            for at in range(models)
+        ],
+    }

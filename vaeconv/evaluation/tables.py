@@ -1,0 +1,182 @@
+"""Tables of results as in the Stable Diffusion cards: for a terminal, in Markdown, in LaTeX.
+
+Results of different protocols or pictures never share a table.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from vaeconv.evaluation.meter import COLUMNS
+
+FORMATS = ("table", "markdown", "latex", "json")
+_LATEX = {char: f"\\{char}" for char in "&%$#_{}"} | {
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "\\": r"\textbackslash{}",
+}
+
+_MARKUP = re.compile(r"[\\`*_\[\]!|#~]")
+_ADDRESS = re.compile(r"https?://[^\s|<>`\\]+")
+
+
+class Table(NamedTuple):
+    """One table.
+
+    Attributes:
+        title: Which pictures, how many, and of what size.
+        protocol: How they were prepared and reconstructed, in words.
+        head: Titles of the columns.
+        rows: One for each model.
+        left: Columns that hold text.
+    """
+
+    title: str
+    protocol: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    left: frozenset[int]
+
+
+def make_tables(results: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """Make a table of every protocol and set of pictures.
+
+    Args:
+        results: Documents, as :func:`~vaeconv.evaluation.evaluation.evaluate` gives them.
+    """
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for at, result in enumerate(results):
+        alike = identity_of(result)
+        groups.setdefault(json.dumps(alike or at), []).append(result)
+    return [_make_table(group) for group in groups.values()]
+
+
+def identity_of(result: Mapping[str, Any]) -> list[Any] | None:
+    """Tell what two results must have in common for their numbers to compare.
+
+    Returns:
+        Protocol, images by their bytes, and metric networks; None for an older result, which
+        knows images by names and sizes only, and so compares with no other.
+    """
+    protocol, pictures, nets = result["protocol"], result["pictures"], result["nets"]
+    sha256, number = pictures["sha256"], pictures["number"]
+    if "fingerprint" not in pictures:
+        return None
+    weights = sorted([net["name"], net["sha256"]] for net in nets)
+    return [protocol["description"], sha256, number, weights]
+
+
+def _make_table(results: Sequence[Mapping[str, Any]]) -> Table:
+    first = results[0]
+    protocol, pictures = first["protocol"], first["pictures"]
+    models = [model for result in results for model in result["models"]]
+    names = [name for name in COLUMNS if any(name in model["metrics"] for model in models)]
+    # A published result may call a metric by its own name.
+    titles = {name: COLUMNS[name][0] for name in COLUMNS} | first.get("titles", {})
+    # The card's order: rFID, single pictures, then where it is from and what to say.
+    columns: list[tuple[str, bool, list[str]]] = [
+        ("Model", True, [model["name"] for model in models]),
+        ("train steps", False, [_or_dash(model["train_steps"]) for model in models]),
+        ("rFID", False, [_rfid(model["metrics"]) for model in models]),
+        *(
+            (
+                titles[name],
+                False,
+                [_statistic(model["metrics"].get(name), name) for model in models],
+            )
+            for name in names
+        ),
+        ("Link", True, [model["link"] for model in models]),
+        ("Comments", True, [model["comment"] for model in models]),
+    ]
+    shown = [column for column in columns if any(cell not in ("", "-") for cell in column[2])]
+    size = protocol["size"]
+    return Table(
+        pictures.get("title") or f"{pictures['name']} ({size}x{size}, {pictures['number']} images)",
+        protocol["description"],
+        tuple(title for title, _, _ in shown),
+        tuple(zip(*(cells for _, _, cells in shown), strict=True)),
+        frozenset(at for at, (_, is_left, _) in enumerate(shown) if is_left),
+    )
+
+
+def _or_dash(value: Any) -> str:
+    return "-" if value is None else str(value)
+
+
+def _rfid(metrics: Mapping[str, Any]) -> str:
+    value = metrics.get("rfid")
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _statistic(found: Mapping[str, Any] | None, name: str) -> str:
+    if found is None:
+        return "-"
+    if found["mean"] is None:
+        return "inf" if found["infinite"] else "not finite"
+    digits = COLUMNS[name][1]
+    text = f"{found['mean']:.{digits}f} +/- {found['std']:.{digits}f}"
+    marks = [
+        f"{found[kind]} {said}"
+        for kind, said in (("infinite", "equal"), ("invalid", "not finite"))
+        if found[kind]
+    ]
+    return f"{text} ({', '.join(marks)})" if marks else text
+
+
+def format_markdown(results: Sequence[Mapping[str, Any]]) -> str:
+    """Write tables in Markdown, as the cards have them."""
+    lines: list[str] = []
+    for table in make_tables(results):
+        lines += [f"### {_escape_markdown(table.title)}", "", *markdown_table(table)]
+        lines += ["", f"_{_escape_markdown(table.protocol)}_", ""]
+    return "\n".join(lines)
+
+
+def markdown_table(table: Table) -> list[str]:
+    """Write one table in Markdown, without its title."""
+    rules = ["---" if at in table.left else "---:" for at in range(len(table.head))]
+    lines = ["| " + " | ".join(table.head) + " |", "|" + "|".join(rules) + "|"]
+    return lines + ["| " + " | ".join(map(_escape_markdown, row)) + " |" for row in table.rows]
+
+
+def _escape_markdown(text: str) -> str:
+    """Keep text from becoming markup; a plain address becomes a link."""
+    if _ADDRESS.fullmatch(text):
+        return f"<{text}>"
+    escaped = text.replace("&", "&amp;").replace("<", "&lt;")
+    return " ".join(_MARKUP.sub(r"\\\g<0>", escaped).split())
+
+
+def format_latex(results: Sequence[Mapping[str, Any]]) -> str:
+    """Write tables in LaTeX, with booktabs."""
+    lines: list[str] = []
+    for table in make_tables(results):
+        columns = "".join("l" if at in table.left else "r" for at in range(len(table.head)))
+        body = [
+            " & ".join(
+                _escape_latex(cell, is_number=at not in table.left) for at, cell in enumerate(row)
+            )
+            + r" \\"
+            for row in (table.head, *table.rows)
+        ]
+        lines += [
+            " ".join(f"% {table.title}; {table.protocol}".split()),
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            body[0],
+            r"\midrule",
+            *body[1:],
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _escape_latex(text: str, *, is_number: bool) -> str:
+    escaped = "".join(_LATEX.get(char, char) for char in " ".join(text.split()))
+    return escaped.replace("+/-", r"$\pm$") if is_number else escaped
