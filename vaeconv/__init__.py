@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from vaeconv.errors import VaeconvError
     from vaeconv.evaluation.comparing import Compared, CompareOptions, compare
     from vaeconv.evaluation.eval_options import EvalOptions
-    from vaeconv.evaluation.evaluation import evaluate
+    from vaeconv.evaluation.evaluation import EvalResult, evaluate
     from vaeconv.evaluation.models import ModelSpec
+    from vaeconv.evaluation.protocol import Protocol, ProtocolOptions
     from vaeconv.executor import CopyOptions
     from vaeconv.inspection import Inspection, InspectOptions, inspect
     from vaeconv.notes import Level, Note, VaeconvWarning
@@ -47,12 +48,15 @@ __all__ = [
     "CopyOptions",
     "Encoded",
     "EvalOptions",
+    "EvalResult",
     "InspectOptions",
     "Inspection",
     "Level",
     "Limits",
     "ModelSpec",
     "Note",
+    "Protocol",
+    "ProtocolOptions",
     "PruneOptions",
     "Pruning",
     "PushOptions",
@@ -89,6 +93,7 @@ _HOMES = {
     "ConvertOptions": "vaeconv.conversion",
     "CopyOptions": "vaeconv.executor",
     "Encoded": "vaeconv.parity.encoding",
+    "EvalResult": "vaeconv.evaluation.evaluation",
     "EvalOptions": "vaeconv.evaluation.eval_options",
     "InspectOptions": "vaeconv.inspection",
     "Inspection": "vaeconv.inspection",
@@ -96,6 +101,8 @@ _HOMES = {
     "Limits": "vaeconv.parity.behaviour",
     "ModelSpec": "vaeconv.evaluation.models",
     "Note": "vaeconv.notes",
+    "Protocol": "vaeconv.evaluation.protocol",
+    "ProtocolOptions": "vaeconv.evaluation.protocol",
     "PruneOptions": "vaeconv.prune_options",
     "Pruning": "vaeconv.pruning",
     "PushOptions": "vaeconv.publish.push_options",

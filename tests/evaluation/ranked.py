@@ -38,7 +38,7 @@ def main(folder: Path) -> None:
 
     def run(model: ModelSpec, parts: str, how: EvalOptions) -> dict[str, Any] | None:
         os.environ["MASTER_PORT"] = str(given["ports"].pop())
-        return evaluate([model], photos, folder / parts, how)
+        return evaluate([model], photos, how, parts=folder / parts)
 
     os.environ["MASTER_PORT"] = str(given["ports"].pop())
     with joined_ranks(2) as ranks:

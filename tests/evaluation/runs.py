@@ -128,12 +128,12 @@ def measure(
     found = evaluate(
         [model if isinstance(model, ModelSpec) else spec(model) for model in models],
         images,
-        parts,
         EvalOptions(
             protocol=protocol,
             metrics=tuple(metrics),
             **{"device": "cpu", "workers": 1, "may_download": False, "quiet": True, **options},
         ),
+        parts=parts,
     )
     assert found is not None
     json.dumps(found, allow_nan=False)

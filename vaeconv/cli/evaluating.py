@@ -125,7 +125,7 @@ def run_evaluation(
             on_progress=steps.advance,
         )
         try:
-            result = evaluate(specs, job.images, parts, options)
+            result = evaluate(specs, job.images, options, parts=parts)
         except OtherRunError as error:
             if job.out.exists() and not job.overwrite:
                 raise another_result(job.out) from error

@@ -18,7 +18,7 @@ from vaeconv.errors import InputError, OutputExistsError
 from vaeconv.evaluation.document import psnr_document
 from vaeconv.evaluation.grids import FORMATS, Panel, contact_sheet, merge_panels, save_picture
 from vaeconv.evaluation.images import ImageSet, Item
-from vaeconv.evaluation.models import Candidate, ModelSpec, load_candidates
+from vaeconv.evaluation.models import Candidate, ModelSpec, as_specs, load_candidates
 from vaeconv.evaluation.protocol import PRESETS, Protocol
 from vaeconv.evaluation.samples import Sample, to_levels, to_rgb
 from vaeconv.evaluation.summary import INFINITE
@@ -33,6 +33,7 @@ from vaeconv.parity.devices import (
 )
 from vaeconv.parity.images import LeftOut
 from vaeconv.parity.side import OfOneModel, SideOptions
+from vaeconv.wording import plural
 
 ORIGINAL = "original"
 REPORT = "compare.json"
@@ -42,13 +43,17 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompareOptions:
-    """How to compare; each option says what it does.
+    """Options of a comparison; each says what it does.
 
     Attributes:
         protocol: How images are prepared and reconstructed.
         sides: How to read the models.
         on_sample: Called with each image and its reconstructions.
         on_progress: Called with what is being done, and how much of it is done of how much.
+
+    Example:
+        >>> CompareOptions(zoom=48, sheet=2).format
+        'png'
     """
 
     protocol: Annotated[Protocol, "made of ProtocolOptions"] = PRESETS["card-256"]
@@ -80,7 +85,7 @@ class CompareOptions:
 
 
 class Compared(NamedTuple):
-    """What was written.
+    """Result of a comparison: the images that were written.
 
     Attributes:
         order: Names from left to right.
@@ -89,6 +94,12 @@ class Compared(NamedTuple):
         skipped: Images that could not be read, with the reason.
         left_out: Files that are no images, or cannot be reached, with the reason.
         result: PSNR of the models as a document of an evaluation, for tables and pages.
+
+    Example:
+        >>> options = CompareOptions(protocol=Protocol("small", size=32), sheet=0)
+        >>> done = compare(["fixtures/tiny-diffusers"], "fixtures/pictures", "merged", options)
+        >>> done.order, len(done.pictures), done.sheet
+        (('tiny-diffusers', 'original'), 4, None)
     """
 
     order: tuple[str, ...]
@@ -98,17 +109,21 @@ class Compared(NamedTuple):
     left_out: tuple[LeftOut, ...] = ()
     result: Mapping[str, Any] = {}
 
+    def __str__(self) -> str:
+        order = ", ".join(self.order)
+        return f"compared {plural(len(self.pictures), 'image')}, from left to right: {order}"
+
 
 def compare(
-    specs: Sequence[ModelSpec],
+    models: Sequence[ModelSpec | str | os.PathLike[str]],
     images: str | os.PathLike[str],
-    folder: Path,
+    folder: str | os.PathLike[str],
     options: CompareOptions | None = None,
 ) -> Compared:
     """Write a merged picture for each original: candidates first, the original last.
 
     Args:
-        specs: The models, from left to right.
+        models: The models, from left to right: paths and addresses, or what else there is to say.
         images: A folder, a zip file, an image, or an address of a dataset on the Hub.
         folder: Where the merged pictures go.
         options: How.
@@ -116,8 +131,15 @@ def compare(
     Raises:
         InputError: A model or every picture cannot be read.
         OutputError: A picture is there, or cannot be written.
+
+    Example:
+        >>> options = CompareOptions(protocol=Protocol("small", size=32))
+        >>> models = ["fixtures/tiny-kl.ckpt", ModelSpec(path="fixtures/tiny-kl.ckpt", ema=True,
+        ...     name="EMA")]
+        >>> print(compare(models, "fixtures/pictures", "merged", options))
+        compared 4 images, from left to right: tiny-kl.ckpt, EMA, original
     """
-    options = options or CompareOptions()
+    options, specs, folder = options or CompareOptions(), as_specs(models), Path(folder)
     suffix = "." + options.format
     with ExitStack() as stack:
         report = options.on_progress or (lambda step, done, total: None)

@@ -42,7 +42,7 @@ def number_or_auto(text: str) -> int | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalOptions:
-    """How to evaluate; each option says what it does.
+    """Options of an evaluation; each says what it does.
 
     Attributes:
         protocol: How images are prepared and reconstructed.
@@ -52,6 +52,10 @@ class EvalOptions:
         on_sample: Called with each of the worst and the best images, once all are measured.
         quiet: Draw no progress bar while fetching weights.
         on_progress: Called with what is being done, and how much of it is done of how much.
+
+    Example:
+        >>> EvalOptions(metrics=("psnr", "ssim"), limit=100).metrics
+        ('psnr', 'ssim')
     """
 
     protocol: Annotated[Protocol, "made of ProtocolOptions"] = PRESETS["card-256"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -18,7 +19,7 @@ from vaeconv.evaluation.eval_options import EvalOptions, check_metrics
 from vaeconv.evaluation.images import ImageSet
 from vaeconv.evaluation.merging import merge_shards
 from vaeconv.evaluation.meter import Meter
-from vaeconv.evaluation.models import Candidate, ModelSpec, load_candidates
+from vaeconv.evaluation.models import Candidate, ModelSpec, as_specs, load_candidates
 from vaeconv.evaluation.ranks import Ranks, device_of, joined_ranks
 from vaeconv.evaluation.shards import (
     OtherRunError,
@@ -30,6 +31,7 @@ from vaeconv.evaluation.shards import (
     read_shards,
 )
 from vaeconv.evaluation.showing import show_samples
+from vaeconv.evaluation.tables import make_tables
 from vaeconv.parity.devices import (
     describe_environment,
     describe_versions,
@@ -42,22 +44,44 @@ SCHEMA_VERSION = 2  # of what is kept of a run; 1 knew images by names and sizes
 _AHEAD = 3  # batches that are read before they are wanted
 
 
+class EvalResult(dict[str, Any]):
+    """Result of an evaluation, as the document that ``eval --json`` prints.
+
+    ``docs/evaluation.md`` says what its fields mean.
+
+    Example:
+        >>> options = EvalOptions(metrics=("psnr",), protocol=Protocol("small", size=32))
+        >>> result = evaluate(["fixtures/tiny-diffusers"], "fixtures/pictures", options)
+        >>> [model["name"] for model in result["models"]], result["pictures"]["number"]
+        (['tiny-diffusers'], 4)
+    """
+
+    def __str__(self) -> str:
+        lines = []
+        for table in make_tables([self]):
+            rows = [", ".join(map(" ".join, zip(table.head, row, strict=True)))
+                    for row in table.rows]  # fmt: skip
+            lines += [table.title, *(f"  {row}" for row in rows)]
+        return "\n".join(lines)
+
+
 def evaluate(
-    specs: Sequence[ModelSpec],
+    models: Sequence[ModelSpec | str | os.PathLike[str]],
     images: str | os.PathLike[str],
-    parts: Path,
-    options: EvalOptions,
-) -> dict[str, Any] | None:
+    options: EvalOptions | None = None,
+    *,
+    parts: Path | None = None,
+) -> EvalResult | None:
     """Reconstruct pictures with each model, and measure how far they are from the originals.
 
     Every picture is read once. What is found of each goes to ``parts`` as it comes, so a run that
     was killed goes on where it was, with any number of processes; the result is the same.
 
     Args:
-        specs: The models.
+        models: The models: paths and addresses, or what else there is to say of them.
         images: A folder, a zip file, an image, or an address of a dataset on the Hub.
-        parts: The folder for results as they come.
         options: How.
+        parts: The folder for results as they come; by default they are kept for this run only.
 
     Returns:
         The result as a document; None in all processes but the first.
@@ -70,8 +94,17 @@ def evaluate(
         OutputError: Progress cannot be written.
         HubError: Another process is gone.
         CheckFailedError: Pictures were skipped, and that was not allowed.
+
+    Example:
+        >>> options = EvalOptions(metrics=("psnr", "ssim"), protocol=Protocol("small", size=32))
+        >>> result = evaluate(["fixtures/tiny-kl.ckpt"], "fixtures/pictures", options)
+        >>> print(result)  # doctest: +ELLIPSIS
+        pictures (32x32, 4 images)
+          Model tiny-kl.ckpt, PSNR ..., SSIM ...
     """
+    options, specs = options or EvalOptions(), as_specs(models)
     with ExitStack() as stack:
+        parts = parts or Path(stack.enter_context(tempfile.TemporaryDirectory()), "parts")
         check_metrics(options)
         ranks = stack.enter_context(joined_ranks(options.expect_world_size))
         check_writable(parts, is_folder=True)
@@ -83,7 +116,8 @@ def evaluate(
 
         pictures = ranks.in_turn(lambda: ImageSet(images, options.limit, on_step))
         stack.callback(pictures.close)
-        return Evaluation(specs, pictures, parts, options, ranks, stack).run()
+        found = Evaluation(specs, pictures, parts, options, ranks, stack).run()
+        return None if found is None else EvalResult(found)
 
 
 class Evaluation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -33,7 +34,11 @@ class ModelSpec:
         comment: What to say of it.
         link: Where it is published.
         variant: Which weights of a diffusers folder.
-        ema: Use the moving average of tensors that have one.
+        ema: Use the EMA weights of tensors that have some.
+
+    Example:
+        >>> ModelSpec(path="fixtures/tiny-kl.ckpt", name="ft-EMA", ema=True).name
+        'ft-EMA'
     """
 
     path: str
@@ -113,6 +118,11 @@ def name_specs(
     specs = [*given, *(read_models_file(models_file) if models_file else [])]
     name_models(specs)
     return specs
+
+
+def as_specs(models: Sequence[ModelSpec | str | os.PathLike[str]]) -> list[ModelSpec]:
+    """Let paths and addresses stand for models of which nothing else is said."""
+    return [one if isinstance(one, ModelSpec) else ModelSpec(path=os.fspath(one)) for one in models]
 
 
 def _raw_and_ema(spec: ModelSpec) -> tuple[ModelSpec, ModelSpec]:

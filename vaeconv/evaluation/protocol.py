@@ -29,6 +29,10 @@ class Protocol(NamedTuple):
         seed: Of the samples; each picture has its own noise, whatever the batches.
         rounds: Whether reconstructions are rounded to 256 steps before they are measured.
         dtype: What the autoencoders run in.
+
+    Example:
+        >>> Protocol("small", size=32).size
+        32
     """
 
     name: str = "card-256"
@@ -98,7 +102,12 @@ def preset(name: str) -> Protocol:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProtocolOptions:
-    """A preset, and what of it is changed; each option says what it does."""
+    """A preset, and what of it is changed; each option says what it does.
+
+    Example:
+        >>> ProtocolOptions(size=512).made().size
+        512
+    """
 
     protocol: Annotated[
         str,

@@ -37,7 +37,6 @@ def measure(work: Work) -> Outcome:
     result = evaluate(
         [project.own_model, *project.other_models],
         images,
-        _parts(work),
         EvalOptions(
             protocol=preset(table.protocol).changed(size=table.size),
             metrics=table.metrics,
@@ -49,6 +48,7 @@ def measure(work: Work) -> Outcome:
             discards=True,
             on_progress=work.on_progress,
         ),
+        parts=_parts(work),
     )
     assert result is not None
     write_report(target, project.publishable("eval", {"ok": True, **result}))

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from vaeconv.evaluation.comparing import Compared
-from vaeconv.wording import plural
 
 _MOST = 20  # images that are named one by one
 
@@ -47,8 +46,7 @@ def compare_lines(done: Compared, written: Sequence[Path], *, verbose: bool) -> 
         written: Files beside the images and their sheet.
         verbose: Name every image, however many there are.
     """
-    order = ", ".join(done.order)
-    yield f"compared {plural(len(done.pictures), 'image')}, from left to right: {order}"
+    yield str(done)
     images = [path for path, _ in done.pictures]
     shown = images if verbose else images[:_MOST]
     yield from (f"wrote {path}" for path in shown)
