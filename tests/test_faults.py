@@ -20,13 +20,14 @@ import time
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from tests.support.faults import Call, NoExchange, Watch
-from vaeconv.checkpoint import atomic
+from vaeconv.checkpoint import atomic, system
 from vaeconv.checkpoint.source import FileSource
 from vaeconv.cli import app
 from vaeconv.conversion import ConvertOptions, convert
@@ -53,7 +54,6 @@ ERRORS = {
     "write": errno.ENOSPC,
     "fsync": errno.EIO,
     "close": errno.EIO,
-    "fchmod": errno.EIO,
     "chmod": errno.EIO,
     "link": errno.EIO,
     "unlink": errno.EIO,
@@ -237,17 +237,17 @@ def test_any_failing_call_is_one_error_and_leaves_the_old_output_or_the_complete
         expected |= {"mkdir", "write", "replace"}
         expected |= {"chmod", "link", "unlink", "rmdir"} if old else {"rename"}
     else:
-        expected |= {"fchmod", "replace"} if old else {"link"}
+        expected |= {"chmod", "replace"} if old else {"link"}
     assert names >= expected
 
 
 def test_a_folder_is_safe_where_the_system_cannot_exchange_two_names(tmp_path, monkeypatch):
-    monkeypatch.setattr(atomic, "_exchange", NoExchange())
+    monkeypatch.setattr(system, "exchange", NoExchange())
     names = fail_each_call(tmp_path, "out", True, False, monkeypatch)
     assert "rename" in names
 
 
-@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL])
 @pytest.mark.parametrize("form", ["out.safetensors", "out.ckpt"])
 def test_a_file_is_written_where_the_system_knows_no_hard_links(
     form, number, tmp_path, monkeypatch
@@ -283,8 +283,8 @@ def test_an_output_that_appears_during_the_run_is_not_replaced(
 
 def test_short_writes_are_carried_on(tmp_path, monkeypatch):
     scene = make_scene(tmp_path / "place", "out.ckpt", old=False)
-    real = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: real(fd, data[:4999], at))
+    real = system.write_at
+    monkeypatch.setattr(system, "write_at", lambda fd, data, at: real(fd, data[:4999], at))
     assert run(*scene.args).exit_code == 0
     scene.assert_is(new=True)
 
@@ -386,7 +386,7 @@ def test_a_killed_run_leaves_old_or_new_and_the_next_one_removes_its_debris(
 
 def test_a_folder_that_a_killed_run_had_put_aside_comes_back(tmp_path, monkeypatch):
     """Without an exchange there is a moment between two renames; even a failing run mends it."""
-    monkeypatch.setattr(atomic, "_exchange", NoExchange())
+    monkeypatch.setattr(system, "exchange", NoExchange())
     calls = trace(tmp_path, "out", True, monkeypatch)
     target = tmp_path / "trace" / "out"
     (step,) = (number for number, call in enumerate(calls, 1) if call.puts(target))
@@ -780,7 +780,8 @@ def test_a_system_without_locks_will_do(form, old, tmp_path, monkeypatch):
     def fail(fd: int, operation: int) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
-    monkeypatch.setattr("fcntl.flock", fail)
+    locks = SimpleNamespace(flock=fail, LOCK_EX=2, LOCK_NB=4)
+    monkeypatch.setattr(system, "_fcntl", locks)
     scene = make_scene(tmp_path / "place", form, old=old)
     result = run(*scene.args)
     assert result.exit_code == 0, result.stderr
@@ -851,7 +852,7 @@ def test_space_is_taken_before_anything_is_copied(number, code, tmp_path, monkey
 
     monkeypatch.setattr(os, "posix_fallocate", refuse)
     if code:
-        monkeypatch.setattr(os, "pwrite", lambda *_: pytest.fail("it went on"))
+        monkeypatch.setattr(system, "write_at", lambda *_: pytest.fail("it went on"))
     result = run("convert", CKPT, tmp_path / "out.safetensors")
     assert result.exit_code == code, result.output
     assert (tmp_path / "out.safetensors").exists() == (code == 0)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vaeconv import leftovers
-from vaeconv.checkpoint import atomic
+from vaeconv.checkpoint import atomic, system
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_a_stop_between_two_renames_brings_the_old_folder_back(monkeypatch, tmp_
             raise KeyboardInterrupt
 
     monkeypatch.setattr(atomic.os, "rename", stop)
-    monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(system, "exchange", lambda one, other: False)
     with (
         pytest.raises(KeyboardInterrupt),
         atomic.staged_folder(target, overwrite=True, durable=False) as folder,

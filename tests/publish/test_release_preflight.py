@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import json
 import os
@@ -27,6 +26,7 @@ from tests.publish.releases import (
 )
 from tests.publish.test_signing import make_key
 from tests.support.loopback_hub import LoopbackHub, Repository
+from vaeconv.checkpoint import system
 from vaeconv.errors import HubError, OutputError, UsageError, VaeconvError
 from vaeconv.evaluate.nets import NETS
 from vaeconv.names import KINDS
@@ -252,13 +252,11 @@ def test_keys_that_cannot_sign(project: Path, tmp_path: Path) -> None:
 def test_two_releases_in_one_folder(project: Path) -> None:
     folder = project / "release"
     folder.mkdir()
-    other = os.open(folder, os.O_RDONLY)
-    fcntl.flock(other, fcntl.LOCK_EX)
-    with pytest.raises(OutputError, match="another release is being made here"):
-        make(project, last="convert")
-    assert list(folder.iterdir()) == []
-    make(project, last="convert", dry_run=True)
-    os.close(other)
+    with system.locked(folder):
+        with pytest.raises(OutputError, match="another release is being made here"):
+            make(project, last="convert")
+        assert list(folder.iterdir()) == []
+        make(project, last="convert", dry_run=True)
     make(project, last="convert")
 
 

@@ -18,14 +18,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vaeconv import executor
-from vaeconv.checkpoint import atomic
+from vaeconv.checkpoint import atomic, system
 
 # How many of a call's first arguments are paths or descriptors.
 _PLACES = {
     "open": 1,
-    "pwrite": 1,
     "fsync": 1,
-    "fchmod": 1,
     "close": 1,
     "chmod": 1,
     "mkdir": 1,
@@ -41,8 +39,8 @@ _PIECE = 64 << 10  # so that a small fixture is written in several pieces, by bo
 class Call(NamedTuple):
     """One call that touches the watched folder or something in it.
 
-    ``create`` is an ``open`` that makes a file, ``write`` what a Python file object does,
-    ``exchange`` the swap of two folders; the others are named as in ``os``.
+    ``create`` is an ``open`` that makes a file, ``pwrite`` a write at an offset, ``write`` what a
+    Python file object does, ``exchange`` the swap of two folders; the others are named as in ``os``.
     """
 
     name: str
@@ -88,8 +86,9 @@ class Watch:
         for name, count in _PLACES.items():
             patch(os, name, self._watched(name, count, getattr(os, name)))
         patch(atomic, "open", self._open_file)
-        if not isinstance(atomic._exchange, NoExchange):
-            patch(atomic, "_exchange", self._watched("exchange", 2, atomic._exchange))
+        patch(system, "write_at", self._watched("pwrite", 1, system.write_at))
+        if not isinstance(system.exchange, NoExchange):
+            patch(system, "exchange", self._watched("exchange", 2, system.exchange))
         patch(executor, "_PIECE", _PIECE)
 
     def _watched(self, name: str, count: int, real: Callable[..., Any]) -> Callable[..., Any]:
@@ -186,7 +185,7 @@ def main(name: str, when: str, number: str, folder: str, *args: str) -> None:
 
     if args[0] == "--no-exchange":
         args = args[1:]
-        atomic._exchange = NoExchange()
+        system.exchange = NoExchange()
 
     def stop(count: int, call: Call) -> None:
         if count == int(number):
