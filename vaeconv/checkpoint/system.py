@@ -154,7 +154,8 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
 
 
 def _unlock(fd: int, beside: str | None) -> None:
-    os.close(fd)
+    with suppress(OSError):  # nothing was written through it
+        os.close(fd)
     if beside:
         with suppress(OSError):  # open elsewhere already
             os.unlink(beside)
