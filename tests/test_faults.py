@@ -27,6 +27,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from tests.support.faults import Call, NoExchange, Watch
+from tests.support.lacking import needs_no_root
 from vaeconv.checkpoint import atomic, system
 from vaeconv.checkpoint.source import FileSource
 from vaeconv.cli import app
@@ -44,7 +45,6 @@ Tree = dict[str, bytes | None]
 
 every_form = pytest.mark.parametrize("form", ["out", "out.safetensors", "out.ckpt"])
 with_and_without_old = pytest.mark.parametrize("old", [False, True], ids=["new", "replace"])
-needs_no_root = pytest.mark.skipif(os.geteuid() == 0, reason="root may write and read everything")
 
 ERRORS = {
     "open": errno.EMFILE,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from tests.publish.releases import (
     write_toml,
 )
 from tests.publish.test_signing import make_key
+from tests.support.lacking import needs_no_root
 from tests.support.loopback_hub import LoopbackHub, Repository
 from vaeconv.checkpoint import system
 from vaeconv.errors import HubError, OutputError, UsageError, VaeconvError
@@ -208,7 +208,7 @@ def test_one_of_several_processes_makes_no_release(
     assert "RANK is 'x'" in said
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
+@needs_no_root
 def test_a_folder_that_is_read_only(project: Path) -> None:
     project.chmod(0o500)
     try:
