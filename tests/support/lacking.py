@@ -14,9 +14,10 @@ _STAND_IN = _ROOT / "tests" / "support" / "processor"
 _MODULES = frozenset({"fcntl", "grp", "pty", "pwd", "resource", "termios"})
 _PARTLY = frozenset({"os", "signal", "time"})  # modules of which Windows has the greater part
 
-names_are_bytes = pytest.mark.skipif(
-    not hasattr(os, "posix_fallocate") and not hasattr(os, "pwrite"),
-    reason="names of files are text here, not bytes",
+IS_POSIX = hasattr(os, "O_DIRECTORY")  # what is open can be renamed and removed, and so be a folder
+names_are_bytes = pytest.mark.skipif(not IS_POSIX, reason="names of files are text here, not bytes")
+open_can_be_replaced = pytest.mark.skipif(
+    not IS_POSIX, reason="what is open cannot be replaced here"
 )
 needs_no_root = pytest.mark.skipif(
     getattr(os, "geteuid", int)() == 0, reason="whoever runs this may write and read everything"
@@ -34,7 +35,7 @@ def skipping_what_is_lacking() -> Iterator[None]:
 
 
 def _lacks(error: AttributeError | ModuleNotFoundError | OSError) -> str | None:
-    """Say what a test asked for; None where it was vaeconv that did, or something else went wrong."""
+    """Say what a test asked for; None where vaeconv did, or something else went wrong."""
     files = [Path(one.f_code.co_filename) for one, _ in traceback.walk_tb(error.__traceback__)]
     ours = [
         file.is_relative_to(_ROOT / "tests")

@@ -154,11 +154,13 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
 
 
 def _unlock(fd: int, beside: str | None) -> None:
-    with suppress(OSError):  # nothing was written through it
-        os.close(fd)
-    if beside:
-        with suppress(OSError):  # open elsewhere already
-            os.unlink(beside)
+    try:
+        with suppress(OSError):  # nothing was written through it
+            os.close(fd)
+    finally:
+        if beside:
+            with suppress(OSError):  # open elsewhere already
+                os.unlink(beside)
 
 
 def _lock(fd: int, wait: bool) -> bool:

@@ -66,7 +66,9 @@ def _verdict(done: Release) -> str:
 
 def _append(path: str, text: str) -> None:
     try:
-        with Path(path).open("a", encoding="utf-8", errors="backslashreplace") as file:
+        with Path(path).open(
+            "a", encoding="utf-8", errors="backslashreplace", newline="\n"
+        ) as file:
             file.write(text)
     except OSError as error:
         raise OutputError(f"cannot be written: {error.strerror}", where=path) from error

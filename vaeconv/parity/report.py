@@ -282,7 +282,9 @@ def append_summary(result: Verification) -> None:
     if not path:
         return
     try:
-        with Path(path).open("a", encoding="utf-8", errors="backslashreplace") as file:
+        with Path(path).open(
+            "a", encoding="utf-8", errors="backslashreplace", newline="\n"
+        ) as file:
             file.write(markdown(result))
     except OSError as error:
         raise OutputError(f"the summary cannot be written: {error.strerror}", where=path) from error
