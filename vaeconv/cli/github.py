@@ -69,6 +69,6 @@ def _append(path: str, text: str) -> None:
         with Path(path).open(
             "a", encoding="utf-8", errors="backslashreplace", newline="\n"
         ) as file:
-            file.write(text)
+            file.write(text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise OutputError(f"cannot be written: {error.strerror}", where=path) from error
