@@ -282,9 +282,7 @@ def append_summary(result: Verification) -> None:
     if not path:
         return
     try:
-        with Path(path).open(
-            "a", encoding="utf-8", errors="backslashreplace", newline="\n"
-        ) as file:
+        with Path(path).open("ab") as file:
             file.write(markdown(result).encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise OutputError(f"the summary cannot be written: {error.strerror}", where=path) from error
