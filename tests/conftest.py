@@ -11,8 +11,11 @@ import re
 import signal
 import tempfile
 import time
+from collections.abc import Iterator
 
 import pytest
+
+from tests.support.lacking import skipping_what_is_lacking
 
 # What a shell, a CI job, a launcher or a user's settings say is no business of the tests; processes
 # that they start inherit from here.
@@ -27,7 +30,8 @@ if os.environ.get("VAECONV_TEST_HUB") != "1":  # the tests that talk to the real
     for _name in filter(_FOREIGN.fullmatch, list(os.environ)):
         del os.environ[_name]
     os.environ |= {"HF_HOME": _HOME.name, "TORCH_HOME": _HOME.name, "TZ": "UTC"}
-    time.tzset()
+    if hasattr(time, "tzset"):
+        time.tzset()
 os.umask(0o022)
 # Where tests run in the background of a shell, Ctrl-C is ignored, and is in what they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -97,6 +101,16 @@ _NODES = {
 class _Unknown(pytest.Item):
     def runtest(self) -> None:
         pytest.fail(f"{self.name} (tests/conftest.py)", pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    yield from skipping_what_is_lacking()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    yield from skipping_what_is_lacking()
 
 
 @pytest.hookimpl(tryfirst=True)  # before -k and -m leave some out

@@ -20,13 +20,15 @@ import time
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from tests.support.faults import Call, NoExchange, Watch
-from vaeconv.checkpoint import atomic
+from tests.support.lacking import IS_POSIX, needs_no_root, open_can_be_replaced
+from vaeconv.checkpoint import atomic, system
 from vaeconv.checkpoint.source import FileSource
 from vaeconv.cli import app
 from vaeconv.conversion import ConvertOptions, convert
@@ -43,7 +45,6 @@ Tree = dict[str, bytes | None]
 
 every_form = pytest.mark.parametrize("form", ["out", "out.safetensors", "out.ckpt"])
 with_and_without_old = pytest.mark.parametrize("old", [False, True], ids=["new", "replace"])
-needs_no_root = pytest.mark.skipif(os.geteuid() == 0, reason="root may write and read everything")
 
 ERRORS = {
     "open": errno.EMFILE,
@@ -53,7 +54,6 @@ ERRORS = {
     "write": errno.ENOSPC,
     "fsync": errno.EIO,
     "close": errno.EIO,
-    "fchmod": errno.EIO,
     "chmod": errno.EIO,
     "link": errno.EIO,
     "unlink": errno.EIO,
@@ -102,6 +102,10 @@ def without_strays(tree: Tree) -> Tree:
     return {name: data for name, data in tree.items() if not name.startswith(".vaeconv-")}
 
 
+def without_empty_strays(tree: Tree) -> Tree:
+    return {name: data for name, data in tree.items() if name in without_strays(tree) or data}
+
+
 @functools.cache
 def written(form: str, *options: str) -> Tree:
     """Give what an undisturbed run writes into an empty folder."""
@@ -136,6 +140,8 @@ class Scene(NamedTuple):
 
     def assert_is(self, *, new: bool) -> None:
         found, expected = snapshot(self.place), self.new if new else self.old
+        if not IS_POSIX:  # a file can be left whose descriptor nobody knew yet
+            found = without_empty_strays(found)
         assert found.keys() == expected.keys()
         assert found == expected, [name for name in found if found[name] != expected[name]]
 
@@ -189,6 +195,9 @@ def fail_each_call(
         failed: list[int] = []
 
         def fail(count: int, call: Call, number: int = number, failed: list[int] = failed) -> None:
+            locks = [path for path in call.paths if path and path.suffix == system.LOCK_ENDING]
+            if locks and call.name in {"close", "unlink"}:
+                return
             if call.name in ERRORS and (
                 count == number or (ever and count > number and call.name in TAKES_ROOM)
             ):
@@ -237,17 +246,17 @@ def test_any_failing_call_is_one_error_and_leaves_the_old_output_or_the_complete
         expected |= {"mkdir", "write", "replace"}
         expected |= {"chmod", "link", "unlink", "rmdir"} if old else {"rename"}
     else:
-        expected |= {"fchmod", "replace"} if old else {"link"}
+        expected |= {"chmod", "replace"} if old else {"link"}
     assert names >= expected
 
 
 def test_a_folder_is_safe_where_the_system_cannot_exchange_two_names(tmp_path, monkeypatch):
-    monkeypatch.setattr(atomic, "_exchange", NoExchange())
+    monkeypatch.setattr(system, "exchange", NoExchange())
     names = fail_each_call(tmp_path, "out", True, False, monkeypatch)
     assert "rename" in names
 
 
-@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL])
 @pytest.mark.parametrize("form", ["out.safetensors", "out.ckpt"])
 def test_a_file_is_written_where_the_system_knows_no_hard_links(
     form, number, tmp_path, monkeypatch
@@ -283,8 +292,8 @@ def test_an_output_that_appears_during_the_run_is_not_replaced(
 
 def test_short_writes_are_carried_on(tmp_path, monkeypatch):
     scene = make_scene(tmp_path / "place", "out.ckpt", old=False)
-    real = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: real(fd, data[:4999], at))
+    real = system.write_at
+    monkeypatch.setattr(system, "write_at", lambda fd, data, at: real(fd, data[:4999], at))
     assert run(*scene.args).exit_code == 0
     scene.assert_is(new=True)
 
@@ -317,6 +326,8 @@ def size_limits(form: str) -> list[int]:
 @every_form
 @with_and_without_old
 def test_a_file_size_limit_is_one_error(form, old, tmp_path):
+    import resource  # noqa: F401 - by which the run is limited
+
     for limit in size_limits(form):
         scene = make_scene(tmp_path / str(limit), form, old=old)
         done = run_entry(
@@ -369,6 +380,8 @@ def stop_at(
 def test_a_killed_run_leaves_old_or_new_and_the_next_one_removes_its_debris(
     form, old, tmp_path, monkeypatch
 ):
+    if not IS_POSIX and form == "out":
+        pytest.skip("no two folders can be exchanged here; the next test is about that")
     calls = trace(tmp_path, form, old, monkeypatch)
     has_debris = False
     for index, point in enumerate(choose_points(calls, tmp_path / "trace" / form, 12)):
@@ -386,7 +399,9 @@ def test_a_killed_run_leaves_old_or_new_and_the_next_one_removes_its_debris(
 
 def test_a_folder_that_a_killed_run_had_put_aside_comes_back(tmp_path, monkeypatch):
     """Without an exchange there is a moment between two renames; even a failing run mends it."""
-    monkeypatch.setattr(atomic, "_exchange", NoExchange())
+    import resource  # noqa: F401 - by which the run is limited
+
+    monkeypatch.setattr(system, "exchange", NoExchange())
     calls = trace(tmp_path, "out", True, monkeypatch)
     target = tmp_path / "trace" / "out"
     (step,) = (number for number, call in enumerate(calls, 1) if call.puts(target))
@@ -422,8 +437,8 @@ def test_a_stopped_run_says_so_in_one_line_and_leaves_nothing_behind(
 @with_and_without_old
 def test_a_stop_at_any_call_leaves_nothing_behind(form, old, when, tmp_path, monkeypatch):
     """As above, at every point, by the exception that a signal's handler raises."""
-    place = tmp_path / "place"
     for number in itertools.count(1):
+        place = tmp_path / str(number)
         scene = make_scene(place, form, old=old)
 
         def interrupt(count: int, call: Call, number: int = number) -> None:
@@ -435,8 +450,10 @@ def test_a_stop_at_any_call_leaves_nothing_behind(form, old, when, tmp_path, mon
         if number > len(watch.calls):
             break
         left = snapshot(place)
+        if not IS_POSIX:
+            left = without_empty_strays(left)
         assert left in (scene.old, scene.new), f"{watch.calls[number - 1]}: {list(left)}"
-        shutil.rmtree(place)
+        shutil.rmtree(place, ignore_errors=not IS_POSIX)
 
 
 @every_form
@@ -661,6 +678,7 @@ def test_an_input_that_changes_during_the_run_is_an_error_and_no_output(
     scene.assert_is(new=False)
 
 
+@open_can_be_replaced
 @every_form
 def test_an_input_that_is_replaced_during_the_run_is_read_to_its_end(form, tmp_path):
     """The old file stays open, whatever has its name."""
@@ -753,7 +771,8 @@ def test_bytes_are_on_disk_before_the_name_and_the_name_before_the_end(
 ):
     calls = trace(tmp_path, form, old, monkeypatch)
     place = tmp_path / "trace"
-    (step,) = (index for index, call in enumerate(calls) if call.puts(place / form))
+    # An exchange that turns out not to be possible comes before two renames.
+    *_, step = (index for index, call in enumerate(calls) if call.puts(place / form))
     staged = calls[step].paths[0]
     assert staged is not None
     synced = [call.paths[0] for call in calls[:step] if call.name == "fsync"]
@@ -761,7 +780,7 @@ def test_bytes_are_on_disk_before_the_name_and_the_name_before_the_end(
     if form == "out":
         assert names >= {"config.json", "vaeconv.json"}
         assert any(name.startswith(".vaeconv-") for name in names - {staged.name})
-        assert synced[-1] == staged
+        assert synced[-1] == staged or not IS_POSIX
     else:
         assert synced == [staged]
     for path in synced:
@@ -770,7 +789,7 @@ def test_bytes_are_on_disk_before_the_name_and_the_name_before_the_end(
             index_of(calls, "pwrite", path.__eq__) + index_of(calls, "write", path.__eq__) + [-1]
         )
         assert last_write < min(index_of(calls, "fsync", path.__eq__))
-    assert index_of(calls[step:], "fsync", place.__eq__)
+    assert index_of(calls[step:], "fsync", place.__eq__) or not IS_POSIX
     assert not index_of(calls[step:], "pwrite", lambda path: True)
 
 
@@ -780,7 +799,11 @@ def test_a_system_without_locks_will_do(form, old, tmp_path, monkeypatch):
     def fail(fd: int, operation: int) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
-    monkeypatch.setattr("fcntl.flock", fail)
+    def fail_too(fd: int, operation: int, size: int) -> None:
+        fail(fd, operation)
+
+    locks = SimpleNamespace(flock=fail, locking=fail_too, LOCK_EX=2, LOCK_NB=4, LK_NBLCK=2)
+    monkeypatch.setattr(system, "_fcntl" if system._fcntl else "_msvcrt", locks)
     scene = make_scene(tmp_path / "place", form, old=old)
     result = run(*scene.args)
     assert result.exit_code == 0, result.stderr
@@ -851,7 +874,7 @@ def test_space_is_taken_before_anything_is_copied(number, code, tmp_path, monkey
 
     monkeypatch.setattr(os, "posix_fallocate", refuse)
     if code:
-        monkeypatch.setattr(os, "pwrite", lambda *_: pytest.fail("it went on"))
+        monkeypatch.setattr(system, "write_at", lambda *_: pytest.fail("it went on"))
     result = run("convert", CKPT, tmp_path / "out.safetensors")
     assert result.exit_code == code, result.output
     assert (tmp_path / "out.safetensors").exists() == (code == 0)

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from fixtures.make_fixtures import FOLDER as FIXTURES
 from tests.publish.releases import write_project
+from tests.support.lacking import names_are_bytes
 from tests.support.samples import TINY, in_diffusers, save_ckpt, save_folder, weights_of
 from vaeconv import ConvertOptions, convert
 from vaeconv.errors import (
@@ -291,6 +292,7 @@ def test_names_that_are_too_long_are_no_internal_error(
         assert done.returncode in (3, 5) and done.stderr.count("\n") == 1, done.stderr
 
 
+@names_are_bytes
 def test_names_that_are_not_utf_8_go_through_all_commands(tmp_path: Path) -> None:
     odd = os.fsdecode(b"m\xff")
     images = tmp_path / f"images{odd}"
@@ -322,6 +324,7 @@ def test_names_that_are_not_utf_8_go_through_all_commands(tmp_path: Path) -> Non
         file.read_text(encoding="utf-8")  # whose text has no half of a surrogate pair
 
 
+@names_are_bytes
 def test_a_release_in_a_folder_whose_name_is_not_utf_8(tmp_path: Path) -> None:
     project = write_project(tmp_path / os.fsdecode(b"p\xff"))
     shutil.move(project / "pictures/rocket.png", project / "pictures" / os.fsdecode(b"r\xff.png"))

@@ -9,14 +9,13 @@ worker is hashing, so that nobody waits. Memory is constant.
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from errno import EINVAL, ENOSYS, EOPNOTSUPP
 from queue import SimpleQueue
 from typing import NamedTuple
 
+from vaeconv.checkpoint import system
 from vaeconv.checkpoint.checksum import crc32
 from vaeconv.checkpoint.dtypes import CastLoss
 from vaeconv.checkpoint.layout_out import OutputFile, Segment
@@ -127,13 +126,10 @@ def _reserve(fd: int, size: int, where: str) -> None:
     Raises:
         OutputError: There is not enough space.
     """
-    if not hasattr(os, "posix_fallocate"):  # macOS
-        return
     try:
-        os.posix_fallocate(fd, 0, size)
+        system.reserve(fd, size)
     except OSError as error:
-        if error.errno not in (EOPNOTSUPP, EINVAL, ENOSYS):  # a file system without
-            raise OutputError(f"cannot be written: {error.strerror}", where=where) from error
+        raise OutputError(f"cannot be written: {error.strerror}", where=where) from error
 
 
 def prefetch_rows(rows: Sequence[Row]) -> None:
@@ -166,15 +162,6 @@ def _nonfinite_error(row: Row) -> NonFiniteError:
         where=row.source.storage.source.name,
         hint="its training diverged; --allow-nonfinite writes it all the same",
     )
-
-
-def start_writeback(fd: int, offset: int, size: int) -> None:
-    """Ask the system to begin writing a range to disk, so that a later fsync waits for little.
-
-    ``POSIX_FADV_DONTNEED`` does so on Linux (``mm/fadvise.c``); pages on their way out stay cached.
-    """
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(fd, offset, size, os.POSIX_FADV_DONTNEED)
 
 
 class _Copy:
@@ -400,8 +387,8 @@ class _Copy:
             done = 0
             with self._writing:
                 while done < len(data):
-                    done += os.pwrite(self._fd, data[done:], offset + done)
+                    done += system.write_at(self._fd, data[done:], offset + done)
             if self._options.check and not (offset + self._piece) % _WRITEBACK:
-                start_writeback(self._fd, offset + self._piece - _WRITEBACK, _WRITEBACK)
+                system.start_writeback(self._fd, offset + self._piece - _WRITEBACK, _WRITEBACK)
         except OSError as error:
             raise OutputError(f"cannot be written: {error.strerror}", where=self._where) from error

@@ -7,23 +7,27 @@ from pathlib import Path
 import pytest
 
 from vaeconv import leftovers
-from vaeconv.checkpoint import atomic
+from vaeconv.checkpoint import atomic, system
 
 
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
     """Let another run look for debris between the making of a temporary and its lock."""
     seen: list[Path] = []
-    lock = atomic._lock
+    lock = system._lock
 
-    def lock_late(fd: int) -> None:
-        if len(seen) < 2:
-            seen.extend(tmp_path.glob(".vaeconv-*"))
+    def temporaries() -> list[Path]:
+        found = tmp_path.glob(".vaeconv-*")
+        return [path for path in found if path.suffix != system.LOCK_ENDING]
+
+    def lock_late(fd: int, wait: bool) -> bool:
+        if wait and len(seen) < 2:
+            seen.extend(temporaries())
             atomic._remove_debris(tmp_path / "target")
-            assert not list(tmp_path.glob(".vaeconv-*")), "the other run found nothing"
-        lock(fd)
+            assert not temporaries(), "the other run found nothing"
+        return lock(fd, wait)
 
-    monkeypatch.setattr(atomic, "_lock", lock_late)
+    monkeypatch.setattr(system, "_lock", lock_late)
     return seen
 
 
@@ -75,7 +79,7 @@ def test_a_stop_between_two_renames_brings_the_old_folder_back(monkeypatch, tmp_
             raise KeyboardInterrupt
 
     monkeypatch.setattr(atomic.os, "rename", stop)
-    monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(system, "exchange", lambda one, other: False)
     with (
         pytest.raises(KeyboardInterrupt),
         atomic.staged_folder(target, overwrite=True, durable=False) as folder,

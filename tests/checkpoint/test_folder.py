@@ -136,7 +136,7 @@ def bundle(folder: Path, *members: Member) -> Path:
 BAD_FILES: dict[str, Callable[[Path], object]] = {
     "a folder": Path.mkdir,
     "a folder with files": lambda path: (path.mkdir(), (path / "x").touch()),
-    "a pipe": os.mkfifo,
+    "a pipe": lambda path: os.mkfifo(path),
     "a dangling link": lambda path: path.symlink_to("nowhere"),
     "a link in circles": lambda path: path.symlink_to(path.name),
     "no UTF-8": lambda path: path.write_bytes(b"\xff\xfe{}"),

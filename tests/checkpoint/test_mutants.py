@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import os
 import random
-import resource
 import shutil
 import time
 from collections import Counter
@@ -25,6 +24,11 @@ from vaeconv import ConvertOptions, CopyOptions, VaeconvError, convert
 from vaeconv.checkpoint import zip_directory
 from vaeconv.checkpoint.tensor import PlainReader, Tensor
 from vaeconv.errors import MalformedCheckpointError, one_line
+
+try:
+    import resource
+except ImportError:  # Windows, where no memory is measured
+    resource = None  # type: ignore[assignment]
 
 FIXTURES = corpus.FIXTURES
 MUTANTS = int(os.environ.get("VAECONV_MUTANTS", "500"))
@@ -167,6 +171,8 @@ def run_mutants(bench: Bench, kind: str, count: int) -> Counter[str]:
 
 
 def peak() -> int:
+    if not resource:
+        return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.range_hub import Content, RangeHub, point_client_at
+from vaeconv.checkpoint import system
 from vaeconv.checkpoint.hub_http import Retry
 from vaeconv.checkpoint.intervals import Intervals
 from vaeconv.checkpoint.remote import RangeSource
@@ -502,7 +503,7 @@ def test_a_full_disk_is_no_network_error(
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "pwrite", full)
+    monkeypatch.setattr(system, "write_at", full)
     with pytest.raises(OutputError, match="No space left"):
         read_bytes(opened(hub, content), 0, KIB)
     assert len(hub.requests) == 1

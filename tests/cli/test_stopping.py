@@ -14,6 +14,9 @@ import pytest
 
 from vaeconv import leftovers
 
+if not hasattr(signal, "SIGHUP"):
+    pytest.skip("needs the signals of POSIX", allow_module_level=True)
+
 ENTRY = Path(sys.executable).with_name("vaeconv")
 SAMPLES = Path(__file__).parents[2] / "fixtures"
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]

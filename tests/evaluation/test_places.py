@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -110,6 +109,7 @@ def test_a_disk_that_fills_up_keeps_what_was_found(
 
 def test_a_limit_of_the_system_is_one_line_too(tmp_path: Path, photos: Path) -> None:
     """A real file that may not grow: the system ends the write, and nothing is pretended."""
+    import resource
 
     def few_bytes() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4500, 4500))

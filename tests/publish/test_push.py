@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-import pty
 import struct
 import subprocess
 import sys
-import termios
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -688,6 +685,10 @@ def test_an_identity_that_is_no_repository_s_is_left(monkeypatch: pytest.MonkeyP
 def test_uploads_show_on_a_terminal_and_not_where_silence_is_asked_for(
     hub: LoopbackHub, release: Path, options: list[str]
 ) -> None:
+    import fcntl
+    import pty
+    import termios
+
     repo_id, repo = repo_of(hub)
     parent, child = pty.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +24,9 @@ from tests.publish.releases import (
     write_toml,
 )
 from tests.publish.test_signing import make_key
+from tests.support.lacking import needs_no_root
 from tests.support.loopback_hub import LoopbackHub, Repository
+from vaeconv.checkpoint import system
 from vaeconv.errors import HubError, OutputError, UsageError, VaeconvError
 from vaeconv.evaluation.nets import NETS
 from vaeconv.names import KINDS
@@ -208,7 +208,7 @@ def test_one_of_several_processes_makes_no_release(
     assert "RANK is 'x'" in said
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
+@needs_no_root
 def test_a_folder_that_is_read_only(project: Path) -> None:
     project.chmod(0o500)
     try:
@@ -252,13 +252,11 @@ def test_keys_that_cannot_sign(project: Path, tmp_path: Path) -> None:
 def test_two_releases_in_one_folder(project: Path) -> None:
     folder = project / "release"
     folder.mkdir()
-    other = os.open(folder, os.O_RDONLY)
-    fcntl.flock(other, fcntl.LOCK_EX)
-    with pytest.raises(OutputError, match="another release is being made here"):
-        make(project, last="convert")
-    assert list(folder.iterdir()) == []
-    make(project, last="convert", dry_run=True)
-    os.close(other)
+    with system.locked(folder):
+        with pytest.raises(OutputError, match="another release is being made here"):
+            make(project, last="convert")
+        assert list(folder.iterdir()) == []
+        make(project, last="convert", dry_run=True)
     make(project, last="convert")
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import os
 import signal
-import stat
 import sys
 import threading
 from collections.abc import Callable
@@ -18,14 +17,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vaeconv import executor
-from vaeconv.checkpoint import atomic
+from vaeconv.checkpoint import atomic, system
 
 # How many of a call's first arguments are paths or descriptors.
 _PLACES = {
     "open": 1,
-    "pwrite": 1,
     "fsync": 1,
-    "fchmod": 1,
     "close": 1,
     "chmod": 1,
     "mkdir": 1,
@@ -41,8 +38,8 @@ _PIECE = 64 << 10  # so that a small fixture is written in several pieces, by bo
 class Call(NamedTuple):
     """One call that touches the watched folder or something in it.
 
-    ``create`` is an ``open`` that makes a file, ``write`` what a Python file object does,
-    ``exchange`` the swap of two folders; the others are named as in ``os``.
+    ``create`` is an ``open`` that makes a file, ``pwrite`` a write at an offset, ``write`` one of a
+    Python file object, ``exchange`` the swap of two folders; the others are named as in ``os``.
     """
 
     name: str
@@ -82,14 +79,16 @@ class Watch:
         self._after = after
         self._lock = threading.Lock()
         self._opened: dict[int, Path] = {}
+        self._written: set[int] = set()
 
     def install(self, patch: Callable[[Any, str, Any], None]) -> None:
         """Put the watch in place; ``patch`` is ``setattr`` or one that can undo it."""
         for name, count in _PLACES.items():
             patch(os, name, self._watched(name, count, getattr(os, name)))
         patch(atomic, "open", self._open_file)
-        if not isinstance(atomic._exchange, NoExchange):
-            patch(atomic, "_exchange", self._watched("exchange", 2, atomic._exchange))
+        patch(system, "write_at", self._watched("pwrite", 1, system.write_at))
+        if not isinstance(system.exchange, NoExchange):
+            patch(system, "exchange", self._watched("exchange", 2, system.exchange))
         patch(executor, "_PIECE", _PIECE)
 
     def _watched(self, name: str, count: int, real: Callable[..., Any]) -> Callable[..., Any]:
@@ -108,6 +107,8 @@ class Watch:
             if name == "open" and paths[0]:
                 with self._lock:
                     self._opened[result] = paths[0]
+                    if args[1] & (os.O_RDWR | os.O_WRONLY):
+                        self._written.add(result)
             return result
 
         return watched
@@ -124,11 +125,12 @@ class Watch:
     def _close(self, paths: tuple[Path | None, ...], real: Callable[[int], None], fd: int) -> None:
         """Close a descriptor in any case; a failing ``close`` closes it as well.
 
-        Of a folder it cannot fail.
+        Of what was not written it does not matter.
         """
-        is_counted = any(map(self._concerns, paths)) and stat.S_ISREG(os.fstat(fd).st_mode)
         with self._lock:
+            is_counted = any(map(self._concerns, paths)) and fd in self._written
             self._opened.pop(fd, None)
+            self._written.discard(fd)
         real(fd)
         if is_counted:
             self._make(Call("close", paths), lambda: None)
@@ -186,7 +188,7 @@ def main(name: str, when: str, number: str, folder: str, *args: str) -> None:
 
     if args[0] == "--no-exchange":
         args = args[1:]
-        atomic._exchange = NoExchange()
+        system.exchange = NoExchange()
 
     def stop(count: int, call: Call) -> None:
         if count == int(number):

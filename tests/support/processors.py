@@ -34,8 +34,10 @@ CONFIGURATIONS = {
         "MKL_CBWR": "AVX512", "VAECONV_TESTS_NO_ONEDNN": "1", "OMP_NUM_THREADS": "3",
     },
     "without numkong and isal": {"VAECONV_TESTS_BLOCK": "numkong,isal"},
+    "without POSIX": {"VAECONV_TESTS_NO_POSIX": "1"},
 }  # fmt: skip
-EVERYTHING = ("other last places", "without numkong and isal")  # casts and checksums as well
+# casts and checksums as well, and files
+EVERYTHING = ("other last places", "without numkong and isal", "without POSIX")
 
 
 def run(variables: dict[str, str], files: list[str], workers: str) -> bool:

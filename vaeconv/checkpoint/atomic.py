@@ -1,22 +1,22 @@
 """Outputs that are there whole or not at all.
 
-Everything is written under a temporary name beside the target and renamed when complete. The
-temporary is locked while its run lives, so a later run can tell the debris of a killed one.
+Everything is written under a temporary name beside the target, closed, and renamed when complete.
+The temporary is locked while its run lives, so a later run can tell the debris of a killed one.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
+from vaeconv.checkpoint import system
 from vaeconv.checkpoint.writable import no_folder
 from vaeconv.checkpoint.writable import translated as _translated
 from vaeconv.errors import OutputError, OutputExistsError
@@ -24,8 +24,8 @@ from vaeconv.leftovers import removed_when_stopped
 
 _MARK = ".vaeconv-"
 _ASIDE = "-old"
-# What a file system without hard links says to one.
-_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+# What a file system without hard links says to one; the last is what Windows says.
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 def check_output(
@@ -89,19 +89,21 @@ def staged_file(target: Path, *, overwrite: bool, durable: bool) -> Iterator[int
     if target.is_dir():
         raise OutputError("is a folder", where=str(target), hint="name a file")
     _remove_debris(target)
-    with _claimed(target, _create_file, _remove_file) as (temporary, fd):
-        yield fd
+    with _claimed(target, _create_file, _remove_file) as temporary:
+        with _opened(temporary, target) as fd:
+            yield fd
+            with _translated(target):
+                if target.exists():
+                    os.chmod(temporary, stat.S_IMODE(target.stat().st_mode))
+                if durable:
+                    os.fsync(fd)
         with _translated(target):
-            if target.exists():
-                os.fchmod(fd, stat.S_IMODE(target.stat().st_mode))
-            if durable:
-                os.fsync(fd)
             if overwrite:
                 os.replace(temporary, target)
             else:
                 _rename_new(temporary, target)
             if durable:
-                sync_folder(target.parent)
+                system.sync_folder(target.parent)
 
 
 @contextmanager
@@ -126,7 +128,7 @@ def staged_folder(
     if target.exists() and not target.is_dir():
         raise OutputError("is a file", where=str(target), hint="name a folder")
     _remove_debris(target)
-    with _claimed(target, _create_folder, partial(_remove_staged, target)) as (temporary, _):
+    with _claimed(target, os.mkdir, partial(_remove_staged, target)) as temporary:
         yield temporary
         with _translated(target):
             if target.exists():
@@ -135,56 +137,58 @@ def staged_folder(
                 _carry_over(target, temporary, stale)
                 os.chmod(temporary, stat.S_IMODE(target.stat().st_mode))
             if durable:
-                sync_folder(temporary)
+                system.sync_folder(temporary)
             _swap_in(temporary, target)
             if durable:
-                sync_folder(target.parent)
+                system.sync_folder(target.parent)
         _remove_folder(temporary)  # what was there before
 
 
 @contextmanager
 def _claimed(
-    target: Path, create: Callable[[Path], int], remove: Callable[[Path], None]
-) -> Iterator[tuple[Path, int]]:
+    target: Path, create: Callable[[Path], None], remove: Callable[[Path], None]
+) -> Iterator[Path]:
     """Make a temporary that is locked; it is removed where the block fails.
 
-    Before it is locked, another run on the same target may take it for debris: then what is locked
-    has no name any more, and another one is made.
+    Before it is locked, another run on the same target may take it for debris: then another one is
+    made. Where nothing can be locked, nothing is taken for debris.
 
     Args:
         target: What it becomes.
-        create: Makes it and gives a descriptor.
+        create: Makes it.
         remove: Removes it, if it is there.
     """
     while True:
-        temporary, fd = _temporary(target), -1
-        with removed_when_stopped(partial(remove, temporary)):
+        temporary = _temporary(target)
+        with removed_when_stopped(partial(remove, temporary)), ExitStack() as lock:
             try:
                 with _translated(target):
-                    fd = create(temporary)
-                    _lock(fd)
+                    create(temporary)
+                    with suppress(FileNotFoundError):  # taken already
+                        lock.enter_context(system.locked(temporary, wait=True))
                 if os.path.lexists(temporary):
-                    yield temporary, fd
+                    yield temporary
                     return
             except BaseException:
                 remove(temporary)
                 raise
-            finally:
-                if fd >= 0:
-                    with _translated(target):
-                        os.close(fd)
 
 
-def _create_file(temporary: Path) -> int:
-    return os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+@contextmanager
+def _opened(temporary: Path, target: Path) -> Iterator[int]:
+    """Open a temporary for writing; what is open cannot be removed everywhere, so it is closed."""
+    with _translated(target):
+        fd = os.open(temporary, system.WRITE)
+    with removed_when_stopped(partial(os.close, fd)):
+        try:
+            yield fd
+        finally:
+            with _translated(target):
+                os.close(fd)
 
 
-def _create_folder(temporary: Path) -> int:
-    os.mkdir(temporary)
-    try:
-        return os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:  # taken already
-        return -1
+def _create_file(temporary: Path) -> None:
+    os.close(os.open(temporary, system.CREATE, 0o666))
 
 
 def _remove_file(temporary: Path) -> None:
@@ -228,15 +232,6 @@ def write_small_file(path: Path, data: bytes, *, durable: bool) -> None:
             os.fsync(file.fileno())
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def _overlap(source: Path, target: Path) -> str | None:
     """Say how an output and an input are one place, or one within the other; None if neither.
 
@@ -271,12 +266,6 @@ def _aside(temporary: Path) -> Path:
     return temporary.with_name(temporary.name + _ASIDE)
 
 
-def _lock(fd: int) -> None:
-    """Mark a temporary as in use. Where nothing can be locked, nothing is taken for debris."""
-    with suppress(OSError, ValueError):  # there may be no descriptor
-        fcntl.flock(fd, fcntl.LOCK_EX)
-
-
 def _remove_debris(target: Path) -> None:
     """Remove what killed runs on the same target left; a living run holds a lock on its own.
 
@@ -286,17 +275,14 @@ def _remove_debris(target: Path) -> None:
         for aside in target.parent.glob(f"{_stem(target)}*{_ASIDE}"):
             if not os.path.lexists(target):
                 os.rename(aside, target)
-        for path in target.parent.glob(_stem(target) + "*"):
-            with suppress(OSError):
-                fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    if path.is_dir():
-                        shutil.rmtree(path, ignore_errors=True)
-                    else:
-                        path.unlink()
-                finally:
-                    os.close(fd)
+        found = target.parent.glob(_stem(target) + "*")
+        for name in {path.name.removesuffix(system.LOCK_ENDING) for path in found}:
+            path = target.with_name(name)
+            with suppress(OSError), system.locked(path) as is_held:
+                if is_held and path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                elif is_held:
+                    path.unlink()
 
 
 def _remove_folder(folder: Path) -> None:
@@ -345,7 +331,7 @@ def _swap_in(temporary: Path, target: Path) -> None:
     """Put a folder in a target's place; the old one, if any, is left as ``temporary`` or gone."""
     if not target.exists():
         os.rename(temporary, target)
-    elif not _exchange(temporary, target):
+    elif not system.exchange(temporary, target):
         aside = _aside(temporary)
         try:
             os.rename(target, aside)
@@ -355,16 +341,3 @@ def _swap_in(temporary: Path, target: Path) -> None:
                 _remove_folder(aside)
             else:
                 os.rename(aside, target)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two names in one step (Linux ``renameat2``); False where that is not possible."""
-    import ctypes
-
-    try:
-        rename = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError):
-        return False
-    at_cwd, exchange = -100, 2
-    status: int = rename(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange)
-    return status == 0

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from vaeconv.checkpoint import system
 from vaeconv.checkpoint.shared import current
 from vaeconv.errors import CheckpointNotFoundError, MalformedCheckpointError
 from vaeconv.nearby import suggest_path
@@ -106,7 +107,7 @@ def hash_bytes(source: ByteSource) -> str:
 
 
 class FileSource:
-    """A local file, read with ``preadv``.
+    """A local file.
 
     Args:
         path: The file; a name for messages where ``fd`` is given.
@@ -131,7 +132,7 @@ class FileSource:
         try:
             if not stat.S_ISREG(os.stat(path).st_mode):
                 raise CheckpointNotFoundError("not a regular file", where=str(path))
-            return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            return os.open(path, system.READ)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             hint = suggest_path(path) if isinstance(error, FileNotFoundError) else None
@@ -149,7 +150,7 @@ class FileSource:
         done, total = 0, len(buffer)
         while done < total:
             try:
-                count = os.preadv(self._fd, [buffer[done:]], offset + done)
+                count = system.read_at(self._fd, buffer[done:], offset + done)
             except OSError as error:
                 raise MalformedCheckpointError(
                     f"cannot be read: {error.strerror}", where=self._name

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import threading
 from collections.abc import Callable
 
+from vaeconv.checkpoint import system
 from vaeconv.checkpoint.intervals import Intervals
 from vaeconv.errors import OutputError
 
@@ -51,7 +51,7 @@ class SparseFile:
         with self._lock:
             try:
                 while done < len(data):
-                    done += os.pwrite(self._file.fileno(), data[done:], position + done)
+                    done += system.write_at(self._file.fileno(), data[done:], position + done)
             except OSError as error:
                 raise _unwritable(error) from error
             self._present.add(position, position + done)
@@ -62,7 +62,7 @@ class SparseFile:
         """Fill the buffer with bytes that are there."""
         done = 0
         while done < len(buffer):
-            done += os.preadv(self._file.fileno(), [buffer[done:]], position + done)
+            done += system.read_at(self._file.fileno(), buffer[done:], position + done)
 
     def close(self) -> None:
         """Drop everything."""

@@ -45,7 +45,9 @@ class FileTree(Protocol):
 
 def stays_inside(name: str) -> bool:
     """Tell whether a relative posix path names something below where it starts."""
-    return not _FORBIDDEN.search(name) and not {"", ".", ".."} & set(name.split("/"))
+    has_drive = bool(os.path.splitdrive(name)[0])  # Windows goes there from any folder
+    is_odd = _FORBIDDEN.search(name) or {"", ".", ".."} & set(name.split("/"))
+    return not (has_drive or is_odd)
 
 
 def checked(name: str, where: str) -> str:

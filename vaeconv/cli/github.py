@@ -78,7 +78,7 @@ def _verdict(done: Release) -> str:
 
 def _append(path: str, text: str) -> None:
     try:
-        with Path(path).open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
+        with Path(path).open("ab") as file:
+            file.write(text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise OutputError(f"cannot be written: {error.strerror}", where=path) from error

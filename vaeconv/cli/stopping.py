@@ -7,10 +7,14 @@ import signal
 import sys
 from types import FrameType
 
-SIGNALS = {
-    signal.SIGINT: "interrupted",
-    signal.SIGTERM: "terminated",
-    signal.SIGHUP: "the terminal was closed",
+_SAID = {
+    "SIGINT": "interrupted",
+    "SIGBREAK": "interrupted",  # Ctrl-Break, which Windows has
+    "SIGTERM": "terminated",
+    "SIGHUP": "the terminal was closed",  # and Windows has not
+}
+SIGNALS: dict[int, str] = {
+    getattr(signal, name): said for name, said in _SAID.items() if hasattr(signal, name)
 }
 _process = 0
 
@@ -38,7 +42,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
         if remove_all is not None:
             remove_all()
         bar = "\r\x1b[K\x1b[?25h" if "rich.live" in sys.modules and os.isatty(2) else ""
-        say(f"{bar}error: {SIGNALS[signal.Signals(number)]}; nothing is left half-written\n")
+        say(f"{bar}error: {SIGNALS[number]}; nothing is left half-written\n")
     os._exit(128 + number)
 
 

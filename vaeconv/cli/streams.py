@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -18,10 +19,26 @@ class ReaderGone(BaseException):
     """Nobody reads stdout any more; no exception of the kinds that libraries deal with."""
 
 
-class _Stdout(io.FileIO):
-    """Descriptor 1, whose failures are told from those of files."""
+class _Stdout(io.RawIOBase):
+    """Standard output, whose failures are told from those of files.
 
-    def write(self, data: Any) -> int:
+    Args:
+        raw: What writes there: descriptor 1, or a console of Windows.
+    """
+
+    def __init__(self, raw: io.RawIOBase) -> None:
+        self._raw = raw
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._raw.fileno()
+
+    def isatty(self) -> bool:
+        return self._raw.isatty()
+
+    def write(self, data: Any) -> int | None:
         """Write bytes.
 
         Raises:
@@ -29,13 +46,23 @@ class _Stdout(io.FileIO):
             ReaderGone: It is a pipe that was closed at the other end.
         """
         try:
-            return super().write(data)
+            return self._raw.write(data)
         except BrokenPipeError as error:
             raise ReaderGone from error
         except BlockingIOError:
             raise
         except OSError as error:
+            if error.errno == errno.EINVAL:  # what Windows says of such a pipe
+                raise ReaderGone from error
             raise OutputError(f"cannot be written: {error.strerror}", where=STDOUT) from error
+
+
+def _raw_stdout(found: Any) -> io.RawIOBase:
+    """Give descriptor 1; of a console of Windows, what writes letters there and not bytes."""
+    raw: io.RawIOBase | None = getattr(getattr(found, "buffer", None), "raw", None)
+    if raw is None or isinstance(raw, io.FileIO):
+        return io.FileIO(1, "wb", closefd=False)
+    return raw
 
 
 def prepare_streams() -> None:
@@ -51,7 +78,7 @@ def prepare_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
     found: Any = sys.stdout
     sys.stdout = io.TextIOWrapper(
-        io.BufferedWriter(_Stdout(1, "wb", closefd=False)),
+        io.BufferedWriter(_Stdout(_raw_stdout(found))),
         encoding=found.encoding if found else "utf-8",
         errors="backslashreplace",
         line_buffering=bool(found) and found.line_buffering,

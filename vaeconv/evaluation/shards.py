@@ -7,16 +7,16 @@ nothing.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vaeconv.checkpoint import system
 from vaeconv.checkpoint.atomic import replace_small_file
 from vaeconv.checkpoint.writable import make_folder, translated
 from vaeconv.errors import OutputError, UsageError
@@ -84,8 +84,9 @@ class ShardWriter:
             self.shard = Shard(path, width)
             self._lines = path.open("xb")
             self._rows = self.shard.rows_path.open("wb") if width else None
+        self._lock = ExitStack()
         with suppress(OSError):  # where nothing can be locked, nobody is taken to be at work
-            fcntl.flock(self._lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock.enter_context(system.locked(path, wait=True))
 
     def add(self, record: Record, features: Any = None) -> None:
         """Write what was found of one picture.
@@ -107,6 +108,7 @@ class ShardWriter:
             if file:
                 with suppress(OSError):  # what a full disk did not take was said when it was added
                     file.close()
+        self._lock.close()
 
 
 class OtherRunError(UsageError):
@@ -200,14 +202,11 @@ def _await_writers(shards: Iterable[Path]) -> None:
 
 
 def _is_written(path: Path) -> bool:
-    with path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:  # nothing can be locked here
+    try:
+        with system.locked(path):
             return False
-        return False
+    except BlockingIOError:
+        return True
 
 
 def read_shards(folder: Path, width: int) -> list[Shard]:

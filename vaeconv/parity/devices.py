@@ -87,6 +87,8 @@ def fitting_batch(device: torch.device, pixels: int, width: int) -> int:
 
     if device.type == "cuda":
         free: int = torch.cuda.mem_get_info(device)[0]
+    elif not hasattr(os, "sysconf"):
+        return 1
     else:
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2  # memory is shared
     return max(1, min(_MAX_BATCH, free // _SHARE // (pixels * width * 4 * _LIVE)))

@@ -309,8 +309,8 @@ def append_summary(result: Verification) -> None:
     if not path:
         return
     try:
-        with Path(path).open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(markdown(result))
+        with Path(path).open("ab") as file:
+            file.write(markdown(result).encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise OutputError(f"the summary cannot be written: {error.strerror}", where=path) from error
 

@@ -7,7 +7,6 @@ that changed since is refused.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 
 from vaeconv._version import __version__
 from vaeconv.autoencoder.topology import Layout
+from vaeconv.checkpoint import system
 from vaeconv.checkpoint.shared import shared_sources
 from vaeconv.errors import OutputError, UsageError, VaeconvError, raise_all
 from vaeconv.option_checks import not_among
@@ -217,24 +217,21 @@ def _locked(folder: Path) -> Iterator[bool]:
     Raises:
         OutputError: Another one is being made there.
     """
-    try:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:
+    if not folder.is_dir():
         yield False
         return
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(fd)
-        raise OutputError(
-            "another release is being made here", where=str(folder), hint="wait until it is done"
-        ) from error
-    except OSError:  # a file system without locks
-        pass
-    try:
+    with ExitStack() as lock:
+        try:
+            lock.enter_context(system.locked(folder.resolve()))
+        except BlockingIOError as error:
+            raise OutputError(
+                "another release is being made here",
+                where=str(folder),
+                hint="wait until it is done",
+            ) from error
+        except OSError:  # nothing can be locked here
+            pass
         yield True
-    finally:
-        os.close(fd)
 
 
 def check_steps(first: str | None, last: str | None) -> None:

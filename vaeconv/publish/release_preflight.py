@@ -231,9 +231,8 @@ class Preflight:
             present, staged = folder / CARD, Path(room) / CARD
             if present.is_file():
                 shutil.copyfile(present, staged)
-            staged.write_text(
-                make_card(CardInputs(Path(room), meta=self._project.meta)), encoding="utf-8"
-            )
+            card = make_card(CardInputs(Path(room), meta=self._project.meta))
+            staged.write_bytes(card.encode())
             problems = check_card(Path(room))
         for problem in problems:
             if not problem.startswith("the link "):  # to files that are not made yet

@@ -12,6 +12,8 @@ VAECONV_TESTS_NO_ONEDNN
     Convolutions and products by torch's own code, not by oneDNN.
 VAECONV_TESTS_BLOCK
     Names of modules, separated by commas, that are not installed as far as an import can tell.
+VAECONV_TESTS_NO_POSIX
+    Set: what Windows has not is taken away, and what it refuses is refused (``no_posix.py``).
 VAECONV_TESTS_RECORD
     A folder, where every test that computes leaves an empty file of its name.
 """
@@ -131,3 +133,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 sys.meta_path.insert(0, _Finder())
+if os.environ.get("VAECONV_TESTS_NO_POSIX"):
+    import no_posix
+
+    no_posix.take_away()
