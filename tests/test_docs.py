@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 import shutil
 import subprocess
@@ -15,8 +16,13 @@ from docs.make_readme import refill
 from docs.make_reference import make_reference
 from vaeconv import __version__, errors
 from vaeconv.cli.group import COMMANDS
+from vaeconv.cli.render.release import release_document
 from vaeconv.cli.stopping import SIGNALS
 from vaeconv.cli.streams import BROKEN_PIPE
+from vaeconv.evaluation.models import read_models_file
+from vaeconv.publish.meta import CardMeta, read_meta
+from vaeconv.publish.pushing import Pushed
+from vaeconv.publish.release import Release, StepResult
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -30,8 +36,8 @@ def blocks(kind: str) -> list[str]:
 def steady(text: str) -> str:
     """Leave out what differs from run to run and from processor to processor: times, distances."""
     text = re.sub(r"in \d+\.\d\d s", "in # s", text)
-    computed = re.compile(r"^ .*(?:e-\d\d|\+/-|PSNR).*$|(?<=A: out|B: ema).*$", re.MULTILINE)
-    return computed.sub(lambda line: " ".join(re.sub(r"[\d.e+-]+", "#", line[0]).split()), text)
+    text = re.sub(r"^(  (?:decode|encode) +\w+ ).* (\w+)$", r"\1# \2", text, flags=re.MULTILINE)
+    return re.sub(r"^(  \w+ +)[\d.]+ \+/- .*$", r"\1#", text, flags=re.MULTILINE)
 
 
 def test_every_output_of_the_readme_is_whole_and_true():
@@ -42,7 +48,8 @@ def test_every_output_of_the_readme_is_whole_and_true():
 def test_a_wrong_output_is_seen():
     changed = README.replace("120 tensors, 438 kB", "121 tensors, 438 kB")
     assert steady(changed) != steady(README)
-    assert steady("  decode  2.4e-06  ok") == steady("  decode  1.0e-07   ok")
+    assert steady("  decode  fp32  noise 3x6  ok") == steady("  decode  fp32  smooth 3x6  ok")
+    assert steady("  decode  fp32  noise 3x6  ok") != steady("  decode  fp32  noise 3x6  FAILED")
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +75,8 @@ def test_the_command_list_is_the_programs():
 
 
 def test_the_exit_codes_are_the_programs():
-    table = {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)}
+    page = (ROOT / "docs" / "json.md").read_text(encoding="utf-8")
+    table = {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}
     classes = [c for c in vars(errors).values() if isinstance(c, type)]
     used = {c.exit_code for c in classes if issubclass(c, errors.VaeconvError)}
     assert table == used | {0, BROKEN_PIPE} | {128 + number for number in SIGNALS}
@@ -111,3 +119,94 @@ def test_the_picture_is_what_inspect_prints_now(tmp_path):
 def test_the_reference_of_commands_is_what_the_help_says() -> None:
     said = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     assert said == make_reference(), "make reference writes it"
+
+
+# --- docs/json.md ---
+
+JSON = (ROOT / "docs" / "json.md").read_text(encoding="utf-8")
+COMMON = {"schema_version", "command", "ok"}
+RUNS = {
+    "inspect": "inspect --keys {ckpt}",
+    "convert": "convert --dry-run {ckpt} a",
+    "prune": "prune --dry-run {ckpt} a.safetensors",
+    "verify": "verify --weights-only {ckpt} {ckpt}",
+    "latents": "latents {images} a.safetensors --model {ckpt} --size 32",
+    "eval": "eval {ckpt} --images {images} --size 32 --metrics psnr --out eval.json",
+    "compare": "compare {ckpt} --images {images} --size 32 --out merged",
+    "card": "card {folder} --dry-run",
+}
+
+
+def documented(command: str) -> set[str]:
+    section = JSON.split(f"\n## {command}\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?`) \|", section, re.MULTILINE)
+    return {field for row in rows for field in re.findall(r"`(\w+)`", row)}
+
+
+@pytest.mark.parametrize("command", RUNS)
+def test_the_fields_of_every_document_are_those_that_the_page_names(command, workplace):
+    fixtures = workplace / "fixtures"
+    args = RUNS[command].format(
+        ckpt=fixtures / "tiny-kl.ckpt",
+        images=fixtures / "pictures",
+        folder=fixtures / "tiny-diffusers",
+    )
+    done = subprocess.run(
+        [str(ENTRY), *args.split(), "--json"],
+        cwd=workplace,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found.keys() - COMMON == documented(command)
+
+
+def test_the_page_names_the_fields_of_what_needs_a_hub():
+    assert documented("push") == {*Pushed._fields, "dry_run", "original"}
+    release = Release((), Path(), ())
+    known = release_document(release, dry_run=False).keys() | {"repositories"}
+    assert known == documented("release")
+    assert all(field in JSON for field in StepResult._fields)
+
+
+def test_every_command_that_knows_json_is_on_the_page():
+    assert set(re.findall(r"^## ([a-z-]+)$", JSON, re.MULTILINE)) == set(COMMANDS) - {"completion"}
+
+
+def test_the_examples_of_files_are_read(tmp_path):
+    page = (ROOT / "docs" / "files.md").read_text(encoding="utf-8")
+    models, card = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "models.toml").write_text(models)
+    (tmp_path / "card.toml").write_text(card)
+    assert [one.name for one in read_models_file(tmp_path / "models.toml")] == ["ft-EMA", ""]
+    meta = read_meta(tmp_path / "card.toml")
+    stated = {name for name in CardMeta.__dataclass_fields__ if getattr(meta, name)}
+    assert stated | {"license_name", "license_link", "inference"} == set(
+        CardMeta.__dataclass_fields__
+    )
+
+
+def test_the_page_of_files_names_what_a_manifest_holds(workplace):
+    subprocess.run(
+        [ENTRY, "convert", "-q", "--ema", "fixtures/tiny-kl.ckpt", "manifest-out"],
+        cwd=workplace,
+        check=True,
+    )
+    manifest = json.loads((workplace / "manifest-out" / "vaeconv.json").read_bytes())
+    page = (ROOT / "docs" / "files.md").read_text(encoding="utf-8")
+    section = page.split("## vaeconv.json")[1].split("\n## ")[0]
+    assert manifest.keys() <= set(re.findall(r"`(\w+)`", section))
+
+
+@pytest.mark.parametrize("page", sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")]))
+def test_links_between_pages_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s:]+)\)", text):
+        path, _, anchor = target.partition("#")
+        place = page.parent / path if path else page
+        assert place.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", place.read_text("utf-8"), re.MULTILINE)
+            assert anchor in {title.lower().replace(" ", "-") for title in titles}, target

@@ -134,8 +134,8 @@ def compare(
 
     Example:
         >>> options = CompareOptions(protocol=Protocol("small", size=32))
-        >>> models = ["fixtures/tiny-kl.ckpt", ModelSpec(path="fixtures/tiny-kl.ckpt", ema=True,
-        ...     name="EMA")]
+        >>> ema = ModelSpec(path="fixtures/tiny-kl.ckpt", name="EMA", ema=True)
+        >>> models = ["fixtures/tiny-kl.ckpt", ema]
         >>> print(compare(models, "fixtures/pictures", "merged", options))
         compared 4 images, from left to right: tiny-kl.ckpt, EMA, original
     """
