@@ -62,7 +62,7 @@ def check_average(
     warnings: list[Note] = []
     updates = read_ema_facts(checkpoint, survey)[0]
     if updates is not None and updates < WARM_UPDATES:
-        meaning = {0: "was never updated", -1: "had its warm-up off, so its random start may show"}
+        meaning = {0: "was never updated", -1: "was made without a warm-up, so it may contain random initial weights"}
         said = meaning.get(updates, f"was updated only {updates} times")
         warnings.append(warning(f"the EMA {said} (num_updates {updates})"))
     tensors = checkpoint.tensors

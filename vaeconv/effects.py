@@ -94,7 +94,7 @@ def writing_rules(
     return [
         Rule("--clamp", copy.clamp, is_cast, "nothing is cast with --dtype keep"),
         Rule("--allow-nonfinite", copy.allow_nonfinite, copy.check or is_cast,
-             "--no-check looks for no NaN"),
+             "--no-check does not look for NaN"),
         Rule("--manifest", manifest, not is_folder, "a folder always has one"),
         Rule("--hash-source", hash_source, has_manifest,
              "the hash goes into a manifest, which a file gets with --manifest"),

@@ -164,7 +164,7 @@ def _nonfinite_error(row: Row) -> NonFiniteError:
     return NonFiniteError(
         f"tensor {row.source.name} holds NaN or infinity",
         where=row.source.storage.source.name,
-        hint="its training diverged; --allow-nonfinite writes it all the same",
+        hint="its training diverged; --allow-nonfinite writes it nevertheless",
     )
 
 

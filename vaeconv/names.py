@@ -132,7 +132,7 @@ def _check_ending(text: str, ending: str, endings: Iterable[str], more: str) -> 
         else f"write {' or '.join(endings)}"
     )
     own = text[len(text) - len(ending) :]
-    raise UsageError(f"{own} is no ending that is written", where=text, hint=hint + more)
+    raise UsageError(f"{own} is not an ending that vaeconv writes", where=text, hint=hint + more)
 
 
 def batch_targets(sources: Sequence[str], folder: Path) -> list[tuple[str, str]]:

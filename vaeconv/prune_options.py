@@ -148,9 +148,9 @@ class PruneOptions:
     def rules(self, kind: OutputKind, target: Path, source: str | os.PathLike[str]) -> list[Rule]:
         """When each option has an effect, as far as names of inputs and output tell."""
         default = frozenset({Part.VAE}) if self.vae_only else _INFERENCE
-        said = "it is kept all the same"
+        said = "it is kept anyway"
         parts = [Rule(f"--keep {p.value}", True, p not in default, said) for p in self.keep]
-        said = "it is dropped all the same"
+        said = "it is dropped anyway"
         parts += [
             Rule(f"--drop {p.value}", True, p in default and p not in self.keep, said)
             for p in self.drop - self.keep
@@ -179,7 +179,7 @@ class PruneOptions:
             *[Rule(f"--keep {name}", True, False, f"--drop {name} says the opposite")
               for name in both],
             Rule("--vae", has_vae, not self.vae_only,
-                 "--vae-only keeps an autoencoder alone; vaeconv convert writes the other one so"),
+                 "--vae-only writes only the autoencoder of IN; vaeconv convert writes that of a file"),
             Rule("--drop vae", Part.VAE in self.drop, not has_vae, "--vae puts another one there"),
             Rule("--require-fp16-decode", self.require_fp16, self.probe is not None,
                  "there is no probe"),

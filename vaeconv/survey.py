@@ -171,7 +171,7 @@ def _check_scaling(
         raise NonFiniteError(
             f"the tensor {name} scales latents and holds {listed([f'{v:g}' for v in values])}",
             where=checkpoint.name,
-            hint="give the right one with --scaling-factor",
+            hint="pass the right one with --scaling-factor",
         )
 
 

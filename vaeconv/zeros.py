@@ -105,7 +105,7 @@ class ZeroWatch:
         parts = []
         if whole:
             total = len(self._weights)
-            parts.append(f"{whole} of {total} tensors ({whole / total:.0%}) are nothing but zeros")
+            parts.append(f"{whole} of {total} tensors ({whole / total:.0%}) hold nothing but zeros")
         if norms:
             parts.append(f"the scales of {norms} normalisations among them")
         extent = "" if run == bad[0].nbytes else ", a long part of it"

@@ -74,7 +74,7 @@ class GivenConfig(NamedTuple):
                 raise ConfigMismatchError(
                     f"the config says {name} {_plain(said)}, the tensors say {_plain(found)}",
                     where=self.name,
-                    hint="give the right one with --config, or take this one away",
+                    hint="pass the right config with --config, or remove this one",
                 )
         _check_groups(self.norm_num_groups or NORM_NUM_GROUPS, topology, self.name)
 
@@ -167,7 +167,7 @@ def _check_groups(groups: int, topology: Topology, where: str | None) -> None:
             f"widths {list(topology.channels)} are not all divisible by the {groups} groups of "
             "the normalisation",
             where=where,
-            hint="give the training config with --config",
+            hint="pass the training config with --config",
         )
 
 

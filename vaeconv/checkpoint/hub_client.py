@@ -58,7 +58,7 @@ def ask(call: Callable[[], T], where: str, retry: Retry, *, tries: int) -> T:
 def not_a_hub(where: str) -> HubError:
     """Return the error for answers that the Hub would not give."""
     return HubError(
-        "the server does not answer like the Hub",
+        "the server's answers are not those of the Hub",
         where=where,
         hint="check HF_ENDPOINT and the proxy settings",
     )

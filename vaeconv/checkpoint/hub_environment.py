@@ -40,8 +40,8 @@ def check_environment() -> None:
         if place and not Path(place).exists():
             raise UsageError(f"{name} names {place}, which is not there", hint="unset it")
     if not (get_token() or "").isascii():
-        raise UsageError("the token for the Hub has characters that no token has",
-                         hint="set HF_TOKEN anew, or log in again")  # fmt: skip
+        raise UsageError("the Hub token contains characters that no token has",
+                         hint="set HF_TOKEN again, or log in again")  # fmt: skip
 
 
 def _check_address(name: str, address: str, schemes: tuple[str, ...]) -> None:

@@ -140,7 +140,7 @@ def weight_table(comparisons: Sequence[Comparison]) -> tuple[Row, list[Row]]:
                 absent = len(weights.missing) + len(weights.unexpected)
                 counts = [weights.number(match) for match in Match]
                 rows.append((labels, part, *map(str, (*counts, absent))))
-    return ("sides", "tensors", *(match.value for match in Match), "on one side only"), rows
+    return ("sides", "tensors", *(match.value for match in Match), "in one model only"), rows
 
 
 def distance_table(comparison: Comparison) -> tuple[Row, list[Row]]:
@@ -224,14 +224,14 @@ def verdict(comparison: Comparison) -> str:
     """Say the verdict in one line, with what is unproven."""
     reasons = " and ".join(comparison.unproven)
     is_open = reasons and not comparison.problems
-    return judgement(comparison) + (f", but unproven is {reasons}" if is_open else "")
+    return judgement(comparison) + (f", but not proved: {reasons}" if is_open else "")
 
 
 def outcome(result: Verification) -> str:
     """Say the outcome in a few words."""
     if not result.ok:
         return "FAILED"
-    return "passed, but not all is proved" if result.unproven else "passed"
+    return "passed, but not everything was proved" if result.unproven else "passed"
 
 
 def comparisons_of(result: Verification) -> list[Comparison]:
@@ -295,7 +295,7 @@ def check_summary() -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise OutputError(
-            f"cannot be written: {reason}", where=f"{_SUMMARY}={path}", hint="unset it, or mend it"
+            f"cannot be written: {reason}", where=f"{_SUMMARY}={path}", hint="unset it, or correct it"
         ) from error
 
 

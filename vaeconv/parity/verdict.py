@@ -70,7 +70,7 @@ class Comparison(NamedTuple):
         problems = [outcome.problem for outcome in outcomes if outcome.problem]
         differs = any(one.problem and one.distance.max_abs is not None for one in outcomes)
         if differs and not self.problems:
-            problems.insert(0, "the weights agree and their results do not: config or code differs")
+            problems.insert(0, "the weights agree but the results do not: config or code differs")
         return self._replace(
             outcomes=(*self.outcomes, *outcomes), problems=(*self.problems, *problems)
         )

@@ -238,7 +238,7 @@ def verify(
 
 def _no_autoencoder(label: str, error: UnmappedKeysError, *, is_drop_in: bool) -> Verification:
     """Give the verdict on a file that can be read, and is the same as nothing."""
-    problem = f"{label} is no whole autoencoder: {error.text}"
+    problem = f"{label} is not a complete autoencoder: {error.text}"
     nothing = WeightResult(())
     comparison = Comparison(
         ("A", "BASE" if is_drop_in else "B"),

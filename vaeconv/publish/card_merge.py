@@ -54,14 +54,14 @@ def merge_cards(here: str, there: str, where: str) -> Merged:
     added, lost = _differences(_own_lines(ours.body), _own_lines(theirs.body))
     if added and lost:
         conflicts.append(
-            f"on the Hub it says {_shown(lost[0])}, which the one here does not, and here "
-            f"{_shown(added[0])}, which the Hub's does not"
+            f"the card on the Hub says {_shown(lost[0])}, which the one here does not, and the one here "
+            f"says {_shown(added[0])}, which the Hub's does not"
         )
     if conflicts:
         raise CheckFailedError(
             "the card was edited on the Hub: " + "; ".join(conflicts),
             where=where,
-            hint="bring both together in README.md, or --card replace publishes the one here",
+            hint="merge both in README.md, or pass --card replace to publish the one here",
         )
     notes = []
     front, replaced = _merge_front(ours.front, theirs.front)

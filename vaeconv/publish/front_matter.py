@@ -139,7 +139,7 @@ def _load(text: str) -> dict[str, Any]:
     if data is None:
         return {}
     if not isinstance(data, dict):
-        raise InputError("cannot be read: it is no list of names and values", hint="mend README.md")
+        raise InputError("cannot be read: it is not a list of names and values", hint="mend README.md")
     odd = [key for key in data if not isinstance(key, str)]
     if odd:
         raise InputError(f"has a key that YAML reads as {odd[0]!r}", hint="put quotes around it")
@@ -157,7 +157,7 @@ def _check_keys(node: Any) -> None:
                 if key.value in seen:
                     raise InputError(
                         f"has the key {key.value} twice, again in line {key.start_mark.line + 2}",
-                        hint="take one of them out",
+                        hint="remove one of them",
                     )
                 seen.add(key.value)
             _check_keys(value)

@@ -153,7 +153,7 @@ def check_options(repo_id: str, options: PushOptions) -> None:
         )
     for name in filter(None, (options.tag, options.revision)):
         if not is_ref(name):
-            raise UsageError(f"{name} is no name that git allows for a branch or tag")
+            raise UsageError(f"{name} is not a name that git allows for a branch or tag")
     if options.create_pr and (options.revision != "main" or options.tag):
         raise UsageError(
             "--create-pr goes with neither --revision nor --tag",

@@ -200,7 +200,7 @@ def checked_files(
         ),
     ]
     if problems:
-        what, details = counted("not fit to be published", problems)
+        what, details = counted("cannot be published as it is", problems)
         raise CheckFailedError(what, where=str(folder), details=details)
     return files
 

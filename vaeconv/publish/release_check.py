@@ -61,7 +61,7 @@ def _source(table: SourceTable) -> Iterator[UsageError]:
         yield _wrong(
             "source",
             "needs scaling_factor or family",
-            "a release states its scaling; vaeconv inspect says what the file gives away",
+            "a release has to name its scaling; vaeconv inspect shows what the checkpoint says of it",
         )
 
 
@@ -81,7 +81,7 @@ def _output(table: OutputTable) -> Iterator[UsageError]:
     if len(set(formats)) != len(formats):
         yield _wrong("output", "original_formats are each once")
     if PurePosixPath(table.original).name != table.original or "\\" in table.original:
-        yield _wrong("output", f"original = {table.original!r} is no name of a file")
+        yield _wrong("output", f"original = {table.original!r} is not the name of a file")
     if ending_of(table.original) in KINDS:
         yield _wrong(
             "output",

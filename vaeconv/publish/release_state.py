@@ -102,7 +102,7 @@ class State:
                 return False
             if self._sha256(file) != sha256:
                 raise CheckFailedError(
-                    f"is not what the step {name} wrote: it was changed since",
+                    f"was changed after the step {name} wrote it",
                     where=str(file),
                     hint=f"remove it, or make it again with --from {name}",
                 )

@@ -91,7 +91,7 @@ class _Filler:
         if key[0] != "card":  # whose braces are people's own
             for name in _FIELD.findall(text):
                 if name != "tag":
-                    self._refuse(key, f"{{{name}}} stands for nothing", "{tag} is what is known")
+                    self._refuse(key, f"{{{name}}} is not a placeholder", "{tag} is the only placeholder")
         text = _TAG.sub(lambda found: self._put_tag(key, found[0]), text)
         return self._path(key, text) if key in PATHS else text
 

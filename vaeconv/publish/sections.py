@@ -153,7 +153,7 @@ def evaluation_section(results: Sequence[Mapping[str, Any]], meta: CardMeta) -> 
         {f"{net['name']} `{net['sha256'][:16]}`" for result in results for net in result["nets"]}
     )
     if nets:
-        lines += [f"Metric nets (sha256): {', '.join(nets)}.", ""]
+        lines += [f"Metric networks (sha256): {', '.join(nets)}.", ""]
     return Section("evaluation", "\n".join(lines))
 
 
@@ -200,7 +200,7 @@ def _manifest_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     for name, other in sorted(manifest.get("others", {}).items()):
         known = other.get("source")
         made = isinstance(known, dict) and known.get("name")
-        rows.append((name, f"made from {made}, not from the above" if made else "origin unknown"))
+        rows.append((name, f"made from {made}, not from the files above" if made else "origin unknown"))
     return rows
 
 

@@ -146,7 +146,7 @@ def _walk(
             yield (
                 local,
                 path,
-                f"is no file: it is {_KINDS.get(stat.S_IFMT(mode), 'something else')}",
+                f"is not a file: it is {_KINDS.get(stat.S_IFMT(mode), 'something else')}",
             )
 
 

@@ -210,7 +210,7 @@ def _headline(comparison: Comparison) -> Styled:
     if comparison.problems:
         word, style = "FAILED", Style.BAD
     elif comparison.unproven:
-        word, style = "passed, but not all is proved", Style.DOUBTFUL
+        word, style = "passed, but not everything was proved", Style.DOUBTFUL
     return Styled(f"{word}: {judgement(comparison)}", style)
 
 
