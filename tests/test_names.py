@@ -118,7 +118,7 @@ def test_wrong_usage_of_the_command(tmp_path: Path, source: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "endings", "said"),
     [
-        ("x.ckpt", (".json",), ".ckpt is no ending that is written"),
+        ("x.ckpt", (".json",), ".ckpt is not an ending that vaeconv writes"),
         ("x.jsn", (".json",), "did you mean x.json"),
         ("x.png", (), "is a folder, and .png ends the name of a file"),
         ("", (".json",), "no name"),

@@ -333,7 +333,8 @@ def _states_beside(checkpoint: Checkpoint, survey: Survey | None) -> Iterator[Si
         if names_average(root):
             kind = "EMA"
             if covered and survey:
-                kind += f" of the autoencoder, {covered} of {len(survey.autoencoder.keys)} tensors"
+                total = plural(len(survey.autoencoder.keys), "tensor")
+                kind += f" of the autoencoder, {covered} of {total}"
             elif any("diffusion_model" in name for name in names):
                 kind += " of the diffusion model"
         elif has_one:

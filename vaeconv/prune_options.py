@@ -179,7 +179,7 @@ class PruneOptions:
             *[Rule(f"--keep {name}", True, False, f"--drop {name} says the opposite")
               for name in both],
             Rule("--vae", has_vae, not self.vae_only,
-                 "--vae-only writes only the autoencoder of IN; vaeconv convert writes that of a file"),
+                 "--vae-only writes the autoencoder of IN; use vaeconv convert for another"),
             Rule("--drop vae", Part.VAE in self.drop, not has_vae, "--vae puts another one there"),
             Rule("--require-fp16-decode", self.require_fp16, self.probe is not None,
                  "there is no probe"),

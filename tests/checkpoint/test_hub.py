@@ -525,10 +525,10 @@ except HubError as error:
     ("name", "value", "said"),
     [
         ("HF_ENDPOINT", "http://[::1", "an environment variable of the Hub's client is wrong"),
-        ("HF_ENDPOINT", "ftp://a.b", "HF_ENDPOINT is 'ftp://a.b', which is no address"),
+        ("HF_ENDPOINT", "ftp://a.b", "HF_ENDPOINT is 'ftp://a.b', which is not a URL"),
         ("HF_HUB_DOWNLOAD_TIMEOUT", "abc", "an environment variable of the Hub's client is wrong"),
         ("HTTPS_PROXY", "::", "HTTPS_PROXY is"),
-        ("HTTPS_PROXY", "foo://x", "HTTPS_PROXY is 'foo://x', which is no address"),
+        ("HTTPS_PROXY", "foo://x", "HTTPS_PROXY is 'foo://x', which is not a URL"),
         ("SSL_CERT_FILE", "/nonexistent", "SSL_CERT_FILE names /nonexistent"),
         ("HF_TOKEN", "t\u00f6ken", "the token for the Hub has characters"),
     ],

@@ -78,7 +78,7 @@ def test_a_verdict_comes_first_and_in_colour(tmp_path: Path) -> None:
     failed = see(80, ["verify", "--weights-only", CKPT, ATTN])
     assert failed.startswith("\x1b[1;31mFAILED: A and B are not the same autoencoder")
     doubtful = see(80, ["verify", "--weights-only", CKPT, CKPT])
-    assert doubtful.startswith("\x1b[1;33mpassed, but not all is proved")
+    assert doubtful.startswith("\x1b[1;33mpassed, but not everything was proved")
     assert "\x1b[1;31merror:\x1b[0m" in failed
 
 

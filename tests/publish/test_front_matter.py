@@ -70,7 +70,7 @@ def test_a_check_says_what_the_client_would_not_see(kind: str, tmp_path: Path) -
     release = make_release(tmp_path / "release")
     (release / "README.md").write_bytes(ODD[kind].encode())
     (problem,) = check_card(release)
-    assert "vaeconv card writes it anew" in problem
+    assert "vaeconv card writes it again" in problem
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ RULES = [
     ({"license": "CreativeML Open RAIL-M"}, "did you mean creativeml-openrail-m?"),
     ({"license": "GPLv3"}, "did you mean gpl"),
     ({"license": "my own"}, "license: other, with license_name"),
-    ({"license": ["mit", "Apache"]}, "'Apache' is none that the Hub knows"),
+    ({"license": ["mit", "Apache"]}, "'Apache' is not one that the Hub knows"),
     ({"license": True}, "put quotes around True"),
     ({"license": "other"}, "needs license_name"),
     ({"license": "other", "license_name": "x"}, "needs license_link, or a file LICENSE"),
@@ -159,8 +159,8 @@ RULES = [
     ({"tags": [False]}, "put quotes around False"),
     ({"tags": [1.0, "x"]}, "put quotes around 1.0"),
     ({"language": False}, "put quotes around False"),
-    ({"language": "english"}, "'english' is no ISO 639 code"),
-    ({"language": ["en", "EN"]}, "'EN' is no ISO 639 code"),
+    ({"language": "english"}, "'english' is not an ISO 639 code"),
+    ({"language": ["en", "EN"]}, "'EN' is not an ISO 639 code"),
     ({"pipeline_tag": "image-2-image"}, "did you mean image-to-image?"),
     ({"library_name": 3}, "library_name in the front matter is not a text"),
     ({"thumbnail": "assets/x.png"}, "is not an address"),

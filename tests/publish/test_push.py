@@ -469,7 +469,7 @@ def test_front_matter_that_the_hub_refuses(hub: LoopbackHub, release: Path) -> N
     hub.add_rule(Status(400, body=json.dumps(said).encode()), path="/validate-yaml")
     text = push(hub, release, repo_id, code=6)
     assert "refuses the card's front matter" in text and '"metrics" must be' in text
-    assert "mend README.md" in text
+    assert "fix README.md" in text
     assert repo.commit_count() == 0 and hub.asked("PUT") == []
 
 
@@ -612,7 +612,7 @@ def test_a_gate_is_closed(release: Path, gate: str, monkeypatch: pytest.MonkeyPa
     spoil, said = GATES[gate]
     spoil(release)
     monkeypatch.setattr(pushing, "push_files", lambda *_, **__: pytest.fail("it was pushed"))
-    with pytest.raises(CheckFailedError, match="not fit to be published") as caught:
+    with pytest.raises(CheckFailedError, match="cannot be published as it is") as caught:
         pushing.push(release, "user/x")
     all_said = [caught.value.what, *caught.value.details]
     assert any(said in line for line in all_said), all_said
@@ -706,14 +706,14 @@ def test_uploads_show_on_a_terminal_and_not_where_silence_is_asked_for(
 
 
 def test_what_a_report_leaves_unproven_is_said(hub: LoopbackHub, release: Path) -> None:
-    reason = "the scaling of A: it states none"
+    reason = "the scaling of A: its files state none"
     write_parity(release, unproven=[reason])
     for more in (["--dry-run"], []):
         done = run_push(hub.env(release.parent / "home"), release, "user/unproven", *more)
         assert done.returncode == 0
-        assert f"note: parity.json leaves unproven {reason}\n" in done.stderr
+        assert f"note: parity.json could not prove {reason}\n" in done.stderr
     said = json.loads(push(hub, release, "user/unproven", "--json"))
-    assert said["notes"] == [f"parity.json leaves unproven {reason}"]
+    assert said["notes"] == [f"parity.json could not prove {reason}"]
 
 
 def test_all_that_reports_say_is_listed(hub: LoopbackHub, release: Path) -> None:

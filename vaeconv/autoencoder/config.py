@@ -91,7 +91,7 @@ class GivenConfig(NamedTuple):
         ]
         return [
             note(
-                f"{self.name} states one attention for encoder and decoder; by the tensors "
+                f"{self.name} has one attention setting for encoder and decoder; in the tensors "
                 + " and ".join(levels)
             )
         ]
@@ -109,7 +109,7 @@ class GivenConfig(NamedTuple):
         ):
             if said is not None and said not in fixed:
                 raise UnsupportedModelError(
-                    f"the config says {name} {said}; the CompVis layout always means {fixed[0]}",
+                    f"the config says {name} {said}; CompVis code always uses {fixed[0]}",
                     where=self.name,
                     hint="keep it in the diffusers layout",
                 )

@@ -83,7 +83,9 @@ _TABLE = {
         warnings _warnings abc _abc typing _typing annotationlib copy contextvars _contextvars
         _thread _imp resource mutex
     """,
-    "calls any function passed to it": "operator _operator functools _functools itertools sets reprlib repr",
+    "calls any function passed to it": """
+        operator _operator functools _functools itertools sets reprlib repr
+    """,
     "installs packages": """
         pip setuptools wheel easy_install ensurepip conda mamba uv poetry pipenv pipx virtualenv pdm
         hatch flit

@@ -301,5 +301,5 @@ def _row_of(result: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     known = ", ".join(model["name"] for model in models)
     raise UsageError(
         f"no row of the evaluation is called {name!r}; there are {known}",
-        hint='name this model's row in the file of facts: model = "…"',
+        hint='name the row of this model in the file of facts: model = "…"',
     )

@@ -61,7 +61,7 @@ def _source(table: SourceTable) -> Iterator[UsageError]:
         yield _wrong(
             "source",
             "needs scaling_factor or family",
-            "a release has to name its scaling; vaeconv inspect shows what the checkpoint says of it",
+            "a release has to name its scaling; vaeconv inspect shows what the file says of it",
         )
 
 

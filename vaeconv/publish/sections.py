@@ -200,7 +200,9 @@ def _manifest_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     for name, other in sorted(manifest.get("others", {}).items()):
         known = other.get("source")
         made = isinstance(known, dict) and known.get("name")
-        rows.append((name, f"made from {made}, not from the files above" if made else "origin unknown"))
+        rows.append(
+            (name, f"made from {made}, not from the files above" if made else "origin unknown")
+        )
     return rows
 
 
