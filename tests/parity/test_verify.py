@@ -562,7 +562,7 @@ def test_the_first_layer_that_computes_otherwise_is_named(
         comparison = same(result)
         assert comparison.weights.is_same
         assert {one.kind for one in comparison.outcomes if one.problem} == kinds
-        assert "the weights agree and their results do not" in failure_of(result)
+        assert "the weights agree but the results do not" in failure_of(result)
         for problem in comparison.problems[1:]:
             assert f"; the first layer that differs is {' / '.join(names)}, by " in problem
 

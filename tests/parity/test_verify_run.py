@@ -110,7 +110,7 @@ def test_a_smallest_psnr_does_not_excuse_moments(
 
 def test_a_limit_of_nothing_allows_nothing(ckpt: Path, out: Path, refs: Path) -> None:
     assert check(ckpt, out, refs).ok
-    assert "the weights agree and their results do not" in failure_of(
+    assert "the weights agree but the results do not" in failure_of(
         check(ckpt, out, refs, atol=0.0)
     )
     assert_same(check(ckpt, ckpt, refs, atol=0.0))

@@ -563,7 +563,7 @@ def test_pictures_must_be_in_the_release(release: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="inside the folder that is published"):
         make_card(inputs_of(release, pictures=tmp_path / "elsewhere"))
     (release / "empty").mkdir()
-    for place, said in (("empty", "no pictures"), ("nowhere", "no folder of pictures")):
+    for place, said in (("empty", "no images"), ("nowhere", "not a folder of images")):
         with pytest.raises(InputError, match=said):
             make_card(inputs_of(release, pictures=release / place))
 
