@@ -190,7 +190,7 @@ def test_page_says_what_was_compared(same: Found) -> None:
         assert f"{path.name} , {len(data):,} bytes sha256 {hashlib.sha256(data).hexdigest()}" in (
             page.text
         )
-    assert f"A {TINY} layout compvis container safetensors tensors 120 in F16" in page.text
+    assert f"A {TINY} layout compvis container safetensors tensors 120 in fp16" in page.text
     assert "scaling not known loaded by CompVis modules, strict" in page.text
     assert f"B {FOLDER} layout diffusers container" in page.text
     assert "scaling 0.18215 (config.json) loaded by AutoencoderKL.from_pretrained" in page.text

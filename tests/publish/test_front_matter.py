@@ -163,7 +163,7 @@ RULES = [
     ({"language": ["en", "EN"]}, "'EN' is not an ISO 639 code"),
     ({"pipeline_tag": "image-2-image"}, "did you mean image-to-image?"),
     ({"library_name": 3}, "library_name in the front matter is not a text"),
-    ({"thumbnail": "assets/x.png"}, "is not an address"),
+    ({"thumbnail": "assets/x.png"}, "is not a URL"),
     ({"model-index": {}}, "model-index in the front matter is not a list"),
     ({"model-index": [{"results": []}]}, "model-index[0] has no name"),
     ({"model-index": [{"name": "x"}]}, "has no list of results"),
@@ -226,7 +226,7 @@ def test_nothing_of_the_client_s_own_words(tmp_path: Path) -> None:
     result = run_here("card", release)
     assert result.exit_code == 0
     assert result.stderr.count("\n") == 1
-    assert result.stderr.startswith("warning: the front matter names no license, so push refuses")
+    assert result.stderr.startswith("warning: push refuses this card: the front matter names no license")
     assert "license" not in (release / "README.md").read_text().split("---")[1]
     result = run_here("push", release, "user/x")
     assert result.stderr.count("\n") == 1 and "names no license" in result.stderr
