@@ -1,4 +1,4 @@
-"""What to say of a moving average before it is used: whether it is one at all."""
+"""Checks of EMA weights before they are used."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class CopyOptions(NamedTuple):
 
 
 class Copied(NamedTuple):
-    """What was written.
+    """Result of writing the tensors of a plan.
 
     Attributes:
         sha256: The hash of the output in hexadecimal; None where it was not asked for.

@@ -42,7 +42,7 @@ _OVERHEAD = 1024  # bytes per tensor, more than a header or a zip file's directo
 
 
 class Output(NamedTuple):
-    """Where to write, and what goes with the weights.
+    """Place of an output, and what goes with the weights.
 
     Attributes:
         target: The file or folder.

@@ -41,7 +41,7 @@ class Row(NamedTuple):
 
     @property
     def is_cast(self) -> bool:
-        """Whether the elements change their type."""
+        """True if the elements change their type."""
         return self.dtype is not self.source.dtype
 
 

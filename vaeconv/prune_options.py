@@ -1,4 +1,4 @@
-"""What pruning can be told."""
+"""Options of pruning."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _INFERENCE = frozenset(Part) - {Part.LOSS}
 
 
 class Probed(Protocol):
-    """What a probe found; :class:`vaeconv.parity.probe.ProbeReport` is one."""
+    """Result of a probe; :class:`vaeconv.parity.probe.ProbeReport` is one."""
 
     @property
     def is_finite(self) -> bool:
-        """Whether activations fit fp16."""
+        """True if activations fit fp16."""
 
     def describe(self) -> str:
         """Say it in one line."""
@@ -146,7 +146,7 @@ class PruneOptions:
         return (kept | self.keep) - self.drop
 
     def rules(self, kind: OutputKind, target: Path, source: str | os.PathLike[str]) -> list[Rule]:
-        """When each option has an effect, as far as names of inputs and output tell."""
+        """Make the rules of the options, as far as names of inputs and output tell."""
         default = frozenset({Part.VAE}) if self.vae_only else _INFERENCE
         said = "it is kept anyway"
         parts = [Rule(f"--keep {p.value}", True, p not in default, said) for p in self.keep]

@@ -38,7 +38,7 @@ _UNPACK = {"F64": "d", "F32": "f", "F16": "e", "I64": "q", "I32": "i", "I16": "h
 
 
 class Survey(NamedTuple):
-    """What was found.
+    """Autoencoder and other facts that were found in a checkpoint.
 
     Attributes:
         autoencoder: The autoencoder and the account of all keys.

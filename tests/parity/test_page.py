@@ -230,7 +230,7 @@ def test_page_of_another_decoder_says_what_differs(different: Found) -> None:
         assert problem in page.text
     worst = [one.describe() for one in same.weights.different]
     listed = page.text.partition("tensors that differ, the worst first")[2]
-    listed = listed.partition("Decoded pictures")[0]
+    listed = listed.partition("Decoded images")[0]
     assert listed.split() == " ".join([*worst[:20], "and 4 more that differ less"]).split()
     statuses = [row[-1] for row in page.tables[1] if row[0].startswith("decode")]
     assert "FAIL" in statuses
@@ -256,7 +256,7 @@ def test_page_without_pictures_has_no_place_for_them() -> None:
     assert "the same autoencoder by their weights; nothing was decoded" in page.text
     assert "not hashed" in page.text
     assert page.all("img") == page.all("input") == []
-    for heading in ("Decoded pictures", "Distances", "References"):
+    for heading in ("Decoded images", "Distances", "References"):
         assert heading not in page.text
     assert len(page.tables) == 1
 

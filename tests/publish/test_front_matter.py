@@ -226,7 +226,9 @@ def test_nothing_of_the_client_s_own_words(tmp_path: Path) -> None:
     result = run_here("card", release)
     assert result.exit_code == 0
     assert result.stderr.count("\n") == 1
-    assert result.stderr.startswith("warning: push refuses this card: the front matter names no license")
+    assert result.stderr.startswith(
+        "warning: push refuses this card: the front matter names no license"
+    )
     assert "license" not in (release / "README.md").read_text().split("---")[1]
     result = run_here("push", release, "user/x")
     assert result.stderr.count("\n") == 1 and "names no license" in result.stderr

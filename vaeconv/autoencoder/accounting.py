@@ -17,7 +17,7 @@ from vaeconv.errors import InputError, UnmappedKeysError, UnsupportedModelError
 
 
 class DropReason(str, Enum):
-    """Why a key is left out."""
+    """Reason why a key is left out."""
 
     EMA = "ema"
     LOSS = "loss"
@@ -101,7 +101,7 @@ def find_prefixes(shapes: Mapping[str, Shape]) -> list[str]:
 
 
 def is_elsewhere(prefix: str) -> bool:
-    """Whether what lies under a prefix is part of another model, whatever it looks like."""
+    """Tell if the keys under a prefix are part of another model, whatever they look like."""
     return any("." + beginning in "." + prefix for beginning in _NOT_THE_AUTOENCODER)
 
 

@@ -20,7 +20,7 @@ UP_BLOCKS = {False: "UpDecoderBlock2D", True: "AttnUpDecoderBlock2D"}
 
 
 class Scaling(NamedTuple):
-    """How latents relate to what a diffusion model sees: ``(z - shift) * scaling_factor``.
+    """Scaling of latents for a diffusion model: ``(z - shift) * scaling_factor``.
 
     Attributes:
         scaling_factor: Multiplies the latent.
@@ -38,7 +38,7 @@ class Scaling(NamedTuple):
 
 
 class GivenConfig(NamedTuple):
-    """What a config that came with the weights, or was given, says; None where it is silent.
+    """Fields of a config that came with the weights or was provided; None if it has no such field.
 
     The fields are those of :class:`Topology`; a CompVis config has ``level_attention`` in place of
     one for each half, and where the halves differ it means that either has attention there.

@@ -1,4 +1,4 @@
-"""What every container opens to: names and lazy tensors, and what else the file says."""
+"""An open checkpoint of any container: names, lazy tensors, and other facts of the file."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Checkpoint:
 
     @property
     def is_folder(self) -> bool:
-        """Whether it is a diffusers folder, of which the config is a part."""
+        """True for a diffusers folder, of which the config is a part."""
         return self.container.startswith("diffusers folder")
 
     def check_unchanged(self) -> None:

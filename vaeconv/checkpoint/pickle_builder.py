@@ -1,4 +1,4 @@
-"""What stands for the names and calls in a pickle, and the books on them."""
+"""Resolve the names and calls in a pickle to inert values, and record them."""
 
 from __future__ import annotations
 

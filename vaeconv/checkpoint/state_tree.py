@@ -1,4 +1,4 @@
-"""From the object that a torch file holds to its state dicts, and to what else is in it.
+"""Find the state dicts, and all else, in the object that a torch file holds.
 
 One of them is the state dict proper: the top itself, or what trainers put under ``state_dict``,
 ``model`` and the like. Its tensors keep their names. Other state dicts, of an EMA or of another

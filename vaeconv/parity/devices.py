@@ -1,4 +1,4 @@
-"""Where torch computes, in the same way every time, and what to say of it in a report."""
+"""Devices on which torch computes, in the same way every time, and their facts for a report."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Reference(NamedTuple):
 
 
 class ReferenceSet(NamedTuple):
-    """What both sides are run on.
+    """Reference latents and images that both models run on.
 
     Attributes:
         source: Where it came from, in words.

@@ -95,12 +95,12 @@ class Side:
 
     @property
     def topology(self) -> Topology:
-        """Its architecture."""
+        """The model's architecture."""
         return self.survey.autoencoder.topology
 
     @property
     def layout(self) -> Layout:
-        """Its naming."""
+        """The layout of the model's keys."""
         return self.survey.autoencoder.layout
 
     @property

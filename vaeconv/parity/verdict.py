@@ -1,4 +1,4 @@
-"""What a verification found: facts of the sides, comparisons, and the verdict."""
+"""Result of a verification: facts of the models, comparisons, and the verdict."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vaeconv.parity.weights import WeightResult
 
 
 class SideFacts(NamedTuple):
-    """What a report says of a side.
+    """Facts of one model in a report.
 
     Attributes:
         label: ``A``, ``B`` or ``BASE``.
@@ -43,7 +43,7 @@ class SideFacts(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """What comparing two sides gave.
+    """Result of comparing two models.
 
     Attributes:
         labels: Which sides.
@@ -135,7 +135,7 @@ class Verification(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Whether all that was asked is proved."""
+        """True if no problem was found."""
         return not self.problems
 
     def check(self) -> None:

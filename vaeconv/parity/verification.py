@@ -135,7 +135,7 @@ class VerifyOptions:
 def _option_rules(
     paths: Sequence[str | os.PathLike[str] | None], options: VerifyOptions
 ) -> list[Rule]:
-    """When options have an effect: most are for models that run."""
+    """Make the rules of options: most need models that run."""
     default, runs, why = VerifyOptions(), not options.weights_only, "--weights-only runs nothing"
     return [
         *reading_rules(

@@ -1,4 +1,4 @@
-"""Whether a token may do what a push is going to do, and what would become of a repository.
+"""Check that a token may do what a push does, and tell what would become of a repository.
 
 Everything here is asked before anything is changed.
 """

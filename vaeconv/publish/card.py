@@ -165,7 +165,7 @@ def _new_card(inputs: CardInputs, data: Mapping[str, Any], sections: Sequence[Se
 
 
 def card_title(inputs: CardInputs) -> str:
-    """What the card calls the model: its title, else the name of the repository or the folder."""
+    """Return the model's title, else the name of the repository or the folder."""
     meta = inputs.meta
     return meta.title or meta.repo_id.rpartition("/")[2] or inputs.folder.resolve().name
 

@@ -20,7 +20,7 @@ _SHOWN = 60  # characters of a line in a message
 
 
 class Merged(NamedTuple):
-    """A card of both.
+    """Card that was merged from two.
 
     Attributes:
         text: The card.

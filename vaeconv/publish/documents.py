@@ -1,4 +1,4 @@
-"""What the other commands wrote: reports, manifests, weights in a folder."""
+"""Readers of what the other commands wrote: reports, manifests, weights in a folder."""
 
 from __future__ import annotations
 

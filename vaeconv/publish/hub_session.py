@@ -44,7 +44,7 @@ _abandoned: set[threading.Thread] = set()
 
 
 class Deadline:
-    """What all requests together may take.
+    """Time limit of all requests together.
 
     Args:
         seconds: How long.
@@ -70,7 +70,7 @@ class Deadline:
 
     @property
     def is_over(self) -> bool:
-        """Whether the time is over."""
+        """Tell if the time is over."""
         return time.monotonic() > self._end
 
     def over(self) -> HubError:
@@ -89,7 +89,7 @@ def bounded_client(deadline: Deadline, *, shows: bool = False) -> Iterator[Any]:
     The client obeys ``Retry-After`` without a limit; here a server can ask for a minute at most.
 
     Args:
-        deadline: What all requests together may take.
+        deadline: Time limit of all requests together.
         shows: Whether the client may show uploads and downloads on a terminal.
 
     Raises:

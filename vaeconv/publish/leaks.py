@@ -1,4 +1,4 @@
-"""What a release must not tell: access tokens, keys, and folders of this machine."""
+"""Find what a release must not reveal: access tokens, keys, and folders of this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a repository has already, and what becomes of it when a release is pushed."""
+"""Contents of a repository, and what becomes of them when a release is pushed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the values of a release file are possible, and fit each other; no file is looked at."""
+"""Checks of the values of a release file, alone and together; no other file is read."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _source(table: SourceTable) -> Iterator[UsageError]:
 
 
 def is_pickle(ending: str) -> bool:
-    """Whether a file with an ending, such as ``.ckpt``, is a torch checkpoint."""
+    """Tell if a file with an ending, such as ``.ckpt``, is a torch checkpoint."""
     return KINDS.get(ending.lower()) is OutputKind.TORCH_ZIP
 
 

@@ -46,7 +46,7 @@ class ReleaseFile(NamedTuple):
 
     @property
     def is_weights(self) -> bool:
-        """Whether it holds weights."""
+        """True if the file holds weights."""
         return self.path.endswith(_WEIGHTS)
 
 

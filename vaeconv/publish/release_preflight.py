@@ -1,4 +1,4 @@
-"""What a release needs, looked at before it begins: all that is missing is said at once."""
+"""Check all that a release needs before it begins, and list everything that is missing."""
 
 from __future__ import annotations
 

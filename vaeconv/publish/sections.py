@@ -86,7 +86,7 @@ def merge_sections(text: str, sections: Sequence[Section]) -> str:
 
 
 def prose_sections(title: str, meta: CardMeta) -> list[Section]:
-    """What people said of the model, in their own words: the heading, training, limits."""
+    """Write the sections in people's own words: the heading, training, limits."""
     texts = {"about": f"# {' '.join(title.split())}\n\n{meta.summary.strip()}"}
     facts = [f"| {_cell(name)} | {_cell(value)} |" for name, value in meta.facts.items()]
     table = "\n".join(["| | |", "|---|---|", *facts]) if facts else ""
@@ -97,7 +97,7 @@ def prose_sections(title: str, meta: CardMeta) -> list[Section]:
 
 
 def usage_section(meta: CardMeta, variants: Sequence[str | None]) -> Section:
-    """How to use it with diffusers."""
+    """Write the section on use with diffusers."""
     lines = [
         "## Use with diffusers",
         "",
@@ -119,7 +119,7 @@ def usage_section(meta: CardMeta, variants: Sequence[str | None]) -> Section:
 
 
 def original_section(repo_id: str, file: str) -> Section:
-    """How to use it in the CompVis layout: a file in a repository of its own."""
+    """Write the section on use in the CompVis layout: a file in a repository of its own."""
     is_safetensors = file.endswith((".safetensors", ".sft"))
     load = f'load_file("{file}")'
     if not is_safetensors:
@@ -171,7 +171,7 @@ def pictures_section(paths: Sequence[str], order: Sequence[str]) -> Section:
 def provenance_section(
     manifest: Mapping[str, Any] | None, parity: Mapping[str, Any] | None, version: str
 ) -> Section:
-    """Where the weights come from, and what was proved of them."""
+    """Write the section on the origin of the weights, and on what was proved of them."""
     rows: list[tuple[str, str]] = [("vaeconv", version)]
     if manifest:
         rows += _manifest_rows(manifest)

@@ -1,4 +1,4 @@
-"""What ``vaeconv verify`` prints and writes."""
+"""Text and reports of ``vaeconv verify``."""
 
 from __future__ import annotations
 
