@@ -102,7 +102,7 @@ def nameless_average(checkpoint: Checkpoint) -> str:
 
 
 def no_average(checkpoint: Checkpoint, survey: Survey | None) -> EmaError:
-    """Say why there is no moving average to use."""
+    """Say why there is no EMA to use."""
     reason = "there are no EMA weights in it"
     if nameless := nameless_average(checkpoint):
         return EmaError(f"--ema: {nameless}", where=checkpoint.name, hint=NAMELESS_HINT)

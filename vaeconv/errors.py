@@ -86,9 +86,9 @@ class VaeconvError(Exception):
     """Base of all errors that a user can cause.
 
     Args:
-        what: What is wrong, as a clause without a full stop.
+        what: Description of the error, as a clause without a full stop.
         where: File, entry or tensor that it was found in.
-        hint: What to do about it.
+        hint: Advice on the error.
         details: All that is wrong, where that is more than a line says; each is a line of its own.
 
     Example:

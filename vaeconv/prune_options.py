@@ -45,7 +45,7 @@ class PruneOptions:
     Attributes:
         probe: Called before anything is written with the autoencoder's rows under their diffusers
             names and shapes, and with its config; says whether fp16 is enough to decode.
-        copy: What to check on the way.
+        copy: Checks while tensors are copied.
         on_fetch: Called with the bytes that arrived from the Hub, from any thread.
 
     Example:

@@ -42,9 +42,9 @@ class Survey(NamedTuple):
 
     Attributes:
         autoencoder: The autoencoder and the account of all keys.
-        ema: Its moving average.
+        ema: Its EMA.
         given: The config that came along or was given.
-        notes: What the user should know.
+        notes: Notes and warnings for the user.
     """
 
     autoencoder: Autoencoder
@@ -178,7 +178,7 @@ def _check_scaling(
 def read_ema_facts(
     checkpoint: Checkpoint, survey: Survey | None
 ) -> tuple[int | None, float | None]:
-    """Read how often the moving average was updated, and its decay."""
+    """Read how often the EMA was updated, and its decay."""
     prefix, own = (survey.autoencoder.prefix, survey.ema.prefix) if survey else ("", PREFIX)
     roots = [prefix + PREFIX, PREFIX]
     roots += [own[: at + 1] for at, char in reversed(list(enumerate(own))) if char == "."]

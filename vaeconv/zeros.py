@@ -69,7 +69,7 @@ class ZeroWatch:
             start: Where in the tensor the piece begins.
             buffer: Holds it.
             at: Where in the buffer it begins.
-            size: Its bytes.
+            size: Size in bytes.
             dtype: The tensor's type.
         """
         found = find_zeros(buffer, at, size, dtype)

@@ -55,7 +55,7 @@ class Checkpoint:
         globals: Dotted names in the pickle, with their verdict, in order of appearance.
         variant: The variant whose file was read (``fp16``), where the folder has variants.
         read_siblings: Lists what else is in the file; walks the unpickled values.
-        beside: What the tensors of each state dict that lies beside the proper one begin with.
+        beside: Prefixes of the state dicts beside the proper one.
         nameless: Lists of tensors that an EMA without names left: keys that lead there, and how
             many tensors.
 

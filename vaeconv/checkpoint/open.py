@@ -78,9 +78,9 @@ def open_checkpoint(
 
     Raises:
         CheckpointNotFoundError: There is nothing there.
-        NotACheckpointError: It is something else.
-        MalformedCheckpointError: It is damaged.
-        UnsafeCheckpointError: Its pickle names what is not plain data.
+        NotACheckpointError: The source is not a checkpoint.
+        MalformedCheckpointError: The file is damaged.
+        UnsafeCheckpointError: Its pickle names objects that are not plain data.
         AmbiguousInputError: It holds several checkpoints.
         HubError: The Hub or the network failed.
 

@@ -24,7 +24,7 @@ def explain_difference(one: Side, other: Side, result: WeightResult) -> list[str
         result: What comparing them gave.
 
     Returns:
-        What was recognised: exchanged modules, a moving average in place of raw weights.
+        What was recognised: exchanged modules, EMA weights in place of raw ones.
     """
     pairs = [found.pair for found in result.different]
     if not pairs:

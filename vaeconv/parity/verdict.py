@@ -20,11 +20,11 @@ class SideFacts(NamedTuple):
     Attributes:
         label: ``A``, ``B`` or ``BASE``.
         name: As the user named it.
-        container: What kind of file it is.
+        container: Kind of the file, such as ``safetensors``.
         layout: Its naming.
         variant: The variant that was read from a folder.
         dtypes: Number of tensors by element type.
-        ema: Number of tensors taken from the moving average.
+        ema: Number of tensors taken from the EMA.
         scaling: Its scaling, stated or as ``convert`` would decide; None where that is not known.
         files: Name, size and sha256 of each file.
         loader: How it was loaded to run; None where it was not.
@@ -80,14 +80,14 @@ class Verification(NamedTuple):
     """Result of a verification: the verdict, and what it rests on.
 
     Attributes:
-        sides: What was compared.
-        same: Whether A and B are the same autoencoder; None where there was no B.
-        drop_in: Whether A can stand in for BASE; None where there was no BASE.
-        references: What was decoded and encoded; None where nothing was.
-        scaling: How the built-in references were scaled.
-        environment: What computed.
+        sides: Facts of the compared models.
+        same: Comparison of A and B as the same autoencoder; None without a B.
+        drop_in: Comparison of A and BASE as a drop-in replacement; None without a BASE.
+        references: Latents that were decoded and images that were encoded; None if there were none.
+        scaling: Scaling of the built-in references.
+        environment: Versions and the device that computed.
         timing: Seconds of each step.
-        notes: What the user should know.
+        notes: Notes and warnings for the user.
 
     Example:
         >>> options = VerifyOptions(device="cpu")

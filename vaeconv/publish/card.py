@@ -43,10 +43,10 @@ class CardInputs(NamedTuple):
 
     Attributes:
         folder: The release: weights, manifest, and the card.
-        meta: What people know.
+        meta: Facts that people state for the card.
         evaluations: Results of ``vaeconv eval``.
         parity: The report of ``vaeconv verify``; None for none.
-        pictures: A folder inside the release with side-by-side pictures; None for none.
+        pictures: Folder of side-by-side images inside the release; None for none.
         template: A jinja2 template in place of the shipped one.
 
     Example:
@@ -125,7 +125,7 @@ def write_card(inputs: CardInputs) -> Path:
     """Write the card into the release.
 
     Raises:
-        CheckpointNotFoundError: The folder is not there.
+        CheckpointNotFoundError: The folder does not exist.
         OutputError: It cannot be written.
     """
     if not inputs.folder.is_dir():

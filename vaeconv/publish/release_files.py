@@ -33,7 +33,7 @@ class ReleaseFile(NamedTuple):
     Attributes:
         path: Its path in the repository.
         local: The file.
-        size: Its bytes.
+        size: Size in bytes.
         sha256: Of its content: what the Hub knows a large file by.
         blob: Of its content as git has it (SHA-1): what the Hub knows a small file by.
     """
