@@ -74,8 +74,8 @@ def encode_images(
         images: A folder of images, with those in its folders, or one image.
         output: The file to write.
         model: Anything that :func:`~vaeconv.checkpoint.open.open_checkpoint` opens.
-        size: Side of the square images in pixels: the shorter side is resized to it, and the middle is
-            cut out.
+        size: Side of the square images in pixels: the shorter side is resized to it, and the middle
+            is cut out.
         limit: Use only this many images, in the order of their names.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         overwrite: Replace an existing output.
