@@ -16,9 +16,9 @@ import vaeconv
 TARGET = Path(__file__).with_name("api.md")
 _HEAD = """# From Python
 
-What `import vaeconv` has; nothing of it is imported before it is used. Every option of the command
-line is a field of an options class, of the same name without `--`; [the commands](cli.md) say what
-each does. Errors are `VaeconvError`s with the exit code of the command line; warnings reach
+The names that `import vaeconv` has; none is imported before it is used. Every option of the command
+line is a field of an options class, of the same name without `--`; [the commands](cli.md) describe
+them. Errors are `VaeconvError`s with the exit code of the command line; warnings reach
 Python's `warnings` as `VaeconvWarning`. `make reference` writes this page.
 """
 _SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Example):$", re.MULTILINE)

@@ -333,7 +333,7 @@ def test_autoencoders_that_differ_in_one_tensor_are_different(tmp_path: Path, ch
 def test_an_unknown_key_inside_is_listed_and_refused(tmp_path: Path, prefix: str) -> None:
     state = prefixed(weights_of(), prefix) | {f"{prefix}decoder.extra.weight": torch.ones(2)}
     save_file(state, tmp_path / "m.safetensors")
-    with pytest.raises(UnmappedKeysError, match=f"1 unknown: {prefix}decoder.extra.weight"):
+    with pytest.raises(UnmappedKeysError, match=f"1 unexpected: {prefix}decoder.extra.weight"):
         convert(tmp_path / "m.safetensors", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     options = ConvertOptions(drop=("*.extra.*",))

@@ -71,7 +71,7 @@ def test_what_a_name_stands_for(name: str, kind: OutputKind) -> None:
         ("x.saftensors", "did you mean x.safetensors"),
         ("x.ckp", "did you mean x.ckpt"),
         ("out.v2.gguf", "for a folder of this name write out.v2.gguf/"),
-        *[(f"x.{ending}", f".{ending} is no ending") for ending in (
+        *[(f"x.{ending}", f".{ending} is not an ending") for ending in (
             "gguf", "onnx", "h5", "msgpack", "pkl", "npz", "tar", "zip", "yaml", "json", "7z",
             "final", "fp16", "pt2", "part", "E",
         )],
@@ -119,7 +119,7 @@ def test_wrong_usage_of_the_command(tmp_path: Path, source: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "endings", "said"),
     [
-        ("x.ckpt", (".json",), ".ckpt is no ending that is written"),
+        ("x.ckpt", (".json",), ".ckpt is not an ending that vaeconv writes"),
         ("x.jsn", (".json",), "did you mean x.json"),
         ("x.png", (), "is a folder, and .png ends the name of a file"),
         ("", (".json",), "no name"),

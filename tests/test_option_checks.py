@@ -60,7 +60,7 @@ WRONG: list[tuple[type, dict[str, Any], str]] = [
     (InspectOptions, {"family": "sd9"}, "family 'sd9' is not known"),
     (VerifyOptions, {"dtype": "float16"}, "did you mean fp16?"),
     (VerifyOptions, {"dtype": "keep"}, "there are fp32, fp16, bf16"),
-    (VerifyOptions, {"device": "gpu"}, "device 'gpu' is none; auto, cpu, cuda"),
+    (VerifyOptions, {"device": "gpu"}, "device 'gpu' is not a device; auto, cpu, cuda"),
     (VerifyOptions, {"batch_size": 0}, "batch_size is 0; it must be at least 1"),
     (VerifyOptions, {"batch_size": 1.5}, "batch_size is 1.5; it must be a whole number"),
     (VerifyOptions, {"tile": -1}, "tile is -1; it must be at least 0"),
@@ -175,7 +175,7 @@ def test_every_class_of_options_is_checked():
 )  # fmt: skip
 @pytest.mark.parametrize("kind", [ConvertOptions, PruneOptions, InspectOptions])
 def test_what_is_no_variant(name: str, kind: type[Any]) -> None:
-    with pytest.raises(UsageError, match="is no name of a variant"):
+    with pytest.raises(UsageError, match="is not the name of a variant"):
         kind(variant=name)
     for fine in ("fp16", "non_ema", "fp16.v2", "bf16-ema"):
         assert kind(variant=fine).variant == fine

@@ -172,7 +172,7 @@ def test_the_card_tells_them_apart(sources: Path, tmp_path: Path) -> None:
     (tmp_path / "d" / "diffusion_pytorch_model.x.safetensors").write_bytes(b"?")
     write(sources / "b.safetensors", tmp_path / "d")
     text = provenance_section(read_manifest(tmp_path / "d"), None, "1").text
-    assert f"| {FP16} | made from a.safetensors, not from the above |" in text
+    assert f"| {FP16} | made from a.safetensors, not from the files above |" in text
     assert "| diffusion_pytorch_model.x.safetensors | origin unknown |" in text
 
 

@@ -1,4 +1,4 @@
-"""What to say of a moving average before it is used: whether it is one at all."""
+"""Checks of EMA weights before they are used."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from vaeconv.checkpoint.tensor import Tensor
 from vaeconv.errors import AmbiguousInputError, EmaError, UnmappedKeysError
 from vaeconv.notes import Note, warning
 from vaeconv.survey import Survey, read_ema_facts
+from vaeconv.wording import plural
 
 
 def choose_average(checkpoint: Checkpoint, survey: Survey) -> Mapping[str, str]:
@@ -62,8 +63,11 @@ def check_average(
     warnings: list[Note] = []
     updates = read_ema_facts(checkpoint, survey)[0]
     if updates is not None and updates < WARM_UPDATES:
-        meaning = {0: "was never updated", -1: "had its warm-up off, so its random start may show"}
-        said = meaning.get(updates, f"was updated only {updates} times")
+        meaning = {
+            0: "was never updated",
+            -1: "was made without a warm-up, so it may contain random initial weights",
+        }
+        said = meaning.get(updates, f"was updated only {plural(updates, 'time')}")
         warnings.append(warning(f"the EMA {said} (num_updates {updates})"))
     tensors = checkpoint.tensors
     pairs = [(key, shadow) for key, shadow in shadows.items() if key != shadow]
@@ -92,13 +96,13 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
 def nameless_average(checkpoint: Checkpoint) -> str:
     """Describe an average that cannot be used, as its tensors have no names; empty where none."""
     return "; ".join(
-        f"its EMA {path} is a list of {count} tensors without names"
+        f"its EMA {path} is a list of {plural(count, 'tensor')} without names"
         for path, count in checkpoint.nameless.items()
     )
 
 
 def no_average(checkpoint: Checkpoint, survey: Survey | None) -> EmaError:
-    """Say why there is no moving average to use."""
+    """Say why there is no EMA to use."""
     reason = "there are no EMA weights in it"
     if nameless := nameless_average(checkpoint):
         return EmaError(f"--ema: {nameless}", where=checkpoint.name, hint=NAMELESS_HINT)

@@ -82,12 +82,12 @@ def inner_prefix(checkpoint: Checkpoint, prefix: str) -> str:
 
 
 def is_average(checkpoint: Checkpoint, prefix: str) -> bool:
-    """Whether the autoencoder under a prefix holds averaged weights, by the names."""
+    """Tell by names if the autoencoder under a prefix holds EMA weights."""
     return names_average(_full(checkpoint, prefix)) or is_lightning_average(checkpoint, prefix)
 
 
 def is_lightning_average(checkpoint: Checkpoint, prefix: str) -> bool:
-    """Whether these are the averaged weights that Lightning's WeightAveraging saves."""
+    """Tell if these are the EMA weights that Lightning's WeightAveraging saves."""
     is_proper = not prefix.startswith(checkpoint.beside)
     wrapper = checkpoint.wrapper[-1:] == ("state_dict",)
     return is_proper and wrapper and _LIGHTNING_RAW in checkpoint.beside
@@ -125,7 +125,7 @@ def _is_copy(tensors: Mapping[str, Tensor], one: str, other: str) -> bool:
 
 
 def same_values(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors hold the same bytes; stops at the first difference."""
+    """Tell if two tensors hold the same bytes; stop at the first difference."""
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
     readers = one.open(), other.open()

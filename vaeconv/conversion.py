@@ -45,7 +45,7 @@ class ConvertOptions:
 
     Attributes:
         scaling: Scaling and shift, where the user knows them.
-        copy: What to check on the way.
+        copy: Checks while tensors are copied.
         on_fetch: Called with the bytes that arrived from the Hub, from any thread.
 
     Example:
@@ -99,13 +99,13 @@ class Conversion(NamedTuple):
 
     Attributes:
         source: The source, as it was named.
-        container: What kind of file it is.
+        container: Kind of the file, such as ``safetensors``.
         output: The output.
         source_layout: Naming in the source.
         layout: Naming in the output.
         plan: Every row and every dropped key.
         decision: Scaling and family; None where the output has no config.
-        config: The config that was written; None where there is none.
+        config: The config that was written; None if there is none.
         metadata: Entries of the header of a safetensors file, beside ``format``.
         written: The files; empty for a dry run.
 
@@ -164,7 +164,7 @@ def convert(
     Args:
         source: Anything that :func:`~vaeconv.checkpoint.open.open_checkpoint` opens.
         output: The file or folder to write.
-        options: How.
+        options: Options of the conversion.
         dry_run: Plan and check everything, and write nothing.
 
     Returns:
@@ -313,7 +313,7 @@ def build_plan(
     """Pair every tensor of the output with the tensor that it is made of.
 
     Raises:
-        EmaError: The moving average was asked for, and there is none.
+        EmaError: EMA weights were asked for, and there are none.
         UnmappedKeysError: A shadow has another shape than its parameter.
         UnsupportedModelError: A tensor is not of floating point.
     """

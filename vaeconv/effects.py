@@ -23,7 +23,7 @@ _VARIANTS = "variants are files in a diffusers folder"
 
 
 class Rule(NamedTuple):
-    """When an option has an effect.
+    """Condition under which an option has an effect.
 
     Attributes:
         option: The option, as on the command line.
@@ -61,7 +61,7 @@ def reading_rules(
     variant: str | None = None,
     option: str = "--variant",
 ) -> list[Rule]:
-    """When options of reading have an effect, as far as names of inputs tell.
+    """Make the rules of options of reading, as far as names of inputs tell.
 
     Args:
         sources: The inputs; None where one was not named.
@@ -88,13 +88,13 @@ def writing_rules(
     hash_source: bool,
     metadata: Mapping[str, str],
 ) -> list[Rule]:
-    """When options that convert and prune share have an effect."""
+    """Make the rules of options that convert and prune share."""
     is_folder, is_cast = kind is OutputKind.FOLDER, dtype != KEEP
     has_manifest = is_folder or manifest or is_file(target.with_name(f"{target.name}.{MANIFEST}"))
     return [
         Rule("--clamp", copy.clamp, is_cast, "nothing is cast with --dtype keep"),
         Rule("--allow-nonfinite", copy.allow_nonfinite, copy.check or is_cast,
-             "--no-check looks for no NaN"),
+             "--no-check does not look for NaN"),
         Rule("--manifest", manifest, not is_folder, "a folder always has one"),
         Rule("--hash-source", hash_source, has_manifest,
              "the hash goes into a manifest, which a file gets with --manifest"),
@@ -106,7 +106,7 @@ def writing_rules(
 def variant_rule(
     variant: str | None, kind: OutputKind | None, checkpoints: Iterable[Checkpoint]
 ) -> Rule:
-    """When a variant has an effect: it names a file in a folder, of the output or else an input."""
+    """Make the rule of a variant: it names a file in a folder, of the output or else an input."""
     is_folder = kind is OutputKind.FOLDER or any(
         one.container.startswith("diffusers folder") for one in checkpoints
     )
@@ -114,7 +114,7 @@ def variant_rule(
 
 
 def pattern_rules(option: str, patterns: Iterable[str], names: Iterable[str]) -> list[Rule]:
-    """When patterns of keys have an effect: where they match a key."""
+    """Make the rules of patterns of keys: they have an effect if they match a key."""
     known = list(names)
     return [
         Rule(f"{option} {pattern}", True, any(fnmatchcase(name, pattern) for name in known),

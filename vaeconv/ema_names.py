@@ -1,4 +1,4 @@
-"""Whether the name of a state dict says that its weights are an average (EMA or SWA)."""
+"""Names of state dicts whose weights are averages (EMA or SWA)."""
 
 from __future__ import annotations
 

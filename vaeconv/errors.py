@@ -86,9 +86,9 @@ class VaeconvError(Exception):
     """Base of all errors that a user can cause.
 
     Args:
-        what: What is wrong, as a clause without a full stop.
+        what: Description of the error, as a clause without a full stop.
         where: File, entry or tensor that it was found in.
-        hint: What to do about it.
+        hint: Advice on the error.
         details: All that is wrong, where that is more than a line says; each is a line of its own.
 
     Example:
@@ -200,13 +200,13 @@ class UnmappedKeysError(InputError):
             f"{len(names)} {label}: {listed(names)}"
             for label, names in (
                 ("missing", self.missing),
-                ("unknown", self.unexpected),
+                ("unexpected", self.unexpected),
                 ("wrongly shaped", self.misshaped),
             )
             if names
         ]
         super().__init__(
-            "the autoencoder's keys do not add up (" + "; ".join(parts) + ")",
+            "the autoencoder's keys do not match (" + "; ".join(parts) + ")",
             where=where,
             hint="see all keys with: vaeconv inspect --keys",
         )
@@ -232,7 +232,7 @@ class ZeroWeightsError(InputError):
     """Weights are zero that no training leaves at zero, as after an unfinished download."""
 
     def __init__(self, what: str, *, where: str | None = None) -> None:
-        hint = "download or copy it again, or --allow-zeros where they are meant"
+        hint = "download or copy it again, or pass --allow-zeros if they are intended"
         super().__init__(what, where=where, hint=hint)
 
 
@@ -252,7 +252,7 @@ class DTypeOverflowError(InputError):
         super().__init__(
             f"tensor {name} does not fit {dtype}: its largest magnitude is {value:g}",
             where=where,
-            hint="choose a wider --dtype, or --clamp to write the largest value that fits",
+            hint="choose a wider --dtype, or pass --clamp to write the largest value that fits",
         )
 
 

@@ -68,7 +68,7 @@ class CopyOptions(NamedTuple):
 
 
 class Copied(NamedTuple):
-    """What was written.
+    """Result of writing the tensors of a plan.
 
     Attributes:
         sha256: The hash of the output in hexadecimal; None where it was not asked for.
@@ -160,7 +160,7 @@ def _nonfinite_error(row: Row) -> NonFiniteError:
     return NonFiniteError(
         f"tensor {row.source.name} holds NaN or infinity",
         where=row.source.storage.source.name,
-        hint="its training diverged; --allow-nonfinite writes it all the same",
+        hint="its training diverged; --allow-nonfinite writes it nevertheless",
     )
 
 

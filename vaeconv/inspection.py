@@ -102,24 +102,24 @@ class Inspection:
 
     Attributes:
         name: The checkpoint, as it was named.
-        container: What kind of file it is.
+        container: Kind of the file, such as ``safetensors``.
         size: Bytes of all files.
         wrapper: Keys that lead to the state dict.
         parts: The state dict by parts.
         dtypes: Number of the autoencoder's tensors by element type.
         layout: Naming; None where there is no autoencoder.
-        prefix: What the autoencoder's keys begin with.
+        prefix: Prefix of the autoencoder's keys.
         family: The family, or what it could be.
         scaling: Scaling factor, shift factor, and where they came from.
         config: The config that ``convert`` would write; None where it would refuse.
-        ema: Counts, number of updates and decay of the moving average; empty where none.
-        siblings: What lies beside the state dict.
+        ema: Counts, number of updates and decay of the EMA; empty if there is none.
+        siblings: Other entries beside the state dict.
         globals: Names in the pickle that are not plain torch data, with their verdict.
-        nonfinite: Tensors that hold NaN or infinity; None where nobody looked.
+        nonfinite: Tensors that hold NaN or infinity; None if this was not checked.
         metadata: Entries of a safetensors header.
-        sha256: Hash of each file; empty where nobody asked.
+        sha256: Hash of each file; empty if not requested.
         keys: Every tensor.
-        notes: What the user should know.
+        notes: Notes and warnings for the user.
         problem: Why ``convert`` would refuse; None where it would not.
 
     Example:
@@ -166,13 +166,13 @@ def inspect(source: AnyModel, options: InspectOptions | None = None) -> Inspecti
 
     Args:
         source: Anything that :func:`~vaeconv.checkpoint.open.open_checkpoint` opens.
-        options: How to look.
+        options: Options of the inspection.
 
     Returns:
         What was found; where ``convert`` would refuse, with the reason.
 
     Raises:
-        InputError: It cannot be opened at all, or is damaged.
+        InputError: The source cannot be opened at all, or is damaged.
         HubError: The Hub or the network failed.
         UsageError: An option has no effect.
 
@@ -333,7 +333,8 @@ def _states_beside(checkpoint: Checkpoint, survey: Survey | None) -> Iterator[Si
         if names_average(root):
             kind = "EMA"
             if covered and survey:
-                kind += f" of the autoencoder, {covered} of {len(survey.autoencoder.keys)} tensors"
+                total = plural(len(survey.autoencoder.keys), "tensor")
+                kind += f" of the autoencoder, {covered} of {total}"
             elif any("diffusion_model" in name for name in names):
                 kind += " of the diffusion model"
         elif has_one:

@@ -35,7 +35,7 @@ class Header(NamedTuple):
 
 
 class Change(NamedTuple):
-    """How an output differs from its source.
+    """Differences between an output and its source.
 
     Attributes:
         is_cast: Whether a tensor has another dtype.
@@ -49,7 +49,7 @@ class Change(NamedTuple):
 
     @classmethod
     def of(cls, plan: Plan, *, is_renamed: bool) -> Change:
-        """Tell from a plan."""
+        """Read the differences from a plan."""
         return cls(
             any(row.is_cast for row in plan.rows),
             is_renamed,

@@ -19,7 +19,7 @@ from vaeconv.errors import CheckpointNotFoundError, UsageError
 
 
 class OutputKind(str, Enum):
-    """What an output's name stands for."""
+    """Kind of output that a name stands for."""
 
     FOLDER = "diffusers folder"
     SAFETENSORS = "CompVis safetensors"
@@ -46,12 +46,12 @@ def ending_of(name: str) -> str:
 
 
 def is_address(text: str) -> bool:
-    """Whether a name is an address and not a path."""
+    """Tell if a name is an address and not a path."""
     return "://" in text
 
 
 def is_file(path: Path) -> bool:
-    """Whether a file is there; a name that is too long for one is not."""
+    """Tell if a file exists; a name that is too long for one does not."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -77,7 +77,7 @@ def output_kind(output: str | os.PathLike[str]) -> tuple[OutputKind, Path]:
 
 
 def is_utf8(name: str) -> bool:
-    """Whether a name is text; Python has half a surrogate pair for each byte that is none."""
+    """Tell if a name is text; Python has half a surrogate pair for each byte that is none."""
     return not any("\ud800" <= char <= "\udfff" for char in name)
 
 
@@ -132,7 +132,7 @@ def _check_ending(text: str, ending: str, endings: Iterable[str], more: str) -> 
         else f"write {' or '.join(endings)}"
     )
     own = text[len(text) - len(ending) :]
-    raise UsageError(f"{own} is no ending that is written", where=text, hint=hint + more)
+    raise UsageError(f"{own} is not an ending that vaeconv writes", where=text, hint=hint + more)
 
 
 def batch_targets(sources: Sequence[str], folder: Path) -> list[tuple[str, str]]:

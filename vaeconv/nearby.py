@@ -1,4 +1,4 @@
-"""What somebody may have meant who named a file that is not there."""
+"""Suggestions for the name of a file that does not exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a result tells its user beside the result itself."""
+"""Notes and warnings that go with a result."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class VaeconvWarning(UserWarning):
 
 
 class Level(str, Enum):
-    """How much a note matters.
+    """Importance of a note.
 
     Example:
         >>> Level("warning") is Level.WARNING

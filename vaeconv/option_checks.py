@@ -148,10 +148,14 @@ def check_value(name: str, value: Any, rule: Rule) -> None:
             raise UsageError(f"{name} {value!r} is not UTF-8")
     elif rule is Variant:
         if not _VARIANT.fullmatch(value) or _NO_VARIANT.fullmatch(value):
-            raise UsageError(f"{name} {_shown(value)} is no name of a variant", hint="such as fp16")
+            raise UsageError(
+                f"{name} {_shown(value)} is not the name of a variant", hint="such as fp16"
+            )
     elif isinstance(rule, type):
         if not _DEVICE.fullmatch(value):
-            raise UsageError(f"{name} {value!r} is none", hint="auto, cpu, cuda, cuda:N or mps")
+            raise UsageError(
+                f"{name} {value!r} is not a device", hint="auto, cpu, cuda, cuda:N or mps"
+            )
     elif value not in rule:
         raise not_among(name, value, rule)
 

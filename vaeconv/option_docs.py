@@ -1,4 +1,4 @@
-"""How options are told to people, once: help texts, files and documents are made of it.
+"""Descriptions of options, once: help texts, files and documents are made of them.
 
 A field of an options class is ``Annotated[T, Doc(...)]``. ``vaeconv.cli.declare`` makes a command's
 option of it, ``vaeconv.option_checks`` takes from it what values are allowed. What several commands
@@ -24,7 +24,7 @@ REPORTS, PROBE = "Reports", "Probe"
 
 
 class Doc(NamedTuple):
-    """What there is to say of an option.
+    """Description of an option.
 
     Attributes:
         help: What a value is, with its unit and what is done without one; stands alone.

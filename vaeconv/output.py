@@ -42,7 +42,7 @@ _OVERHEAD = 1024  # bytes per tensor, more than a header or a zip file's directo
 
 
 class Output(NamedTuple):
-    """Where to write, and what goes with the weights.
+    """Place of an output, and what goes with the weights.
 
     Attributes:
         target: The file or folder.
@@ -95,7 +95,7 @@ def check_target(
     Args:
         target: The file or folder to write.
         sources: What is read, by whatever name.
-        overwrite: Whether an existing output may be replaced.
+        overwrite: Replace an existing output.
         plan: What would be written.
 
     Raises:
@@ -137,7 +137,7 @@ def write_output(
         output: Where, and what goes with the weights.
         checkpoints: Where the plan's tensors come from; the first is what the manifest names.
         plan: What to write.
-        overwrite: Whether an existing output may be replaced.
+        overwrite: Replace an existing output.
         manifest: Whether a single file gets a manifest beside it.
         hash_source: Whether the manifest has the hash of the first checkpoint's files.
         copy: How carefully.

@@ -51,7 +51,7 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def may_be_infinite(name: str) -> bool:
-    """Whether a tensor of this name may hold infinity by definition; NaN it never may."""
+    """Tell if a tensor of this name may hold infinity by definition; NaN is never allowed."""
     return _split(name)[1] in _DIVERGENT
 
 
@@ -68,7 +68,7 @@ class Parameters:
         self._modules = {module for module, leaf in map(_split, self._quantised) if _WEIGHT in leaf}
 
     def has(self, name: str, tensor: Tensor) -> bool:
-        """Whether a tensor is a parameter, so that a cast applies to it.
+        """Tell if a tensor is a parameter, so that a cast applies to it.
 
         Args:
             name: Its key in the state dict.
@@ -85,7 +85,7 @@ class Parameters:
 
 
 def is_quantised(name: str, tensor: Tensor) -> bool:
-    """Whether a tensor holds codes, of 8-bit floats or packed integers, that scales go with."""
+    """Tell if a tensor holds codes, of 8-bit floats or packed integers, that scales go with."""
     code = tensor.dtype.code
     if code.startswith("F8_"):
         return True

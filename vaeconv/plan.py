@@ -23,7 +23,7 @@ class Row(NamedTuple):
         source: The tensor that it is made of.
         shape: Its shape in the output; the elements and their order are the source's.
         dtype: Its element type in the output.
-        is_ema: Whether the source is the moving average of the parameter.
+        is_ema: True if the source holds EMA weights of the parameter.
         may_be_infinite: Whether infinity in it is no sign of a training that diverged.
     """
 
@@ -41,7 +41,7 @@ class Row(NamedTuple):
 
     @property
     def is_cast(self) -> bool:
-        """Whether the elements change their type."""
+        """True if the elements change their type."""
         return self.dtype is not self.source.dtype
 
 
@@ -65,7 +65,7 @@ class Plan(NamedTuple):
 
     @property
     def ema_counts(self) -> tuple[int, int]:
-        """Number of rows from the moving average, and from raw weights."""
+        """Number of rows with EMA weights, and with raw weights."""
         ema = sum(row.is_ema for row in self.rows)
         return ema, len(self.rows) - ema
 

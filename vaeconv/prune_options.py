@@ -1,4 +1,4 @@
-"""What pruning can be told."""
+"""Options of pruning."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _INFERENCE = frozenset(Part) - {Part.LOSS}
 
 
 class Probed(Protocol):
-    """What a probe found; :class:`vaeconv.parity.probe.ProbeReport` is one."""
+    """Result of a probe; :class:`vaeconv.parity.probe.ProbeReport` is one."""
 
     @property
     def is_finite(self) -> bool:
-        """Whether activations fit fp16."""
+        """True if activations fit fp16."""
 
     def describe(self) -> str:
         """Say it in one line."""
@@ -45,7 +45,7 @@ class PruneOptions:
     Attributes:
         probe: Called before anything is written with the autoencoder's rows under their diffusers
             names and shapes, and with its config; says whether fp16 is enough to decode.
-        copy: What to check on the way.
+        copy: Checks while tensors are copied.
         on_fetch: Called with the bytes that arrived from the Hub, from any thread.
 
     Example:
@@ -146,11 +146,11 @@ class PruneOptions:
         return (kept | self.keep) - self.drop
 
     def rules(self, kind: OutputKind, target: Path, source: str | os.PathLike[str]) -> list[Rule]:
-        """When each option has an effect, as far as names of inputs and output tell."""
+        """Make the rules of the options, as far as names of inputs and output tell."""
         default = frozenset({Part.VAE}) if self.vae_only else _INFERENCE
-        said = "it is kept all the same"
+        said = "it is kept anyway"
         parts = [Rule(f"--keep {p.value}", True, p not in default, said) for p in self.keep]
-        said = "it is dropped all the same"
+        said = "it is dropped anyway"
         parts += [
             Rule(f"--drop {p.value}", True, p in default and p not in self.keep, said)
             for p in self.drop - self.keep
@@ -179,7 +179,7 @@ class PruneOptions:
             *[Rule(f"--keep {name}", True, False, f"--drop {name} says the opposite")
               for name in both],
             Rule("--vae", has_vae, not self.vae_only,
-                 "--vae-only keeps an autoencoder alone; vaeconv convert writes the other one so"),
+                 "--vae-only writes the autoencoder of IN; use vaeconv convert for another"),
             Rule("--drop vae", Part.VAE in self.drop, not has_vae, "--vae puts another one there"),
             Rule("--require-fp16-decode", self.require_fp16, self.probe is not None,
                  "there is no probe"),

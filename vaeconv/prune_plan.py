@@ -88,7 +88,7 @@ class PrunePlanner:
             vae: Another autoencoder to put in place of the checkpoint's own.
 
         Raises:
-            EmaError: The moving average was asked for, and there is none.
+            EmaError: EMA weights were asked for, and there are none.
             UnmappedKeysError: A shadow has another shape than its parameter.
             UnsupportedModelError: A weight of the autoencoder is not of floating point.
             UsageError: Nothing is left, or two tensors would get one name.

@@ -34,16 +34,16 @@ class Pruning(NamedTuple):
 
     Attributes:
         source: The source, as it was named.
-        container: What kind of file it is.
-        size: Its bytes.
+        container: Kind of the file, such as ``safetensors``.
+        size: Size in bytes.
         output: The output.
-        layout: Naming of the autoencoder's keys; None where there is none.
+        layout: Naming of the autoencoder's keys; None if there is no autoencoder.
         plan: Every row and every dropped key.
         groups: The account by parts and by rules.
         config: The config that goes with a folder; None for a file.
         metadata: Entries of the header of a safetensors file, beside ``format``.
         written: The files; empty for a dry run.
-        probe: What decoding in fp16 showed; None where nobody asked.
+        probe: Result of decoding in fp16; None if it was not requested.
 
     Example:
         >>> options = PruneOptions(ema=True)
@@ -83,21 +83,21 @@ def prune(
 ) -> Pruning:
     """Write a checkpoint again without what only training needs.
 
-    Layout and names stay. Optimizer, callbacks, loss and moving average are left out; with
+    Layout and names stay. Optimizer, callbacks, loss and EMA are left out; with
     ``ema`` the average takes the place of the raw weights wherever a parameter has one. A cast
     rounds to nearest even, as torch does.
 
     Args:
         source: Anything that :func:`~vaeconv.checkpoint.open.open_checkpoint` opens.
         output: The file to write; a folder where the source is a diffusers folder.
-        options: How.
+        options: Options of pruning.
         dry_run: Plan and check everything, and write nothing.
 
     Returns:
         What was done.
 
     Raises:
-        InputError: The source is bad or unsafe; has no moving average where one was asked for;
+        InputError: The source is bad or unsafe; has no EMA weights though they were asked for;
             a value does not fit the dtype.
         OutputError: The output exists or cannot be written.
         UsageError: The options do not fit together or the source.

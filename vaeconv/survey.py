@@ -38,13 +38,13 @@ _UNPACK = {"F64": "d", "F32": "f", "F16": "e", "I64": "q", "I32": "i", "I16": "h
 
 
 class Survey(NamedTuple):
-    """What was found.
+    """Autoencoder and other facts that were found in a checkpoint.
 
     Attributes:
         autoencoder: The autoencoder and the account of all keys.
-        ema: Its moving average.
+        ema: Its EMA.
         given: The config that came along or was given.
-        notes: What the user should know.
+        notes: Notes and warnings for the user.
     """
 
     autoencoder: Autoencoder
@@ -171,14 +171,14 @@ def _check_scaling(
         raise NonFiniteError(
             f"the tensor {name} scales latents and holds {listed([f'{v:g}' for v in values])}",
             where=checkpoint.name,
-            hint="give the right one with --scaling-factor",
+            hint="pass the right one with --scaling-factor",
         )
 
 
 def read_ema_facts(
     checkpoint: Checkpoint, survey: Survey | None
 ) -> tuple[int | None, float | None]:
-    """Read how often the moving average was updated, and its decay."""
+    """Read how often the EMA was updated, and its decay."""
     prefix, own = (survey.autoencoder.prefix, survey.ema.prefix) if survey else ("", PREFIX)
     roots = [prefix + PREFIX, PREFIX]
     roots += [own[: at + 1] for at, char in reversed(list(enumerate(own))) if char == "."]

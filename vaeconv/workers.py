@@ -1,4 +1,4 @@
-"""What the executor's workers share, and what each has for itself."""
+"""Resources that the executor's workers share, and those of each worker."""
 
 from __future__ import annotations
 

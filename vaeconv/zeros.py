@@ -69,7 +69,7 @@ class ZeroWatch:
             start: Where in the tensor the piece begins.
             buffer: Holds it.
             at: Where in the buffer it begins.
-            size: Its bytes.
+            size: Size in bytes.
             dtype: The tensor's type.
         """
         found = find_zeros(buffer, at, size, dtype)
@@ -105,7 +105,7 @@ class ZeroWatch:
         parts = []
         if whole:
             total = len(self._weights)
-            parts.append(f"{whole} of {total} tensors ({whole / total:.0%}) are nothing but zeros")
+            parts.append(f"{whole} of {total} tensors ({whole / total:.0%}) hold nothing but zeros")
         if norms:
             parts.append(f"the scales of {norms} normalisations among them")
         extent = "" if run == bad[0].nbytes else ", a long part of it"

@@ -472,13 +472,13 @@ def test_lasting_failures_end(hub: RangeHub) -> None:
 @pytest.mark.parametrize("answer", [b"<html>", b"[]", b'{"id": "owner/model"}', b"null"])
 def test_a_listing_that_is_none(hub: RangeHub, answer: bytes) -> None:
     hub.misbehave(on="/api/", body=answer)
-    with pytest.raises(HubError, match="does not answer like the Hub"):
+    with pytest.raises(HubError, match="answers are not those of the Hub"):
         tree()
 
 
 def test_a_server_that_is_no_hub(hub: RangeHub) -> None:
     hub.misbehave(status=200, headers={"ETag": '"x"'})
-    with pytest.raises(HubError, match="does not answer like the Hub"):
+    with pytest.raises(HubError, match="answers are not those of the Hub"):
         opened(f"hf://{REPO}/model.ckpt")
 
 
@@ -525,12 +525,12 @@ except HubError as error:
     ("name", "value", "said"),
     [
         ("HF_ENDPOINT", "http://[::1", "an environment variable of the Hub's client is wrong"),
-        ("HF_ENDPOINT", "ftp://a.b", "HF_ENDPOINT is 'ftp://a.b', which is no address"),
+        ("HF_ENDPOINT", "ftp://a.b", "HF_ENDPOINT is 'ftp://a.b', which is not a URL"),
         ("HF_HUB_DOWNLOAD_TIMEOUT", "abc", "an environment variable of the Hub's client is wrong"),
         ("HTTPS_PROXY", "::", "HTTPS_PROXY is"),
-        ("HTTPS_PROXY", "foo://x", "HTTPS_PROXY is 'foo://x', which is no address"),
+        ("HTTPS_PROXY", "foo://x", "HTTPS_PROXY is 'foo://x', which is not a URL"),
         ("SSL_CERT_FILE", "/nonexistent", "SSL_CERT_FILE names /nonexistent"),
-        ("HF_TOKEN", "t\u00f6ken", "the token for the Hub has characters"),
+        ("HF_TOKEN", "t\u00f6ken", "the Hub token contains characters"),
     ],
 )
 @pytest.mark.parametrize("command", [("inspect", "hf://a/b"), ("push", "FOLDER", "a/b")])

@@ -134,7 +134,7 @@ REFUSALS = (
     "holds 24 bytes, the pickle says",  # torch reads on into the next record
     "the file ends at",
     "shape and strides of a tensor are not",  # torch makes strides up where there are none
-    "and not whether to train",  # torch asks a class for its truth
+    "and not a bool for requires_grad",  # torch asks a class for its truth
     "has an impossible size",  # in a legacy file torch takes the count from the file
     "elements, the pickle",  # nor compares the two
     "a NoneType and not",  # a parameter without a tensor, a default for a dtype

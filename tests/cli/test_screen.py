@@ -77,7 +77,7 @@ def test_a_verdict_comes_first_and_in_colour(tmp_path: Path) -> None:
     for args, first in (
         ([CKPT, CKPT, *known], "\x1b[1;32mpassed: A and B are the same autoencoder"),
         ([CKPT, ATTN, *known], "\x1b[1;31mFAILED: A and B are not the same autoencoder"),
-        ([CKPT, CKPT], "\x1b[1;33mpassed, but not all is proved"),
+        ([CKPT, CKPT], "\x1b[1;33mpassed, but not everything was proved"),
     ):
         seen = see(80, ["verify", "--weights-only", *args])
         # A slow machine draws a progress bar before.

@@ -88,7 +88,7 @@ def test_a_machine_that_makes_other_values_is_refused(monkeypatch: pytest.Monkey
         return generator.random((height, width))
 
     monkeypatch.setattr("vaeconv.parity.latents._noise", noise)
-    with pytest.raises(VaeconvError, match="other reference latents here"):
+    with pytest.raises(VaeconvError, match="different reference latents here"):
         built_in_set(topology_of(z=3), UNIT)
 
 

@@ -126,7 +126,7 @@ def test_page_says_what_was_compared(same: Found) -> None:
         assert f"{path.name} , {len(data):,} bytes sha256 {hashlib.sha256(data).hexdigest()}" in (
             page.text
         )
-    assert f"A {TINY} layout compvis container safetensors tensors 120 in F16" in page.text
+    assert f"A {TINY} layout compvis container safetensors tensors 120 in fp16" in page.text
     assert "scaling not known loaded by CompVis modules, strict" in page.text
     assert f"B {FOLDER} layout diffusers container" in page.text
     assert "scaling 0.18215 (config.json) loaded by AutoencoderKL.from_pretrained" in page.text
@@ -150,7 +150,7 @@ def test_page_says_what_it_rests_on(same: Found) -> None:
         assert f"{name.replace('_', ' ')} {value}" in text
     for step, seconds in result.timing.items():
         assert f"{step} {seconds:.2f} s" in text
-    assert "the same autoencoder, but unproven is the scaling of A: it states none" in text
+    assert "the same autoencoder, but not proved: the scaling of A: its files state none" in text
 
 
 def test_page_of_another_decoder_says_what_differs(different: Found) -> None:
@@ -166,7 +166,7 @@ def test_page_of_another_decoder_says_what_differs(different: Found) -> None:
         assert problem in page.text
     worst = [one.describe() for one in same.weights.different]
     listed = page.text.partition("tensors that differ, the worst first")[2]
-    listed = listed.partition("Decoded pictures")[0]
+    listed = listed.partition("Decoded images")[0]
     assert listed.split() == " ".join([*worst[:20], "and 4 more that differ less"]).split()
     statuses = [row[-1] for row in page.tables[1] if row[0].startswith("decode")]
     assert "FAIL" in statuses
@@ -192,7 +192,7 @@ def test_page_without_pictures_has_no_place_for_them() -> None:
     assert "the same autoencoder by their weights; nothing was decoded" in page.text
     assert "not hashed" in page.text
     assert page.all("img") == page.all("input") == []
-    for heading in ("Decoded pictures", "Distances", "References"):
+    for heading in ("Decoded images", "Distances", "References"):
         assert heading not in page.text
     assert len(page.tables) == 1
 

@@ -65,7 +65,7 @@ FLUX1 = {"scaling_factor": 0.3611, "shift_factor": 0.1159}
 def test_a_config_that_says_something_else_than_convert_would(config, is_drop_in, pair):
     source, out = pair(KL, **config)
     said = failure_of(check(source, out, is_drop_in=is_drop_in))
-    assert "assumed from the shapes" in said and "A states no scaling" in said
+    assert "assumed from the shapes" in said and "assumed for A, whose files state none" in said
     assert "--family" in said and "--scaling-factor" in said
 
 
@@ -114,7 +114,7 @@ def test_what_convert_would_not_know_is_unproven(pair):
             assert result.ok and result.notes == ()
             (reason,) = result.unproven
             assert f"the scaling of {label}" in reason and said in reason
-            assert verdict(result.same).endswith(f"but unproven is {reason}")
+            assert verdict(result.same).endswith(f"but not proved: {reason}")
 
 
 def test_stated_it_is_proved(pair):
@@ -135,14 +135,16 @@ def test_every_report_says_on_top_what_is_unproven(pair, tmp_path, monkeypatch):
     done = run(*args, "--html", files[0], "--junit", files[1])
     assert done.exit_code == 0
     verdict, *lines = done.stdout.splitlines()
-    assert verdict == "passed, but not all is proved: A and B are the same autoencoder " + (
+    assert verdict == "passed, but not everything was proved: A and B are the same autoencoder " + (
         "by their weights; nothing was decoded"
     )
     assert any(line.startswith("  not proved: the scaling of A") for line in lines)
     assert "prove" not in done.stderr
-    assert summary.read_text().startswith("### vaeconv verify: passed, but not all is proved\n")
+    assert summary.read_text().startswith(
+        "### vaeconv verify: passed, but not everything was proved\n"
+    )
     page = files[0].read_text()
-    assert "<h1>vaeconv verify: passed, but not all is proved</h1>" in page
+    assert "<h1>vaeconv verify: passed, but not everything was proved</h1>" in page
     suite = ElementTree.parse(files[1]).getroot()[0]
     assert (suite.get("failures"), suite.get("skipped")) == ("0", "1")
     (skipped,) = suite.iter("skipped")

@@ -110,7 +110,7 @@ def test_a_smallest_psnr_does_not_excuse_moments(
 
 def test_a_limit_of_nothing_allows_nothing(ckpt: Path, out: Path, refs: Path) -> None:
     assert check(ckpt, out, refs).ok
-    assert "the weights agree and their results do not" in failure_of(
+    assert "the weights agree but the results do not" in failure_of(
         check(ckpt, out, refs, atol=0.0)
     )
     assert_same(check(ckpt, ckpt, refs, atol=0.0))
@@ -436,7 +436,7 @@ def test_a_gpu_that_is_not_there_is_no_cpu(
     result = run("verify", ckpt, out, "--latents", refs, "--device", device, "--json")
     assert result.exit_code == 7
     assert json.loads(result.stdout)["error"]["type"] == "MissingDependencyError"
-    assert f"the device {device} is not there" in json.loads(result.stdout)["error"]["message"]
+    assert f"the device {device} is not available" in json.loads(result.stdout)["error"]["message"]
     assert batches == []
 
 
@@ -757,7 +757,7 @@ def test_the_installed_entry_point(tmp_path: Path, same_weights: bool, code: int
     )
     assert done.returncode == code, done.stderr
     if same_weights:
-        assert "the same autoencoder, but unproven is the scaling of B" in done.stdout
+        assert "the same autoencoder, but not proved: the scaling of B" in done.stdout
     else:
         assert "A and B are not the same autoencoder" in done.stdout
         assert "error: not the same autoencoder: 120 of 120 tensors differ" in done.stderr

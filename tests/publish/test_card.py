@@ -363,7 +363,7 @@ def test_a_card_that_is_no_text(release: Path) -> None:
     (release / "README.md").mkdir()
     with pytest.raises(InputError):
         make_card(inputs_of(release))
-    assert "no card that can be read" in check_card(release)[0]
+    assert "the card cannot be read" in check_card(release)[0]
 
 
 # --- templates ---
@@ -441,7 +441,7 @@ def test_check_lists_all_when_quiet_too(release: Path) -> None:
     result = run_here("card", release, "--check", "--quiet")
     head, *details = result.stderr.splitlines()
     assert (result.exit_code, result.stdout) == (4, "")
-    assert "not in order: 2 problems" in head and len(details) == 2
+    assert "the card has problems: 2 problems" in head and len(details) == 2
 
 
 def test_check_accepts_what_is_right(release: Path) -> None:
@@ -452,7 +452,7 @@ def test_check_accepts_what_is_right(release: Path) -> None:
     )
     result = run_here("card", release, "--check")
     assert (result.exit_code, result.stderr) == (0, ""), result.stdout
-    assert "is in order" in result.stdout
+    assert "has no problems" in result.stdout
 
 
 def test_check_knows_what_is_published(release: Path) -> None:
@@ -563,7 +563,7 @@ def test_pictures_must_be_in_the_release(release: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="inside the folder that is published"):
         make_card(inputs_of(release, pictures=tmp_path / "elsewhere"))
     (release / "empty").mkdir()
-    for place, said in (("empty", "no pictures"), ("nowhere", "no folder of pictures")):
+    for place, said in (("empty", "no images"), ("nowhere", "not a folder of images")):
         with pytest.raises(InputError, match=said):
             make_card(inputs_of(release, pictures=release / place))
 

@@ -70,7 +70,7 @@ def test_a_check_says_what_the_client_would_not_see(kind: str, tmp_path: Path) -
     release = make_release(tmp_path / "release")
     (release / "README.md").write_bytes(ODD[kind].encode())
     (problem,) = check_card(release)
-    assert "vaeconv card writes it anew" in problem
+    assert "vaeconv card writes it again" in problem
 
 
 @pytest.mark.parametrize(
@@ -143,11 +143,11 @@ RULES = [
     ({"license": "CreativeML Open RAIL-M"}, "did you mean creativeml-openrail-m?"),
     ({"license": "GPLv3"}, "did you mean gpl"),
     ({"license": "my own"}, "license: other, with license_name"),
-    ({"license": ["mit", "Apache"]}, "'Apache' is none that the Hub knows"),
+    ({"license": ["mit", "Apache"]}, "'Apache' is not one that the Hub knows"),
     ({"license": True}, "put quotes around True"),
     ({"license": "other"}, "needs license_name"),
     ({"license": "other", "license_name": "x"}, "needs license_link, or a file LICENSE"),
-    ({"license": "other", "license_name": "x", "license_link": "gone.md"}, "neither an address"),
+    ({"license": "other", "license_name": "x", "license_link": "gone.md"}, "neither a URL"),
     ({"license": "other", "license_name": "My License", "license_link": "https://x.org/l"},
      "not an identifier"),
     ({"base_model": "a model of mine"}, "base_model 'a model of mine' is not owner/name"),
@@ -159,12 +159,12 @@ RULES = [
     ({"tags": [False]}, "put quotes around False"),
     ({"tags": [1.0, "x"]}, "put quotes around 1.0"),
     ({"language": False}, "put quotes around False"),
-    ({"language": "english"}, "'english' is no ISO 639 code"),
-    ({"language": ["en", "EN"]}, "'EN' is no ISO 639 code"),
+    ({"language": "english"}, "'english' is not an ISO 639 code"),
+    ({"language": ["en", "EN"]}, "'EN' is not an ISO 639 code"),
     ({"pipeline_tag": "image-2-image"}, "did you mean image-to-image?"),
     ({"library_name": 3}, "library_name in the front matter is not a text"),
-    ({"thumbnail": "assets/x.png"}, "is not an address"),
-    ({"model-index": {}}, "model-index in the front matter cannot be read"),
+    ({"thumbnail": "assets/x.png"}, "is not a URL"),
+    ({"model-index": {}}, "model-index in the front matter is not a list"),
     ({"model-index": [{"results": []}]}, "model-index[0] has no name"),
     ({"model-index": [{"name": "x"}]}, "has no list of results"),
     ({"model-index": [{"name": "x", "results": [3]}]}, "results[0] cannot be read"),
@@ -226,7 +226,9 @@ def test_nothing_of_the_client_s_own_words(tmp_path: Path) -> None:
     result = run_here("card", release)
     assert result.exit_code == 0
     assert result.stderr.count("\n") == 1
-    assert result.stderr.startswith("warning: the front matter names no license, so push refuses")
+    assert result.stderr.startswith(
+        "warning: push refuses this card: the front matter names no license"
+    )
     assert "license" not in (release / "README.md").read_text().split("---")[1]
     result = run_here("push", release, "user/x")
     assert result.stderr.count("\n") == 1 and "names no license" in result.stderr

@@ -399,7 +399,7 @@ def test_a_name_that_git_does_not_allow(release: Path, options: dict[str, Any]) 
 
 
 def test_a_name_that_the_hub_refuses(pushes: Pushes) -> None:
-    with pytest.raises(HubError, match=r"refuses what it was asked \(400: Invalid reference name"):
+    with pytest.raises(HubError, match=r"rejects the request \(400: Invalid reference name"):
         pushes.run(tag="a,b")
     assert pushes.repo.commit_count() <= 1
 
@@ -466,7 +466,7 @@ def test_front_matter_that_the_hub_refuses(hub: LoopbackHub, release: Path) -> N
     hub.add_rule(Status(400, body=json.dumps(said).encode()), path="/validate-yaml")
     text = push(hub, release, repo_id, code=6)
     assert "refuses the card's front matter" in text and '"metrics" must be' in text
-    assert "mend README.md" in text
+    assert "fix README.md" in text
     assert repo.commit_count() == 0 and hub.asked("PUT") == []
 
 
@@ -609,7 +609,7 @@ def test_a_gate_is_closed(release: Path, gate: str, monkeypatch: pytest.MonkeyPa
     spoil, said = GATES[gate]
     spoil(release)
     monkeypatch.setattr(pushing, "push_files", lambda *_, **__: pytest.fail("it was pushed"))
-    with pytest.raises(CheckFailedError, match="not fit to be published") as caught:
+    with pytest.raises(CheckFailedError, match="cannot be published as it is") as caught:
         pushing.push(release, "user/x")
     all_said = [caught.value.what, *caught.value.details]
     assert any(said in line for line in all_said), all_said
@@ -659,7 +659,7 @@ def test_a_job_s_identity_is_good_for_both_repositories(
     assert os.environ["HF_OIDC_RESOURCE"] == ids[0]
     assert len(pushes.hub.asked("POST", "/oauth/token")) == 2
 
-    with pytest.raises(HubError, match="refuses what it was asked") as caught:
+    with pytest.raises(HubError, match="rejects the request") as caught:
         push_files(pushes.files, "user/not-trusting", PushOptions())
     assert "id-token" not in str(caught.value)
 
@@ -707,14 +707,14 @@ def test_uploads_show_on_a_terminal_and_not_where_silence_is_asked_for(
 
 
 def test_what_a_report_leaves_unproven_is_said(hub: LoopbackHub, release: Path) -> None:
-    reason = "the scaling of A: it states none"
+    reason = "the scaling of A: its files state none"
     write_parity(release, unproven=[reason])
     for more in (["--dry-run"], []):
         done = run_push(hub.env(release.parent / "home"), release, "user/unproven", *more)
         assert done.returncode == 0
-        assert f"note: parity.json leaves unproven {reason}\n" in done.stderr
+        assert f"note: parity.json could not prove {reason}\n" in done.stderr
     said = json.loads(push(hub, release, "user/unproven", "--json"))
-    assert said["notes"] == [f"parity.json leaves unproven {reason}"]
+    assert said["notes"] == [f"parity.json could not prove {reason}"]
 
 
 def test_all_that_reports_say_is_listed(hub: LoopbackHub, release: Path) -> None:

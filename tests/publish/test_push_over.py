@@ -249,7 +249,7 @@ CONFLICTS = {
     "license_name": (HERE.replace("license: mit", "license: other\nlicense_name: a"),
                      THERE.replace("license: mit", "license: other\nlicense_name: b"),
                      "license_name is 'b' on the Hub and 'a' here"),
-    "words": (f"{HERE}\nMine.\n", THERE, "on the Hub it says '# By hand'"),
+    "words": (f"{HERE}\nMine.\n", THERE, "the card on the Hub says '# By hand'"),
     "broken": (HERE, "---\na: [\n---\n", "cannot be merged"),
     "no text": (HERE, "\udcff", "not UTF-8"),
 }  # fmt: skip
@@ -307,7 +307,7 @@ def test_a_card_that_nobody_edited_is_replaced(
     card.write_text(HERE.replace("Use.", "Use it."))
     push(release, repo_id)
     card.write_text(f"{HERE}\nMine.\n")
-    with pytest.raises(CheckFailedError, match=r"on the Hub it says 'Theirs\.'"):
+    with pytest.raises(CheckFailedError, match=r"the card on the Hub says 'Theirs\.'"):
         push(release, repo_id)
 
 

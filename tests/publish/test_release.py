@@ -353,7 +353,7 @@ def test_a_file_that_was_changed_in_between_is_refused(
 ) -> None:
     write_toml(project / "release.toml", repositories("changed"))
     add_byte(project / "release" / path)
-    assert_refused(project, hub, f"is not what the step {step} wrote")
+    assert_refused(project, hub, f"was changed after the step {step} wrote it")
     before = published_of(project)
     assert redone(project, first=step, last=step) == [step]  # the remedy that it names
     assert published_of(project) != before
@@ -1145,13 +1145,13 @@ def test_a_job_is_told_why_it_stopped(
     assert result.exit_code == 4
     assert "::error" not in result.stderr + result.stdout
     assert "**stopped**" in summary.read_text()
-    assert "is not what the step convert wrote" in summary.read_text()
+    assert "was changed after the step convert wrote it" in summary.read_text()
     assert not output.exists()
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     result = run_release(project, "--quiet")
     (line,) = (line for line in result.stderr.splitlines() if "::error" in line)
     assert line.startswith("::error title=vaeconv release::")
-    assert "is not what the step convert wrote" in line
+    assert "was changed after the step convert wrote it" in line
     assert run_release(project, "--from", "cnvert").exit_code == 2
 
 
@@ -1277,7 +1277,7 @@ def test_a_signed_release(project: Path, hub: LoopbackHub, tmp_path: Path) -> No
     # Without the key, what was signed must still be what is there.
     make(project)
     new: Tables = {"compare": {"limit": 2}, "push": {"tag": "v1.1"}}
-    with pytest.raises(CheckFailedError, match="not fit to be published") as caught:
+    with pytest.raises(CheckFailedError, match="cannot be published as it is") as caught:
         make(project, change, new)
     details = caught.value.details or (caught.value.what,)
     assert all("model.sig is about another " in one and "sign again" in one for one in details)

@@ -191,7 +191,7 @@ def test_the_device_is_the_one_that_is_named(project: Path, step: str) -> None:
     if step == "compare":
         change["eval"]["images"] = None
     write_toml(project / "release.toml", TABLES, change)
-    with pytest.raises(MissingDependencyError, match="the device cuda:99 is not there"):
+    with pytest.raises(MissingDependencyError, match="the device cuda:99 is not available"):
         make(project, last=step)
 
 

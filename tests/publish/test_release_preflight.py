@@ -97,7 +97,7 @@ def test_everything_is_listed_at_once(project: Path, hub: LoopbackHub, tmp_path:
         "[source] needs scaling_factor or family",
         "output: dtypes 'fp8' is not known",
         "output: original_formats 'zip' is not known",
-        "verify: device 'gpu' is none",
+        "verify: device 'gpu' is not a device",
         "verify: dtype 'float16' is not known; did you mean fp16?",
         "did you mean card-256?",
         "did you mean rfid?",
@@ -158,10 +158,10 @@ def test_a_file_with_many_slips(project: Path) -> None:
         ({"source": {"config": "none.json"}}, "none.json"),
         ({"verify": {"latents": "none.safetensors"}}, "none.safetensors: No such file"),
         ({"verify": {"drop_in_for": "none"}}, "none: No such file or directory"),
-        ({"verify": {"device": "cuda:99"}}, "the device cuda:99 is not there"),
+        ({"verify": {"device": "cuda:99"}}, "the device cuda:99 is not available"),
         ({"eval": {"images": "none"}}, "none: no such folder, zip file or image"),
         ({"eval": {"images": "tiny-kl.ckpt"}}, "tiny-kl.ckpt: "),
-        ({"eval": {"images": "pictures", "limit": 5}}, "[eval] limit is 5, and there are 4 images"),
+        ({"eval": {"images": "pictures", "limit": 5}}, "limit is 5, but there are only 4 images"),
         ({"compare": {"images": "broken"}}, "no image can be used, such as a.png"),
         ({"eval": {"images": "pictures", "models": "none.toml"}}, "none.toml: No such file"),
         ({"eval": {"images": "pictures", "models": "models.toml"}}, "elsewhere: No such file"),
@@ -173,7 +173,7 @@ def test_a_file_with_many_slips(project: Path) -> None:
         ({"eval": {"images": "pictures", "metrics": ["lpips"]}}, "weights missing: vgg16"),
         ({"eval": {"max_rfid_regression": 1.0}}, "max_rfid_regression needs baseline"),
         ({"card": {"license": ""}}, "[card] the front matter names no license"),
-        ({"card": {"license": "mti"}}, "the license 'mti' is none that the Hub knows"),
+        ({"card": {"license": "mti"}}, "the license 'mti' is not one that the Hub knows"),
         ({"output": {"folder": "hf://user/x"}}, "[output] folder is a folder here"),
         ({"output": {"folder": "tiny-kl.ckpt/x"}}, "a file is in its place"),
         ({"source": {"checkpoint": ""}}, "[source] checkpoint: is empty"),
@@ -222,7 +222,7 @@ def test_room_on_the_disk(project: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(release_preflight, "shutil", usage)
     monkeypatch.setattr(release_preflight.Preflight, "_look_at_cards", lambda self: None)
     (said,) = problems_of(project, last="verify")
-    assert "66 MB are free, and 70 MB are needed" in said
+    assert "66.0 MB are free, 70.0 MB are needed" in said
 
 
 def test_keys_that_cannot_sign(project: Path, tmp_path: Path) -> None:
@@ -441,7 +441,7 @@ def test_the_tag_of_the_job(project: Path, monkeypatch: pytest.MonkeyPatch) -> N
             found, problems = filled(config)
         if expected is None:
             assert len(problems) == 3
-            assert all("has {tag}, and there is no tag; name it with --tag" in one
+            assert all("has {tag}, but no tag is known; name it with --tag" in one
                        for one in problems)  # fmt: skip
             continue
         assert problems == []
@@ -461,7 +461,7 @@ def test_a_tag_that_is_given(project: Path) -> None:
     assert "--tag v2 has no effect" in said
     write_toml(project / "release.toml", {"push": {"repo_id": "user/x", "message": "{version}"}})
     found, (said,) = filled(config_of(project), "v2")
-    assert "[push] message: {version} stands for nothing; {tag} is what is known" in said
+    assert "[push] message: {version} is not a placeholder; {tag} is the only placeholder" in said
     changes: Tables = {"push": {"repo_id": "user/x", "tag": "{tag}"}}
     path = write_toml(project / "release.toml", SHORT, changes)
     result = run_here("release", path, "--tag", "a..b", "--until", "card", "--dry-run")

@@ -161,7 +161,7 @@ def test_what_is_no_file(release: Path) -> None:
     finally:
         os.chdir(here)
     assert problems_of(release) == [
-        "pipe is no file: it is a named pipe", "sock is no file: it is a socket"
+        "pipe is not a file: it is a named pipe", "sock is not a file: it is a socket"
     ]  # fmt: skip
     assert checked(release, exclude=("pipe", "sock"))
 
@@ -192,7 +192,7 @@ def test_secrets_are_refused_and_not_told(release: Path, path: str) -> None:
     put(release, path, "")
     (release / path).write_bytes(secret.encode() if isinstance(secret, str) else secret)
     (problem,) = problems_of(release)
-    assert problem.startswith(f"{'not fit to be published: '}{path} holds what looks like ")
+    assert problem.startswith(f"{'cannot be published as it is: '}{path} holds what looks like ")
     done = run_here("push", release, "user/x")
     assert done.exit_code == 4 and path in done.stderr
     assert HUB_TOKEN not in done.stderr and "ghp_" not in done.stderr

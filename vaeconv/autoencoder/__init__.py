@@ -1,1 +1,1 @@
-"""What a KL autoencoder is, as names and shapes. Knows no files and no arrays."""
+"""A KL autoencoder as names and shapes. Knows no files and no arrays."""

@@ -17,7 +17,7 @@ from vaeconv.errors import InputError, UnmappedKeysError, UnsupportedModelError
 
 
 class DropReason(str, Enum):
-    """Why a key is left out."""
+    """Reason why a key is left out."""
 
     EMA = "ema"
     LOSS = "loss"
@@ -101,7 +101,7 @@ def find_prefixes(shapes: Mapping[str, Shape]) -> list[str]:
 
 
 def is_elsewhere(prefix: str) -> bool:
-    """Whether what lies under a prefix is part of another model, whatever it looks like."""
+    """Tell if the keys under a prefix are part of another model, whatever they look like."""
     return any("." + beginning in "." + prefix for beginning in _NOT_THE_AUTOENCODER)
 
 
@@ -118,7 +118,7 @@ def find_autoencoder(
 
     Args:
         shapes: All keys of the state dict, and their shapes.
-        prefix: What the autoencoder's keys begin with.
+        prefix: Prefix of the autoencoder's keys.
         where: The file, for messages.
         drop: Patterns of keys to leave out on request.
         others: Prefixes of further autoencoders that were not chosen.
@@ -160,7 +160,7 @@ def drop_reason(name: str, prefix: str, beside: tuple[str, ...] = ()) -> DropRea
 
     Args:
         name: The key.
-        prefix: What the autoencoder's keys begin with.
+        prefix: Prefix of the autoencoder's keys.
         beside: What the keys of each state dict beside the proper one begin with.
     """
     candidates = {name, name[len(prefix) :]} if name.startswith(prefix) else {name}

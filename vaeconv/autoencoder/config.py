@@ -20,7 +20,7 @@ UP_BLOCKS = {False: "UpDecoderBlock2D", True: "AttnUpDecoderBlock2D"}
 
 
 class Scaling(NamedTuple):
-    """How latents relate to what a diffusion model sees: ``(z - shift) * scaling_factor``.
+    """Scaling of latents for a diffusion model: ``(z - shift) * scaling_factor``.
 
     Attributes:
         scaling_factor: Multiplies the latent.
@@ -38,7 +38,7 @@ class Scaling(NamedTuple):
 
 
 class GivenConfig(NamedTuple):
-    """What a config that came with the weights, or was given, says; None where it is silent.
+    """Fields of a config that came with the weights or was provided; None if it has no such field.
 
     The fields are those of :class:`Topology`; a CompVis config has ``level_attention`` in place of
     one for each half, and where the halves differ it means that either has attention there.
@@ -74,7 +74,7 @@ class GivenConfig(NamedTuple):
                 raise ConfigMismatchError(
                     f"the config says {name} {_plain(said)}, the tensors say {_plain(found)}",
                     where=self.name,
-                    hint="give the right one with --config, or take this one away",
+                    hint="pass the right config with --config, or remove this one",
                 )
         _check_groups(self.norm_num_groups or NORM_NUM_GROUPS, topology, self.name)
 
@@ -91,7 +91,7 @@ class GivenConfig(NamedTuple):
         ]
         return [
             note(
-                f"{self.name} states one attention for encoder and decoder; by the tensors "
+                f"{self.name} has one attention setting for encoder and decoder; in the tensors "
                 + " and ".join(levels)
             )
         ]
@@ -109,7 +109,7 @@ class GivenConfig(NamedTuple):
         ):
             if said is not None and said not in fixed:
                 raise UnsupportedModelError(
-                    f"the config says {name} {said}; the CompVis layout always means {fixed[0]}",
+                    f"the config says {name} {said}; CompVis code always uses {fixed[0]}",
                     where=self.name,
                     hint="keep it in the diffusers layout",
                 )
@@ -167,7 +167,7 @@ def _check_groups(groups: int, topology: Topology, where: str | None) -> None:
             f"widths {list(topology.channels)} are not all divisible by the {groups} groups of "
             "the normalisation",
             where=where,
-            hint="give the training config with --config",
+            hint="pass the training config with --config",
         )
 
 

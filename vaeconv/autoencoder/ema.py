@@ -1,4 +1,4 @@
-"""How an exponential moving average lies beside the weights that it averages.
+"""Names of EMA weights beside the raw weights that they average.
 
 Trainers save it as a state dict of its own, under a name that says so. LitEma is different:
 
@@ -22,7 +22,7 @@ WARM_UPDATES = 20
 
 
 class EmaSurvey(NamedTuple):
-    """What EMA a checkpoint holds for the autoencoder.
+    """EMA weights that a checkpoint holds for the autoencoder.
 
     Attributes:
         shadows: Raw CompVis name to the key of its shadow, for parameters that have one.

@@ -47,7 +47,7 @@ class Family(NamedTuple):
     modelspec: str = ""
 
     def fits(self, topology: Topology) -> bool:
-        """Whether an autoencoder of these numbers can be of this family; widths are free."""
+        """Tell if an autoencoder of these numbers can be of this family; widths are free."""
         return (
             topology.latent_channels == self.latent_channels
             and topology.levels == self.levels

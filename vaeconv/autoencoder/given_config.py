@@ -78,7 +78,7 @@ def _load_yaml(text: str, name: str) -> Any:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is not None and size_of(node) > _MAX_NODES:
-            raise MalformedCheckpointError("its YAML aliases stand for too much", where=name)
+            raise MalformedCheckpointError("its YAML aliases expand to too much", where=name)
         return loader.construct_document(node) if node is not None else None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise MalformedCheckpointError("neither JSON nor YAML", where=name) from error

@@ -21,7 +21,7 @@ Shape = tuple[int, ...]
 
 
 class Op(NamedTuple):
-    """How a tensor's shape differs between the layouts; its bytes never do.
+    """Change of a tensor's shape between the layouts; its bytes never change.
 
     Attributes:
         name: For printing.
@@ -132,7 +132,7 @@ class NamePair(NamedTuple):
         )
 
     def accepts(self, shape: Shape) -> bool:
-        """Whether a source tensor of this shape can be this one.
+        """Tell if a source tensor of this shape can be this one.
 
         Attention weights occur with two, three and four dimensions in either layout.
         """

@@ -19,7 +19,7 @@ class Kind(NamedTuple):
     Attributes:
         title: What people call it.
         keys: Beginnings of keys of its diffusion model, behind that model's own prefix.
-        prefix: What the autoencoder's keys begin with.
+        prefix: Prefix of the autoencoder's keys.
         also: A prefix under which loaders, ComfyUI and sd-scripts among them, look instead.
     """
 

@@ -85,7 +85,7 @@ REFUSALS: tuple[Refusal, ...] = (
     ),
     Refusal(
         "an asymmetric autoencoder (AsymmetricAutoencoderKL)",
-        "its decoder also takes the masked picture",
+        "its decoder also takes the masked image",
         ("*decoder.condition_encoder.*", "*decoder.encoder.*"),
     ),
     Refusal(

@@ -54,7 +54,7 @@ class ScalingOptions(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """The outcome.
+    """Scaling factors, and what is known of them.
 
     Attributes:
         scaling: The factors, with their source.
@@ -70,7 +70,7 @@ class Decision(NamedTuple):
 
     @property
     def is_known(self) -> bool:
-        """Whether the factors are more than the 1.0 of shapes that no family has."""
+        """True if the factors are more than the 1.0 of shapes that no family has."""
         return self.family is not None or self.warning is None
 
 

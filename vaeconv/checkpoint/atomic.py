@@ -40,7 +40,7 @@ def check_output(
     Args:
         target: The file or folder to write.
         sources: Local files that will be read.
-        overwrite: Whether an existing output may be replaced.
+        overwrite: Replace an existing output.
         hint: What to say of an output that is there.
 
     Raises:

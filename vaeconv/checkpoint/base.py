@@ -1,4 +1,4 @@
-"""What every container opens to: names and lazy tensors, and what else the file says."""
+"""An open checkpoint of any container: names, lazy tensors, and other facts of the file."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Checkpoint:
         globals: Dotted names in the pickle, with their verdict, in order of appearance.
         variant: The variant whose file was read (``fp16``), where the folder has variants.
         read_siblings: Lists what else is in the file; walks the unpickled values.
-        beside: What the tensors of each state dict that lies beside the proper one begin with.
+        beside: Prefixes of the state dicts beside the proper one.
         nameless: Lists of tensors that an EMA without names left: keys that lead there, and how
             many tensors.
 
@@ -87,7 +87,7 @@ class Checkpoint:
 
     @property
     def is_folder(self) -> bool:
-        """Whether it is a diffusers folder, of which the config is a part."""
+        """True for a diffusers folder, of which the config is a part."""
         return self.container.startswith("diffusers folder")
 
     def check_unchanged(self) -> None:

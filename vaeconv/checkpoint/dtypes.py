@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class DType(NamedTuple):
-    """One element type.
+    """Element type of a tensor.
 
     Attributes:
         code: Name in a safetensors header, such as ``F32``; empty where there is none, so that
@@ -37,17 +37,17 @@ class DType(NamedTuple):
 
     @property
     def is_float(self) -> bool:
-        """Whether this is a real floating-point type that casts apply to."""
+        """True for a real floating-point type, which casts apply to."""
         return bool(self.nonfinite_high)
 
     @property
     def is_complex(self) -> bool:
-        """Whether an element is a real and an imaginary part, one behind the other."""
+        """True if an element is a real and an imaginary part, one behind the other."""
         return self.torch_name.startswith("complex")
 
 
 class CastLoss(NamedTuple):
-    """What a cast lost beyond rounding, and what was no number before it.
+    """Losses of a cast beyond rounding, and values that were no numbers before it.
 
     Attributes:
         overflow: The largest finite magnitude that did not fit; 0.0 where all did.

@@ -61,7 +61,7 @@ class HubLocation:
 def _check_kind(owner: str, where: str) -> None:
     if owner in _OTHER_KINDS:
         raise UsageError(
-            f"{owner} are something else than models, which alone hold weights to read",
+            f"{owner} are not models, and weights are read from model repositories only",
             where=where,
             hint=_HOW,
         )

@@ -94,7 +94,7 @@ def hidden_bars() -> Iterator[None]:
 def not_a_hub(where: str) -> HubError:
     """Return the error for answers that the Hub would not give."""
     return HubError(
-        "the server does not answer like the Hub",
+        "the server's answers are not those of the Hub",
         where=where,
         hint="check HF_ENDPOINT and the proxy settings",
     )

@@ -38,10 +38,10 @@ def check_environment() -> None:
     for name in _CERTIFICATES:
         place = os.environ.get(name)
         if place and not Path(place).exists():
-            raise UsageError(f"{name} names {place}, which is not there", hint="unset it")
+            raise UsageError(f"{name} names {place}, which does not exist", hint="unset it")
     if not (get_token() or "").isascii():
-        raise UsageError("the token for the Hub has characters that no token has",
-                         hint="set HF_TOKEN anew, or log in again")  # fmt: skip
+        raise UsageError("the Hub token contains characters that no token has",
+                         hint="set HF_TOKEN again, or log in again")  # fmt: skip
 
 
 def _check_address(name: str, address: str, schemes: tuple[str, ...]) -> None:
@@ -51,4 +51,4 @@ def _check_address(name: str, address: str, schemes: tuple[str, ...]) -> None:
     except ValueError:
         is_one = False
     if not is_one:
-        raise UsageError(f"{name} is {address!r}, which is no address")
+        raise UsageError(f"{name} is {address!r}, which is not a URL")

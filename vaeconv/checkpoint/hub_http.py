@@ -1,4 +1,4 @@
-"""What a server's answer means: how long to wait, when to ask again, and what to tell the user."""
+"""Meaning of a server's answers: how long to wait, when to ask again, what to tell the user."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class UnreachableError(HubError):
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """How patient to be with a server. Times are in seconds.
+    """Number of requests to a server, and pauses between them. Times are in seconds.
 
     Args:
         tries: Attempts without progress before giving up.

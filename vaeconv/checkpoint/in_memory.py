@@ -46,7 +46,7 @@ class InMemory(os.PathLike[str]):
             state, kind = weights.state_dict(), type(weights).__name__
         if not isinstance(state, Mapping):
             raise UsageError(
-                f"{type(weights).__name__} is no path, no state dict and no module",
+                f"{type(weights).__name__} is not a path, a state dict or a module",
                 hint="pass a path, a dict of torch tensors, or a model such as AutoencoderKL",
             )
         self._address = f"memory://{kind}"

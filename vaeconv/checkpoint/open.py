@@ -48,8 +48,8 @@ _OTHER_FORMATS: tuple[tuple[bytes, str, str], ...] = (
     (b"Rar!", "a RAR file", "unpack it first"),
     (b"GGUF", "a GGUF file", "convert the original checkpoint"),
     (b"\x89HDF", "an HDF5 file", "convert the PyTorch checkpoint"),
-    (b"\x89PNG", "a PNG picture", "name the checkpoint"),
-    (b"\xff\xd8\xff", "a JPEG picture", "name the checkpoint"),
+    (b"\x89PNG", "a PNG image", "name the checkpoint"),
+    (b"\xff\xd8\xff", "a JPEG image", "name the checkpoint"),
     (b"\x93NUMPY", "a numpy array", "name the checkpoint"),
 )
 
@@ -78,9 +78,9 @@ def open_checkpoint(
 
     Raises:
         CheckpointNotFoundError: There is nothing there.
-        NotACheckpointError: It is something else.
-        MalformedCheckpointError: It is damaged.
-        UnsafeCheckpointError: Its pickle names what is not plain data.
+        NotACheckpointError: The source is not a checkpoint.
+        MalformedCheckpointError: The file is damaged.
+        UnsafeCheckpointError: Its pickle names objects that are not plain data.
         AmbiguousInputError: It holds several checkpoints.
         HubError: The Hub or the network failed.
 
@@ -177,7 +177,7 @@ def _not_a_checkpoint(source: ByteSource, head: bytes) -> NotACheckpointError:
             return NotACheckpointError(what, where=source.name, hint=hint)
     if head[257:262] == b"ustar":
         return NotACheckpointError(
-            "a tar file; torch wrote those before 2017, and they are not read",
+            "a tar file, which torch wrote before 2017 and vaeconv does not read",
             where=source.name,
             hint="load and save it again with a torch version from 2017 to 2025",
         )

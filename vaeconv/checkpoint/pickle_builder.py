@@ -1,4 +1,4 @@
-"""What stands for the names and calls in a pickle, and the books on them."""
+"""Resolve the names and calls in a pickle to inert values, and record them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Builder:
         self.reasons.setdefault(name, why)
 
     def refuse(
-        self, name: str, args: tuple[object, ...], why: str = "is called, to do who knows what"
+        self, name: str, args: tuple[object, ...], why: str = "is called, with unknown effects"
     ) -> Placeholder:
         """Mark a name as unsafe for what is done with it; the result is inert."""
         self.mark(name, why)
@@ -114,7 +114,7 @@ class Builder:
     def change(self, target: Placeholder) -> bool:
         """Tell whether an object may take items or state; a class or function may not."""
         if not target.is_object:
-            self.mark(target.name, "is changed, which everybody else would see")
+            self.mark(target.name, "is changed, for the whole process")
         return target.is_object
 
     def check_key(self, key: object) -> None:
@@ -166,4 +166,4 @@ def refuse_call(builder: Builder, name: str, args: tuple[Any, ...]) -> object:
 
 def refuse_memory(builder: Builder, name: str, args: tuple[Any, ...]) -> object:
     """Refuse the file for a call that gives memory as it was left behind."""
-    return builder.refuse(name, args, "gives memory that nobody has written to")
+    return builder.refuse(name, args, "returns memory that was never written")

@@ -1,4 +1,4 @@
-"""What the names in a pickle mean: a verdict on each.
+"""Verdicts on the names in a pickle.
 
 Nothing here imports, resolves or calls a name; a verdict is about its text alone.
 """
@@ -13,7 +13,7 @@ from vaeconv.checkpoint.pickle_refused import why_refused
 
 
 class Verdict(str, Enum):
-    """What a name means for the pickle that holds it."""
+    """Verdict on a name in a pickle."""
 
     PLAIN = "plain"  # plain data of the standard library, torch or numpy: not worth reporting
     REBUILDER = "rebuilder"  # a function that we stand in for ourselves

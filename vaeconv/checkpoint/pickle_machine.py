@@ -1,4 +1,4 @@
-"""What a pickle runs on: its bytes, a stack with marks, and a memo."""
+"""State of the unpickler: the bytes, a stack with marks, and a memo."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ _TABLE = {
         torch.utils.collect_env torch.utils._get_clean_triton torch.utils._strobelight
         torch._strobelight torch._vendor torch.backends.xeon.run_cpu
     """,
-    "runs code that it is given": """
+    "runs any code passed to it": """
         builtins __builtin__ __builtins__ future_builtins code codeop runpy timeit trace pdb bdb
         cmd profile cprofile hotshot doctest unittest pydoc rexec asyncio asyncore asynchat
         threading thread dummy_threading dummy_thread queue _queue contextlib atexit tkinter
@@ -40,12 +40,12 @@ _TABLE = {
         torch._C.import_ir_module_from_buffer torch._C._import_ir_module_from_package
         functorch torchgen caffe2
     """,
-    "imports what it is given": """
+    "imports any name passed to it": """
         importlib imp ihooks imputil pkgutil zipimport zipapp modulefinder site usercustomize
         sitecustomize encodings codecs _codecs copyreg copy_reg pkg_resources _distutils_hack
         torch._utils._import_dotted_name torch._utils_internal torch.package
     """,
-    "reads a pickle that nobody looked at": """
+    "reads another pickle, unchecked": """
         pickle cpickle _pickle pickletools marshal shelve dill cloudpickle joblib jsonpickle srsly
         dbm anydbm dbhash whichdb bsddb yaml ruamel
         torch.load torch.serialization torch.hub torch.storage._load_from_bytes
@@ -83,14 +83,16 @@ _TABLE = {
         warnings _warnings abc _abc typing _typing annotationlib copy contextvars _contextvars
         _thread _imp resource mutex
     """,
-    "calls what it is given": "operator _operator functools _functools itertools sets reprlib repr",
+    "calls any function passed to it": """
+        operator _operator functools _functools itertools sets reprlib repr
+    """,
     "installs packages": """
         pip setuptools wheel easy_install ensurepip conda mamba uv poetry pipenv pipx virtualenv pdm
         hatch flit
     """,
     "is part of Python's own tests": "test _testcapi _testinternalcapi _testbuffer _xxtestfuzz",
     # Harmless perhaps, but no training code leaves them behind.
-    "is nothing that a checkpoint needs": """
+    "is not needed by any checkpoint": """
         __future__ argparse array base64 binascii bisect calendar cmath collections colorsys crypt
         curses dataclasses datetime decimal difflib email enum errno exceptions fnmatch formatter
         fpformat fractions getopt getpass gettext graphlib grp hashlib heapq hmac html htmlparser
@@ -102,7 +104,7 @@ _TABLE = {
         xmllib zoneinfo dl numpy.test torch.test
     """,
 }
-_STANDARD = "is of the standard library"
+_STANDARD = "belongs to the standard library"
 
 _STANDARD_MODULES = {name.casefold() for name in sys.stdlib_module_names}  # also of later versions
 _REASONS = {entry.casefold(): why for why, entries in _TABLE.items() for entry in entries.split()}

@@ -38,7 +38,7 @@ def make_storage(builder: Builder, pid: Any) -> object:
         raise PickleFault(f"{kind.name} is no type of storage")
     dtype = STORAGE_NAMES[kind.name]
     if builder.is_legacy and dtype is None:
-        raise PickleFault("an untyped storage, which this format has not")
+        raise PickleFault("an untyped storage, which this format does not have")
     builder.count(1)
     ref = builder.storages.setdefault(key, StorageRef(key, dtype, numel, location))
     if ref.dtype is not dtype or ref.numel != numel:
@@ -82,7 +82,7 @@ def _check_metadata(found: object, metadata: Any, args: tuple[Any, ...]) -> obje
 
 def _check_flag(name: str, value: Any) -> None:
     if type(value) is not bool:
-        raise PickleFault(f"{name} gets a {type(value).__name__} and not whether to train")
+        raise PickleFault(f"{name} gets a {type(value).__name__} and not a bool for requires_grad")
 
 
 def _rebuild_tensor(builder: Builder, name: str, args: tuple[Any, ...]) -> object:

@@ -1,4 +1,4 @@
-"""What a pickle's contents become where they are not plain Python data."""
+"""Values that stand for contents of a pickle that are not plain Python data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vaeconv.checkpoint.dtypes import DType
 
 
 class PickleFault(Exception):
-    """What is wrong with the opcode at hand."""
+    """Fault of the current opcode."""
 
 
 class StorageRef(NamedTuple):

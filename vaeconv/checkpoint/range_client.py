@@ -174,7 +174,7 @@ class RangeClient:
         start, end = (int(match[1]), int(match[2]) + 1) if match else (0, 0)
         if start != wanted.start or not start < end <= wanted.end:
             raise HubError(
-                "the server sent other bytes than those asked for",
+                "the server sent other bytes than were requested",
                 where=self._name,
                 hint="use --download",
             )

@@ -98,7 +98,7 @@ class RangeSource:
         return self._digests.get(part)
 
     def keep_sha256(self, sha256: str, part: Part = None) -> None:
-        """Note a hash."""
+        """Remember the sha256 of the whole file."""
         self._digests[part] = sha256
 
     @property

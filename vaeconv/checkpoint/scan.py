@@ -47,7 +47,7 @@ def find_zeros(
 def has_nonfinite(
     buffer: bytearray, at: int, size: int, dtype: DType, *, only_nan: bool = False
 ) -> bool:
-    """Whether elements in a buffer hold NaN or infinity.
+    """Tell if elements in a buffer hold NaN or infinity.
 
     Slicing out every element's highest byte and searching those takes a fifth of the time that
     importing numpy would. What it finds is only suspect, and looked at exactly.

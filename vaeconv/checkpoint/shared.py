@@ -1,4 +1,4 @@
-"""What the steps of one run read: of one commit, fetched once, hashed once."""
+"""Sources that the steps of one run share: of one commit, fetched once, hashed once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Shared:
-    """What is known of sources while :func:`shared_sources` lasts.
+    """Facts of sources, kept while :func:`shared_sources` lasts.
 
     Attributes:
         commits: The commit that each revision of a repository named when it was first asked for.
@@ -39,12 +39,12 @@ _current: ContextVar[Shared | None] = ContextVar("shared_sources", default=None)
 
 
 def current() -> Shared:
-    """What is shared now; something that nobody else has where nothing is."""
+    """Return what is shared now, or something new if nothing is."""
     return _current.get() or Shared()
 
 
 def is_sharing() -> bool:
-    """Whether what is opened now is kept for who opens it next."""
+    """Tell if sources that are opened now are kept for the next step."""
     return _current.get() is not None
 
 

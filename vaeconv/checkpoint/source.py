@@ -1,4 +1,4 @@
-"""Where bytes come from: anything with a size that can be read at an offset."""
+"""Sources of bytes: anything with a size that can be read at an offset."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ByteSource(Protocol):
 
     @property
     def name(self) -> str:
-        """What to call it in a message: a path or an address."""
+        """Name for messages: a path or an address."""
 
     @property
     def size(self) -> int:
@@ -59,7 +59,7 @@ class ByteSource(Protocol):
 
     @property
     def is_local(self) -> bool:
-        """Whether reading costs no network."""
+        """True if reading needs no network."""
 
     def check_unchanged(self) -> None:
         """Check that the bytes are still those that were there when it was opened.

@@ -1,4 +1,4 @@
-"""From the object that a torch file holds to its state dicts, and to what else is in it.
+"""Find the state dicts, and all else, in the object that a torch file holds.
 
 One of them is the state dict proper: the top itself, or what trainers put under ``state_dict``,
 ``model`` and the like. Its tensors keep their names. Other state dicts, of an EMA or of another
@@ -17,6 +17,7 @@ from vaeconv.checkpoint.base import Sibling
 from vaeconv.checkpoint.unpickle import Placeholder, TensorRef
 from vaeconv.ema_names import names_average
 from vaeconv.errors import MalformedCheckpointError, NotACheckpointError
+from vaeconv.wording import plural
 
 # Where trainers put the weights, in order of preference.
 _WRAPPERS = ("state_dict", "model", "module")
@@ -98,7 +99,8 @@ def _no_tensors(root: object, nameless: Mapping[str, int], where: str) -> NotACh
     if nameless:
         path, count = next(iter(nameless.items()))
         return NotACheckpointError(
-            f"holds no tensors by name, but an EMA of {count} tensors without names ({path})",
+            f"holds no tensors by name, but an EMA of {plural(count, 'tensor')} without names "
+            f"({path})",
             where=where,
             hint=NAMELESS_HINT,
         )

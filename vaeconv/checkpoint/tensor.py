@@ -28,7 +28,7 @@ class Storage(Protocol):
 
     @property
     def name(self) -> str:
-        """What to call it in a message."""
+        """Name for messages."""
 
     @property
     def source(self) -> ByteSource:
@@ -48,7 +48,7 @@ class Storage(Protocol):
 
     @property
     def is_compressed(self) -> bool:
-        """Whether the bytes must be inflated, so that they can only be read in order."""
+        """True if the bytes must be inflated, so that they can only be read in order."""
 
     def data_offset(self) -> int:
         """Offset in the source of the first (possibly compressed) byte."""
@@ -58,7 +58,7 @@ class Storage(Protocol):
 
 
 class StorageReader(Protocol):
-    """Reads in order."""
+    """Reader of a storage, from its first byte to its last."""
 
     def read_into(self, buffer: memoryview) -> None:
         """Fill ``buffer`` with the next bytes."""
@@ -136,12 +136,12 @@ class Tensor(NamedTuple):
 
     @property
     def is_direct(self) -> bool:
-        """Whether the file holds exactly these bytes in a row, so any part can be read alone."""
+        """True if the file holds exactly these bytes in a row, so any part can be read alone."""
         return self.stride is None and not self.is_swapped and not self.storage.is_compressed
 
     @property
     def covers_storage(self) -> bool:
-        """Whether reading it in order reads its storage once, from first to last byte."""
+        """True if reading it in order reads its storage once, from first to last byte."""
         return self.is_direct and self.offset == 0 and self.nbytes == self.storage.size
 
     def read_at(self, start: int, buffer: memoryview) -> None:

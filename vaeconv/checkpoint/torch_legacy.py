@@ -31,7 +31,7 @@ def open_torch_legacy(source: ByteSource, *, salvage: bool) -> Checkpoint:
     pickles = _read_pickles(source, salvage=salvage)
     _, _, _, top, key_list = pickles
     if not isinstance(key_list.root, list):
-        raise MalformedCheckpointError("the list of storage keys is not one", where=source.name)
+        raise MalformedCheckpointError("its storage keys are not a list", where=source.name)
     keys = [key for key in key_list.root if isinstance(key, str)]
     if len(keys) != len(key_list.root):
         raise MalformedCheckpointError("a storage key is not text", where=source.name)
@@ -103,7 +103,7 @@ def _locate_storages(
         ref = refs.get(key)
         if ref is None:  # how long it is depends on its type, and so where the next one begins
             raise MalformedCheckpointError(
-                f"storage {key} is listed, but the pickle tells no known type for it",
+                f"storage {key} is listed, but the pickle gives it no known type",
                 where=source.name,
             )
         if key in storages:

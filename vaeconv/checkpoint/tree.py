@@ -20,7 +20,7 @@ class FileTree(Protocol):
 
     @property
     def name(self) -> str:
-        """What to call the folder in a message: a path or an address."""
+        """Name of the folder for messages: a path or an address."""
 
     def names(self) -> list[str]:
         """List the files, at most two levels deep, as sorted relative posix paths."""

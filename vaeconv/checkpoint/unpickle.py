@@ -31,7 +31,7 @@ _CALLS = TENSOR_CALLS | DATA_CALLS
 
 
 class Unpickled(NamedTuple):
-    """What a pickle holds.
+    """Contents of a pickle.
 
     Attributes:
         root: Its value.

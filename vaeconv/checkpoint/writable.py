@@ -1,4 +1,4 @@
-"""Whether an output can be written, asked before the work and said in one line where it cannot."""
+"""Check before the work that an output can be written."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from vaeconv.names import batch_targets, is_address, output_kind
 from vaeconv.plan import Row
 from vaeconv.prune_options import Probe, Probed, PruneOptions
 from vaeconv.pruning import Pruning, prune
+from vaeconv.wording import plural
 
 
 def pair(paths: list[str], out_dir: Path | None) -> list[tuple[str, str]]:
@@ -24,7 +25,7 @@ def pair(paths: list[str], out_dir: Path | None) -> list[tuple[str, str]]:
     if out_dir is None:
         if len(paths) != 2:
             raise UsageError(
-                f"IN and OUT are needed, and there are {len(paths)} names",
+                f"IN and OUT are needed, but got {plural(len(paths), 'name')}",
                 hint="to prune several checkpoints, name a folder with --out-dir",
             )
         return [(paths[0], paths[1])]

@@ -38,7 +38,7 @@ class Field(NamedTuple):
 
     @property
     def is_many(self) -> bool:
-        """Whether it can be given several times; a tuple of fixed length or of a list cannot."""
+        """Tell if an option is repeatable; a tuple of fixed length or of a list is not."""
         if get_origin(self.kind) is tuple:
             return Ellipsis in get_args(self.kind) and self.doc.parse is None
         return get_origin(self.kind) in (frozenset, list, Mapping)

@@ -1,4 +1,4 @@
-"""What commands that read images say of the files that they did not use."""
+"""Lines on the files that commands which read images did not use."""
 
 from __future__ import annotations
 

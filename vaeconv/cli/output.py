@@ -1,4 +1,4 @@
-"""Where a command's result goes: the one place that knows text, ``--json`` and ``--quiet``."""
+"""Output of a command's result: the one place that knows text, ``--json`` and ``--quiet``."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _write_stderr(lines: Iterable[Line]) -> None:
 
 
 class Sink(NamedTuple):
-    """How much a command says, and to whom.
+    """Output of one command, as text or as JSON, in the amount that its options ask for.
 
     Attributes:
         json: To a program: one document on stdout.
@@ -93,7 +93,7 @@ class Sink(NamedTuple):
 
     @property
     def is_shown(self) -> bool:
-        """Whether text for people is wanted, and progress."""
+        """True if text for people is wanted, and progress."""
         return not (self.json or self.quiet)
 
     def progress(self, what: str) -> ByteProgress:

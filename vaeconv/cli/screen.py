@@ -15,7 +15,7 @@ _LEAST = 24  # columns in which text can be read
 
 
 class Style(Enum):
-    """How a line or its first word is set off, with the codes of ECMA-48 that do so."""
+    """Style of a line or of its first word, with the codes of ECMA-48 for it."""
 
     STRONG = "1"
     GOOD = "1;32"
@@ -125,7 +125,7 @@ def width_of(stream: TextIO) -> int | None:
 
 
 def has_colours(stream: TextIO) -> bool:
-    """Whether a stream shows colours, and the user wants them (https://no-color.org)."""
+    """Tell if a stream shows colours and the user wants them (https://no-color.org)."""
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return False
     if os.environ.get("FORCE_COLOR"):

@@ -1,1 +1,1 @@
-"""Whether an autoencoder computes what it should. Imports torch and diffusers when called."""
+"""Proofs that an autoencoder computes what it should. Imports torch and diffusers when called."""

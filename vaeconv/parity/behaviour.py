@@ -73,7 +73,7 @@ class Limits(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What two models made of one reference.
+    """Results of two models for one reference, and their distance.
 
     Attributes:
         kind: ``decode`` or ``encode``.

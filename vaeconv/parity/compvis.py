@@ -154,7 +154,7 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """From pictures to the moments of latents; level 0 is the finest."""
+    """Encoder: images to the moments of latents; level 0 is the finest."""
 
     def __init__(self, topology: Topology) -> None:
         super().__init__()
@@ -184,7 +184,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From latents to pictures; its levels have the encoder's numbers, and run from the last."""
+    """Decoder: latents to images; its levels have the encoder's numbers, and run from the last."""
 
     def __init__(self, topology: Topology) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Where torch computes, in the same way every time, and what to say of it in a report."""
+"""Devices on which torch computes, in the same way every time, and their facts for a report."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def pick_device(wanted: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise MissingDependencyError(
-            f"the device {wanted} is not there", hint="--device auto takes the best one that is"
+            f"the device {wanted} is not available", hint="--device auto uses the best one that is"
         ) from error
     return device
 

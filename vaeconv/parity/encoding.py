@@ -28,9 +28,9 @@ class Encoded(NamedTuple):
 
     Attributes:
         output: The file.
-        names: Of the pictures.
+        names: Names of the images.
         latent: Shape of each latent, ``[z, h, w]``.
-        device: Where they were encoded.
+        device: Device that encoded them.
         left_out: Files in the folder that were not encoded, with the reason.
         source: Address of the images on the Hub at the commit that was read; None for images here.
 
@@ -66,9 +66,9 @@ def encode_images(
     how: SideOptions = SideOptions(),
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Encoded:
-    """Encode pictures, and write latents and pictures to a safetensors file.
+    """Encode images, and write latents and images to a safetensors file.
 
-    The latents are posterior means in float32, ``latent.NAME [z, h, w]``, not scaled; the pictures
+    The latents are posterior means in float32, ``latent.NAME [z, h, w]``, not scaled; the images
     are kept as ``image.NAME``, uint8 ``[c, h, w]``, so that encoding can be compared as well.
     Runs of one model on one machine give the same bytes.
 
@@ -77,17 +77,18 @@ def encode_images(
             on the Hub.
         output: The file to write.
         model: Anything that :func:`~vaeconv.checkpoint.open.open_checkpoint` opens.
-        size: Side of a picture in pixels, after resizing its shorter side and cutting its middle.
-        limit: Use the first so many pictures, in the order of their names.
+        size: Side of the square images in pixels: the shorter side is resized to it, and the middle
+            is cut out.
+        limit: Use only this many images, in the order of their names.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-        overwrite: Whether an existing output may be replaced.
-        how: How to read the model.
+        overwrite: Replace an existing output.
+        how: Options of reading the model.
         on_progress: Called with what is being done, and how much of it is done of how much.
 
     Raises:
         InputError: The model or an image cannot be read.
         OutputError: The output exists or cannot be written.
-        MissingDependencyError: The device, torch or diffusers is not there.
+        MissingDependencyError: The device, torch or diffusers is missing.
 
     Example:
         >>> model = "fixtures/tiny-diffusers"

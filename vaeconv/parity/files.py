@@ -7,6 +7,7 @@ from vaeconv.parity.moved import explain_difference
 from vaeconv.parity.side import Side
 from vaeconv.parity.verdict import Comparison
 from vaeconv.parity.weights import WeightResult, compare_weights
+from vaeconv.wording import plural
 
 ENCODER_PARTS, DECODER_PARTS = ("encoder.", "quant_conv."), ("decoder.", "post_quant_conv.")
 _NAMED = 5  # tensors that a problem names
@@ -53,7 +54,7 @@ _STATE = "pass --family or --scaling-factor"
 def _compare_scaling(one: Side, other: Side) -> tuple[list[str], list[str]]:
     """Compare scaling: what is wrong with it, and what is unproven."""
     doubts = [
-        f"the scaling of {side.label}: it states none, and {side.doubt}"
+        f"the scaling of {side.label}: its files state none, and {side.doubt}"
         for side in (one, other)
         if side.doubt
     ]
@@ -64,7 +65,11 @@ def _compare_scaling(one: Side, other: Side) -> tuple[list[str], list[str]]:
     if one.scaling and other.scaling:
         found = _differing(one.scaling, one.label, other.scaling, other.label)
         assumed = [side.label for side in (one, other) if not side.is_stated]
-        tail = f"; {' and '.join(assumed)} states no scaling: {_STATE}" if assumed else ""
+        tail = (
+            f"; assumed for {' and '.join(assumed)}, whose files state none: {_STATE}"
+            if assumed
+            else ""
+        )
         problems += [f"{problem}{tail}" for problem in found]
     return problems, doubts
 
@@ -121,11 +126,13 @@ def _weight_problems(one: Side, other: Side, weights: WeightResult) -> list[str]
     ):
         if names:
             problems.append(
-                f"{len(names)} tensors of {lacking} are missing in {label}, or have another "
-                f"shape, such as {names[0]}"
+                f"missing in {label}, or of another shape there: {plural(len(names), 'tensor')} of "
+                f"{lacking}, such as {names[0]}"
             )
     if different:
         total = len(weights.results)
-        problems.append(f"{len(different)} of {total} tensors differ: {different[0].describe()}")
+        problems.append(
+            f"{len(different)} of {plural(total, 'tensor')} differ: {different[0].describe()}"
+        )
         problems += [result.describe() for result in different[1:_NAMED]]
     return problems

@@ -48,7 +48,7 @@ class Reference(NamedTuple):
 
 
 class ReferenceSet(NamedTuple):
-    """What both sides are run on.
+    """Reference latents and images that both models run on.
 
     Attributes:
         source: Where it came from, in words.
@@ -89,8 +89,8 @@ def built_in_set(topology: Topology, scaling: Scaling) -> ReferenceSet:
     canonical = _unit_latents(4, 8)
     if ReferenceSet("", canonical, ()).sha256 != _KNOWN_SET:
         raise VaeconvError(
-            "numpy makes other reference latents here than elsewhere",
-            hint="please report it with numpy's version and that of the processor",
+            "numpy makes different reference latents here than elsewhere",
+            hint="please report it with the version of numpy and the model of the processor",
         )
     factor = 2 ** (topology.levels - 1)
     latents = _unit_latents(topology.latent_channels, factor)
@@ -279,7 +279,7 @@ def from_uint8(pixels: Any) -> Array:
     import numpy as np
 
     if pixels.dtype != np.uint8:
-        raise ValueError(f"a picture of {pixels.dtype}, not uint8")
+        raise ValueError(f"an image of {pixels.dtype}, not uint8")
     values: Array = (pixels.astype(np.float64) / 127.5 - 1).astype(np.float32)
     return values
 

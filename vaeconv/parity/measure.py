@@ -1,4 +1,4 @@
-"""How far two decoded pictures, or two posteriors, are apart, and how far they may be.
+"""Distances of decoded images and of posteriors, and their limits.
 
 ``TOLERANCES`` rest on a measurement (``benchmarks/tolerances.py``): the CompVis modules against
 diffusers with the same random weights, scaled so that results reach 3 to 9, for kl-f4, kl-f8 and
@@ -29,7 +29,7 @@ PEAK_RANGE = 2.0  # of a picture, from -1 to 1
 
 
 class Distance(NamedTuple):
-    """How far apart two results of one shape are.
+    """Distance of two results of one shape.
 
     Attributes:
         max_abs: The largest difference; None where a value is not finite.

@@ -10,6 +10,7 @@ from vaeconv.checkpoint.dtypes import DType
 from vaeconv.parity.side import Side
 from vaeconv.parity.weights import WeightResult, hash_rounded, narrower
 from vaeconv.plan import Row
+from vaeconv.wording import plural
 
 _MAX_NAMED = 4
 
@@ -23,7 +24,7 @@ def explain_difference(one: Side, other: Side, result: WeightResult) -> list[str
         result: What comparing them gave.
 
     Returns:
-        What was recognised: exchanged modules, a moving average in place of raw weights.
+        What was recognised: exchanged modules, EMA weights in place of raw ones.
     """
     pairs = [found.pair for found in result.different]
     if not pairs:
@@ -35,12 +36,12 @@ def explain_difference(one: Side, other: Side, result: WeightResult) -> list[str
         count = sum(found[pair] == digest for pair, digest in left_out.items())
         if count:
             held, compared = ("EMA", "raw")
-            hint = "--ema compares with the EMA"
+            hint = "--ema compares with the EMA weights"
             if any(row.is_ema for row in averaged.rows.values()):
                 held, compared, hint = "raw", "EMA", "--no-ema compares with the raw weights"
             return [
-                f"{holder.label} holds the {held} weights of {averaged.label} in {count} of the "
-                f"{len(pairs)} tensors that differ, and the {compared} ones were compared; {hint}"
+                f"{count} of {plural(len(pairs), 'tensor')} that differ have the {held} weights of "
+                f"{averaged.label} in {holder.label}; the {compared} weights were compared: {hint}"
             ]
     return _explain_moves(other, mine, theirs)
 
@@ -67,7 +68,9 @@ def _explain_moves(
                 both = count + moves[there, here]
                 said.append(f"{here} and {there} of {other.label} are exchanged ({both} tensors)")
         else:
-            said.append(f"{here} of {other.label} holds what belongs in {there} ({count} tensors)")
+            said.append(
+                f"{here} of {other.label} holds what belongs in {there} ({plural(count, 'tensor')})"
+            )
     return said[:_MAX_NAMED]
 
 

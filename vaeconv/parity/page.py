@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from vaeconv.autoencoder.config import Scaling
+from vaeconv.checkpoint.dtypes import BY_CODE
 from vaeconv.errors import listed
 from vaeconv.pages.frame import DataUri, png_address, render
 from vaeconv.parity.latents import Reference
@@ -19,6 +20,7 @@ from vaeconv.parity.pictures import (
 from vaeconv.parity.report import comparisons_of, distance_table, outcome, verdict, weight_table
 from vaeconv.parity.verdict import Comparison, SideFacts, Verification
 from vaeconv.parity.weights import WeightResult
+from vaeconv.wording import plural
 
 if TYPE_CHECKING:
     from vaeconv.parity.behaviour import Decoded
@@ -83,8 +85,10 @@ def _side(side: SideFacts) -> dict[str, Any]:
         "layout": side.layout.value,
         "container": side.container,
         "variant": side.variant,
-        "tensors": ", ".join(f"{count} in {code}" for code, count in side.dtypes.items()),
-        "EMA": f"for {side.ema} tensors" if side.ema else None,
+        "tensors": ", ".join(
+            f"{count} in {BY_CODE[code].label}" for code, count in side.dtypes.items()
+        ),
+        "EMA": f"for {plural(side.ema, 'tensor')}" if side.ema else None,
         "scaling": _say_scaling(side.scaling),
         "loaded by": side.loader,
     }

@@ -39,7 +39,7 @@ _BAR_EMS = 8  # that its colour bar is, at least
 
 
 class HeatMap(NamedTuple):
-    """Where two pictures differ.
+    """Map of the differences of two images.
 
     Attributes:
         rgb: The picture, ``[h, w, 3]``.

@@ -23,7 +23,7 @@ _FP16_MAX = 65504.0
 
 
 class ProbeReport(NamedTuple):
-    """What a probe found.
+    """Result of a probe.
 
     Attributes:
         device: Where it ran, such as ``cpu`` or ``cuda:0``.
@@ -49,7 +49,7 @@ class ProbeReport(NamedTuple):
 
     @property
     def is_finite(self) -> bool:
-        """Whether fp16 is enough: no activation overflowed, nor would in fp32's account."""
+        """True if fp16 is enough: no activation overflowed, nor would one of fp32's."""
         return self.first_nonfinite is None and self.fp32_peak.value <= _FP16_MAX
 
     def describe(self) -> str:

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 from vaeconv.autoencoder.config import Scaling
 from vaeconv.checkpoint.atomic import replace_small_file
+from vaeconv.checkpoint.dtypes import BY_CODE
 from vaeconv.errors import OutputError, one_line
 from vaeconv.json_text import dump_json
 from vaeconv.parity.behaviour import Outcome, summarise
@@ -140,7 +141,7 @@ def weight_table(comparisons: Sequence[Comparison]) -> tuple[Row, list[Row]]:
                 absent = len(weights.missing) + len(weights.unexpected)
                 counts = [weights.number(match) for match in Match]
                 rows.append((labels, part, *map(str, (*counts, absent))))
-    return ("sides", "tensors", *(match.value for match in Match), "on one side only"), rows
+    return ("models", "tensors", *(match.value for match in Match), "in one model only"), rows
 
 
 def distance_table(comparison: Comparison) -> tuple[Row, list[Row]]:
@@ -224,14 +225,14 @@ def verdict(comparison: Comparison) -> str:
     """Say the verdict in one line, with what is unproven."""
     reasons = " and ".join(comparison.unproven)
     is_open = reasons and not comparison.problems
-    return judgement(comparison) + (f", but unproven is {reasons}" if is_open else "")
+    return judgement(comparison) + (f", but not proved: {reasons}" if is_open else "")
 
 
 def outcome(result: Verification) -> str:
     """Say the outcome in a few words."""
     if not result.ok:
         return "FAILED"
-    return "passed, but not all is proved" if result.unproven else "passed"
+    return "passed, but not everything was proved" if result.unproven else "passed"
 
 
 def comparisons_of(result: Verification) -> list[Comparison]:
@@ -250,7 +251,13 @@ def markdown(result: Verification) -> str:
         lines += [f"- {_escaped(problem)}" for problem in comparison.problems]
         lines.append("")
     sides = [
-        (side.label, side.name, side.layout.value, ", ".join(side.dtypes), _hash_of(side))
+        (
+            side.label,
+            side.name,
+            side.layout.value,
+            ", ".join(BY_CODE[code].label for code in side.dtypes),
+            _hash_of(side),
+        )
         for side in result.sides
     ]
     lines += _markdown_table(("side", "file", "layout", "dtype", "sha256"), sides)
@@ -295,7 +302,9 @@ def check_summary() -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise OutputError(
-            f"cannot be written: {reason}", where=f"{_SUMMARY}={path}", hint="unset it, or mend it"
+            f"cannot be written: {reason}",
+            where=f"{_SUMMARY}={path}",
+            hint="unset it, or correct it",
         ) from error
 
 

@@ -65,7 +65,7 @@ class Side:
         checkpoint: The open file or folder.
         survey: What is in it.
         rows: Every tensor, in the side's own naming and its own dtype.
-        others: Of tensors that have a moving average, what ``rows`` leaves out: that, or the raw
+        others: Of tensors that have EMA weights, what ``rows`` leaves out: that, or the raw
             weights.
         scaling: Its scaling: what its config or its file states, else what ``convert`` would decide
             for it; None where ``convert`` would not know.
@@ -95,12 +95,12 @@ class Side:
 
     @property
     def topology(self) -> Topology:
-        """Its architecture."""
+        """The model's architecture."""
         return self.survey.autoencoder.topology
 
     @property
     def layout(self) -> Layout:
-        """Its naming."""
+        """The layout of the model's keys."""
         return self.survey.autoencoder.layout
 
     @property
@@ -176,8 +176,8 @@ def open_side(
     Args:
         path: Anything that :func:`~vaeconv.checkpoint.open.open_checkpoint` opens.
         label: What to call it.
-        options: How.
-        ema: Use the moving average where a tensor has one.
+        options: Options of reading it.
+        ema: Use the EMA weights of tensors that have some.
         scaling: What is known of the scaling, as for ``convert``: it comes before what a file says.
             A folder's config is not replaced but compared with it.
         config: A config for a file, in place of the one beside it.
@@ -265,7 +265,7 @@ def _decide(
 
 
 def check_averages(sides: list[Side]) -> None:
-    """Check that one side at least has the moving average that was asked for.
+    """Check that one model at least has the EMA weights that were asked for.
 
     Raises:
         EmaError: None has.

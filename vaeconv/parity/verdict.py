@@ -1,4 +1,4 @@
-"""What a verification found: facts of the sides, comparisons, and the verdict."""
+"""Result of a verification: facts of the models, comparisons, and the verdict."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from vaeconv.parity.weights import WeightResult
 
 
 class SideFacts(NamedTuple):
-    """What a report says of a side.
+    """Facts of one model in a report.
 
     Attributes:
         label: ``A``, ``B`` or ``BASE``.
         name: As the user named it.
-        container: What kind of file it is.
+        container: Kind of the file, such as ``safetensors``.
         layout: Its naming.
         variant: The variant that was read from a folder.
         dtypes: Number of tensors by element type.
-        ema: Number of tensors taken from the moving average.
+        ema: Number of tensors taken from the EMA.
         scaling: Its scaling, stated or as ``convert`` would decide; None where that is not known.
         files: Name, size and sha256 of each file.
         loader: How it was loaded to run; None where it was not.
@@ -43,7 +43,7 @@ class SideFacts(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """What comparing two sides gave.
+    """Result of comparing two models.
 
     Attributes:
         labels: Which sides.
@@ -70,7 +70,7 @@ class Comparison(NamedTuple):
         problems = [outcome.problem for outcome in outcomes if outcome.problem]
         differs = any(one.problem and one.distance.max_abs is not None for one in outcomes)
         if differs and not self.problems:
-            problems.insert(0, "the weights agree and their results do not: config or code differs")
+            problems.insert(0, "the weights agree but the results do not: config or code differs")
         return self._replace(
             outcomes=(*self.outcomes, *outcomes), problems=(*self.problems, *problems)
         )
@@ -80,14 +80,14 @@ class Verification(NamedTuple):
     """Result of a verification: the verdict, and what it rests on.
 
     Attributes:
-        sides: What was compared.
-        same: Whether A and B are the same autoencoder; None where there was no B.
-        drop_in: Whether A can stand in for BASE; None where there was no BASE.
-        references: What was decoded and encoded; None where nothing was.
-        scaling: How the built-in references were scaled.
-        environment: What computed.
+        sides: Facts of the compared models.
+        same: Comparison of A and B as the same autoencoder; None without a B.
+        drop_in: Comparison of A and BASE as a drop-in replacement; None without a BASE.
+        references: Latents that were decoded and images that were encoded; None if there were none.
+        scaling: Scaling of the built-in references.
+        environment: Versions and the device that computed.
         timing: Seconds of each step.
-        notes: What the user should know.
+        notes: Notes and warnings for the user.
 
     Example:
         >>> options = VerifyOptions(device="cpu")
@@ -135,7 +135,7 @@ class Verification(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Whether all that was asked is proved."""
+        """True if no problem was found."""
         return not self.problems
 
     def check(self) -> None:

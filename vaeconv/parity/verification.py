@@ -62,9 +62,9 @@ class VerifyOptions:
     """Options of a verification; each says what it does.
 
     Attributes:
-        a: How to read the first model.
-        b: How to read the second.
-        base: How to read the model that the first shall stand in for.
+        a: Options of reading the first model.
+        b: Options of reading the second model.
+        base: Options of reading the model that the first one is to replace.
         on_picture: Called with each decoded pair of the first comparison.
         on_progress: Called with what is being done, and how much of it is done of how much.
 
@@ -135,7 +135,7 @@ class VerifyOptions:
 def _option_rules(
     paths: Sequence[str | os.PathLike[str] | None], options: VerifyOptions
 ) -> list[Rule]:
-    """When options have an effect: most are for models that run."""
+    """Make the rules of options: most need models that run."""
     default, runs, why = VerifyOptions(), not options.weights_only, "--weights-only runs nothing"
     return [
         *reading_rules(
@@ -179,12 +179,12 @@ def verify(
 
     First every tensor is compared, to the bit, or after rounding where element types differ. Then
     both run in their own layout, CompVis weights in modules of ours and diffusers folders in
-    diffusers, on the same latents and pictures.
+    diffusers, on the same latents and images.
 
     Args:
         a: Anything that :func:`~vaeconv.checkpoint.open.open_checkpoint` opens.
-        b: What should be the same.
-        options: How.
+        b: Model that should be the same autoencoder.
+        options: Options of the verification.
         drop_in_for: A model whose latents the first should be able to decode: encoder, posterior
             moments, channels and scaling must be the same, and the decoder may differ.
 
@@ -192,8 +192,8 @@ def verify(
         The verdict; :meth:`Verification.check` turns it into an error.
 
     Raises:
-        InputError: A side cannot be read.
-        MissingDependencyError: The device, torch or diffusers is not there.
+        InputError: A model cannot be read.
+        MissingDependencyError: The device, torch or diffusers is missing.
         UsageError: There is nothing to compare with.
 
     Example:
@@ -238,7 +238,7 @@ def verify(
 
 def _no_autoencoder(label: str, error: UnmappedKeysError, *, is_drop_in: bool) -> Verification:
     """Give the verdict on a file that can be read, and is the same as nothing."""
-    problem = f"{label} is no whole autoencoder: {error.text}"
+    problem = f"{label} is not a complete autoencoder: {error.text}"
     nothing = WeightResult(())
     comparison = Comparison(
         ("A", "BASE" if is_drop_in else "B"),

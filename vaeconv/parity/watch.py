@@ -79,7 +79,7 @@ def first_nonfinite(model: torch.nn.Module, run: Callable[[], object]) -> str | 
 
 
 class Parting(NamedTuple):
-    """Where two models that should agree no longer do.
+    """First layer whose outputs differ in two models.
 
     Attributes:
         layer: The first module that differs, by the first model's name.

@@ -26,7 +26,7 @@ _F16_NORMAL, _F16_HALF_STEP, _BF16_HALF_PLACE = 2.0**-14, 2.0**-25, 2.0**-8
 
 
 class Match(str, Enum):
-    """How two tensors agree."""
+    """Kind of agreement of two tensors."""
 
     EQUAL = "bit-equal"
     ROUNDED = "equal after rounding"
@@ -34,7 +34,7 @@ class Match(str, Enum):
 
 
 class TensorResult(NamedTuple):
-    """What was found of one tensor.
+    """Result of comparing one tensor.
 
     Attributes:
         pair: Which tensor.
@@ -66,7 +66,7 @@ class TensorResult(NamedTuple):
 
 
 class WeightResult(NamedTuple):
-    """What was found of all tensors.
+    """Result of comparing all tensors.
 
     Attributes:
         results: One for each tensor that both sides have in one shape.
@@ -80,7 +80,7 @@ class WeightResult(NamedTuple):
 
     @property
     def is_same(self) -> bool:
-        """Whether all tensors are there and equal, or equal after rounding."""
+        """True if all tensors are there and equal, or equal after rounding."""
         return not (self.different or self.missing or self.unexpected)
 
     @property

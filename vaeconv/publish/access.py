@@ -1,4 +1,4 @@
-"""Whether a token may do what a push is going to do, and what would become of a repository.
+"""Check that a token may do what a push does, and tell what would become of a repository.
 
 Everything here is asked before anything is changed.
 """
@@ -26,7 +26,7 @@ class Access(NamedTuple):
     Attributes:
         exists: Whether it is there.
         private: Whether it is private, or will be; None for the default of its namespace.
-        notes: What else there is to know.
+        notes: Notes and warnings for the user.
     """
 
     exists: bool
@@ -44,7 +44,7 @@ class Destination(NamedTuple):
         private: Whether it is private, or would be; None for the default of the namespace.
         head: The commit that the branch is at; None where there is no such branch.
         tagged: The commit that the wanted tag stands on; None for none.
-        notes: What else there is to know.
+        notes: Notes and warnings for the user.
     """
 
     repo_id: str
@@ -106,7 +106,7 @@ def check_access(
 
     Args:
         remote: Where to.
-        options: How.
+        options: Options of the push.
         namesakes: Look also for repositories of that name and another type.
         needs_token: Whether it is an error that no token is set; a note where not.
 

@@ -43,10 +43,10 @@ class CardInputs(NamedTuple):
 
     Attributes:
         folder: The release: weights, manifest, and the card.
-        meta: What people know.
+        meta: Facts that people state for the card.
         evaluations: Results of ``vaeconv eval``.
         parity: The report of ``vaeconv verify``; None for none.
-        pictures: A folder inside the release with side-by-side pictures; None for none.
+        pictures: Folder of side-by-side images inside the release; None for none.
         template: A jinja2 template in place of the shipped one.
 
     Example:
@@ -85,7 +85,7 @@ def make_card(inputs: CardInputs) -> str:
         raise InputError(
             f"a report or manifest lacks what a card says ({type(error).__name__}: {error})",
             where=str(inputs.folder),
-            hint="give reports as vaeconv eval and vaeconv verify write them",
+            hint="pass reports that vaeconv eval and vaeconv verify wrote",
         ) from error
     # What is no UTF-8 in a name that is only told is shown as an escape.
     return assemble_card(inputs, made, sections).encode("utf-8", "backslashreplace").decode()
@@ -106,8 +106,8 @@ def assemble_card(inputs: CardInputs, made: dict[str, Any], sections: Sequence[S
     merged = {**card.front, **made, **({"tags": list(dict.fromkeys(tags))} if tags else {})}
     problems = front_problems(merged, published=_names_in(inputs.folder))
     if problems:
-        what, details = counted("its front matter is none that the Hub takes", problems)
-        raise InputError(what, where=str(present), hint="mend it there", details=details)
+        what, details = counted("its front matter is not valid for the Hub", problems)
+        raise InputError(what, where=str(present), hint="fix it there", details=details)
     if not inputs.meta.summary:  # a heading alone replaces no summary
         sections = [one for one in sections if one.name != "about"]
     return f"{dump_front(merged)}\n{merge_sections(card.body, sections)}"
@@ -125,7 +125,7 @@ def write_card(inputs: CardInputs) -> Path:
     """Write the card into the release.
 
     Raises:
-        CheckpointNotFoundError: The folder is not there.
+        CheckpointNotFoundError: The folder does not exist.
         OutputError: It cannot be written.
     """
     if not inputs.folder.is_dir():
@@ -165,7 +165,7 @@ def _new_card(inputs: CardInputs, data: Mapping[str, Any], sections: Sequence[Se
 
 
 def card_title(inputs: CardInputs) -> str:
-    """What the card calls the model: its title, else the name of the repository or the folder."""
+    """Return the model's title, else the name of the repository or the folder."""
     meta = inputs.meta
     return meta.title or meta.repo_id.rpartition("/")[2] or inputs.folder.resolve().name
 
@@ -194,7 +194,7 @@ def _list_pictures(inputs: CardInputs) -> tuple[list[str], list[str]]:
         base = inputs.pictures.resolve().relative_to(inputs.folder.resolve()).as_posix()
     except ValueError as error:
         raise UsageError(
-            "the pictures must lie inside the folder that is published",
+            "the images must lie inside the folder that is published",
             where=str(inputs.pictures),
             hint=f"vaeconv compare … --out {inputs.folder / 'assets'}",
         ) from error
@@ -205,7 +205,7 @@ def _list_pictures(inputs: CardInputs) -> tuple[list[str], list[str]]:
             if one.suffix.lower() in PICTURES and one.stem != "sheet"
         )
     except OSError as error:
-        raise InputError(f"no folder of pictures ({error})", where=str(inputs.pictures)) from error
+        raise InputError(f"not a folder of images ({error})", where=str(inputs.pictures)) from error
     for name in (".", *names):
         if not is_utf8(f"{base}/{name}"):
             raise InputError(
@@ -214,7 +214,7 @@ def _list_pictures(inputs: CardInputs) -> tuple[list[str], list[str]]:
                 hint="rename it: no link and no repository can have it",
             )
     if not names:
-        raise InputError("no pictures in it", where=str(inputs.pictures))
+        raise InputError("no images in it", where=str(inputs.pictures))
     order: list[str] = []
     report = inputs.pictures / "compare.json"
     if report.is_file():
@@ -248,8 +248,8 @@ def _card_data(inputs: CardInputs) -> dict[str, Any]:
     made: dict[str, Any] = data.to_dict()
     problems = front_problems(made, published=_names_in(inputs.folder))
     if problems:
-        what, details = counted("the card's facts are none that the Hub takes", problems)
-        raise UsageError(what, hint="mend the file of facts", details=details)
+        what, details = counted("the card's facts are not valid for the Hub", problems)
+        raise UsageError(what, hint="correct the file of facts", details=details)
     return made
 
 
@@ -301,5 +301,5 @@ def _row_of(result: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     known = ", ".join(model["name"] for model in models)
     raise UsageError(
         f"no row of the evaluation is called {name!r}; there are {known}",
-        hint='say which one this model is: model = "…" in the file of facts',
+        hint='name the row of this model in the file of facts: model = "…"',
     )

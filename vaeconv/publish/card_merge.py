@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from vaeconv.errors import CheckFailedError
 from vaeconv.publish.front_matter import dump_front, split_card
 from vaeconv.publish.sections import PROSE, Section, find_sections, inner_text, merge_sections
+from vaeconv.wording import plural
 
 # What vaeconv writes into front matter: a release has the say.
 _GENERATED = (
@@ -19,7 +20,7 @@ _SHOWN = 60  # characters of a line in a message
 
 
 class Merged(NamedTuple):
-    """A card of both.
+    """Card that was merged from two.
 
     Attributes:
         text: The card.
@@ -54,14 +55,14 @@ def merge_cards(here: str, there: str, where: str) -> Merged:
     added, lost = _differences(_own_lines(ours.body), _own_lines(theirs.body))
     if added and lost:
         conflicts.append(
-            f"on the Hub it says {_shown(lost[0])}, which the one here does not, and here "
-            f"{_shown(added[0])}, which the Hub's does not"
+            f"the card on the Hub says {_shown(lost[0])}, which the one here does not, and the one "
+            f"here says {_shown(added[0])}, which the Hub's does not"
         )
     if conflicts:
         raise CheckFailedError(
             "the card was edited on the Hub: " + "; ".join(conflicts),
             where=where,
-            hint="bring both together in README.md, or --card replace publishes the one here",
+            hint="merge both in README.md, or pass --card replace to publish the one here",
         )
     notes = []
     front, replaced = _merge_front(ours.front, theirs.front)
@@ -74,16 +75,16 @@ def merge_cards(here: str, there: str, where: str) -> Merged:
         if key in theirs.front and front[key] == theirs.front[key] != value and key != "tags"
     ]
     if added:
-        lines = "1 line" if len(added) == 1 else f"{len(added)} lines"
-        notes.append(f"README.md adds {lines} that the card on the Hub does not have")
+        notes.append(
+            f"README.md adds {plural(len(added), 'line')} that the card on the Hub does not have"
+        )
     notes += [
         f"README.md: {key} was {theirs.front[key]!r} on the Hub, and is {front[key]!r} now"
         for key in replaced
     ]
     body = ours.body
     if lost:
-        lines = "1 line" if len(lost) == 1 else f"{len(lost)} lines"
-        notes.append(f"README.md keeps {lines} that people wrote on the Hub")
+        notes.append(f"README.md keeps {plural(len(lost), 'line')} that people wrote on the Hub")
         sections = [
             Section(name, inner_text(text), is_prose=name in PROSE)
             for name, text in find_sections(ours.body).items()

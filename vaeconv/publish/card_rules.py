@@ -72,7 +72,7 @@ def front_problems(
     for value in texts["license"]:
         if value not in LICENSES:
             problems.append(
-                f"the license {value!r} is none that the Hub knows{_meant(value, LICENSES)}; "
+                f"the license {value!r} is not one that the Hub knows{_meant(value, LICENSES)}; "
                 "others are license: other, with license_name and license_link"
             )
     if "other" in texts["license"]:
@@ -86,7 +86,7 @@ def front_problems(
     for value in texts["pipeline_tag"]:
         if value not in _TASKS:
             problems.append(
-                f"the pipeline_tag {value!r} is no task of the Hub{_meant(value, _TASKS)}"
+                f"the pipeline_tag {value!r} is not a task of the Hub{_meant(value, _TASKS)}"
             )
     for value in texts["base_model_relation"]:
         if value not in _RELATIONS:
@@ -102,10 +102,10 @@ def front_problems(
         ]
     for value in texts["language"]:
         if not _LANGUAGE.fullmatch(value):
-            problems.append(f"the language {value!r} is no ISO 639 code, such as en")
+            problems.append(f"the language {value!r} is not an ISO 639 code, such as en")
     for value in texts["thumbnail"]:
         if not _ADDRESS.fullmatch(value):
-            problems.append(f"the thumbnail {value!r} is not an address: https://…")
+            problems.append(f"the thumbnail {value!r} is not a URL: https://…")
     problems += _index_problems(front.get("model-index"))
     return problems
 
@@ -144,7 +144,7 @@ def _other_license(front: Mapping[str, Any], published: Collection[str] | None) 
     link = front.get("license_link")
     if isinstance(link, str) and link:
         if not _ADDRESS.fullmatch(link) and published is not None and link not in published:
-            yield f"license_link {link!r} is neither an address nor a file of the release"
+            yield f"license_link {link!r} is neither a URL nor a file of the release"
     elif published is None or not any(
         path.upper().partition(".")[0] == "LICENSE" for path in published
     ):
@@ -174,7 +174,7 @@ def _index_problems(index: Any) -> Iterator[str]:
     if index is None:
         return
     if not isinstance(index, list):
-        yield "model-index in the front matter cannot be read: it is no list"
+        yield "model-index in the front matter is not a list"
         return
     for number, model in enumerate(index):
         place = f"model-index[{number}]"

@@ -43,7 +43,7 @@ def check_card(
     try:
         card = read_card(path)
     except InputError as error:
-        kind = "" if error.what.startswith("the front matter") else "no card that can be read: "
+        kind = "" if error.what.startswith("the front matter") else "the card cannot be read: "
         return [f"{kind}{error.what}" + (f"; {error.hint}" if error.hint else "")]
     if not card.has_front:
         return ["the card has no front matter"]
@@ -75,11 +75,11 @@ def _reading_problems(path: Path, card: Card) -> Iterator[str]:
         seen = None
     if not card.is_first or (seen or {}) != card.front:
         yield (
-            "the Hub's client does not see the front matter as it is meant: only a line of three "
-            "hyphens stands above it, and one below; vaeconv card writes it anew"
+            "the Hub's client does not read the front matter correctly: only a line of three "
+            "hyphens stands above it, and one below; vaeconv card writes it again"
         )
     elif path.read_bytes().startswith(codecs.BOM_UTF8):
-        yield "it begins with a byte order mark; vaeconv card writes it anew"
+        yield "it begins with a byte order mark; vaeconv card writes it again"
 
 
 def _absences(front: Mapping[str, Any]) -> Iterator[str]:

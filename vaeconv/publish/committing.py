@@ -119,7 +119,7 @@ def _check_ignored(remote: Remote, operations: Sequence[Any], where: Mapping[str
         raise HubError(
             f"a line of {IGNORE} keeps {', '.join(ignored)} out of the repository",
             where=remote.repo_id,
-            hint=f"take it out of {IGNORE}, or leave the file out with --exclude",
+            hint=f"remove it from {IGNORE}, or leave the file out with --exclude",
         )
 
 

@@ -1,4 +1,4 @@
-"""What the other commands wrote: reports, manifests, weights in a folder."""
+"""Readers of what the other commands wrote: reports, manifests, weights in a folder."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
             others = manifest.get("others", {})
             entries = [*outputs.values(), *others.values()]
             if not all(isinstance(entry, dict) for entry in entries):
-                raise TypeError("a file in it is described by something else than a table")
+                raise TypeError("the description of a file in it is not a table")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"not a manifest ({error})", where=str(path)) from error
         found = {**manifest, "outputs": {**(found or manifest)["outputs"], **outputs}}

@@ -133,13 +133,15 @@ def _load(text: str) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 2}" if mark else ""
         reason = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise InputError(f"cannot be read ({reason}{line})", hint="mend README.md") from error
+        raise InputError(f"cannot be read ({reason}{line})", hint="fix README.md") from error
     except (ValueError, RecursionError) as error:  # 2024-02-31 is no date
-        raise InputError(f"cannot be read ({error})", hint="mend README.md") from error
+        raise InputError(f"cannot be read ({error})", hint="fix README.md") from error
     if data is None:
         return {}
     if not isinstance(data, dict):
-        raise InputError("cannot be read: it is no list of names and values", hint="mend README.md")
+        raise InputError(
+            "cannot be read: it is not a list of names and values", hint="fix README.md"
+        )
     odd = [key for key in data if not isinstance(key, str)]
     if odd:
         raise InputError(f"has a key that YAML reads as {odd[0]!r}", hint="put quotes around it")
@@ -157,7 +159,7 @@ def _check_keys(node: Any) -> None:
                 if key.value in seen:
                     raise InputError(
                         f"has the key {key.value} twice, again in line {key.start_mark.line + 2}",
-                        hint="take one of them out",
+                        hint="remove one of them",
                     )
                 seen.add(key.value)
             _check_keys(value)

@@ -32,19 +32,19 @@ _REMEDIES = {
     401: ("the token is not accepted", "log in with: hf auth login, or set HF_TOKEN"),
     403: ("the token may not write there", "use a token with write access to this namespace"),
     404: ("there is no such repository or revision", "check the name, and what the token may see"),
-    409: ("it is there already, and something else", "choose another name"),
-    412: ("somebody else pushed in the meantime", "look at what is new there, and push again"),
+    409: ("it exists already, as something else", "choose another name"),
+    412: ("somebody else pushed in the meantime", "look at the new commits there, and push again"),
     413: ("a file is too large for the Hub", "leave it out with --exclude"),
     429: ("the Hub asks for fewer requests", "wait a while, and push again"),
 }
-_REFUSED = ("the Hub refuses what it was asked", "change what it names, and push again")
+_REFUSED = ("the Hub rejects the request", "correct what it names, and push again")
 
 
 _abandoned: set[threading.Thread] = set()
 
 
 class Deadline:
-    """What all requests together may take.
+    """Time limit of all requests together.
 
     Args:
         seconds: How long.
@@ -70,7 +70,7 @@ class Deadline:
 
     @property
     def is_over(self) -> bool:
-        """Whether the time is over."""
+        """Tell if the time is over."""
         return time.monotonic() > self._end
 
     def over(self) -> HubError:
@@ -89,7 +89,7 @@ def bounded_client(deadline: Deadline, *, shows: bool = False) -> Iterator[Any]:
     The client obeys ``Retry-After`` without a limit; here a server can ask for a minute at most.
 
     Args:
-        deadline: What all requests together may take.
+        deadline: Time limit of all requests together.
         shows: Whether the client may show uploads and downloads on a terminal.
 
     Raises:
@@ -180,7 +180,7 @@ def _later_client(plain: Any) -> Any:
 
 def _refuse_left_behind(request: Any) -> None:
     if threading.current_thread() in _left_behind():
-        raise HubError("nobody waits for this any more")
+        raise HubError("this request was abandoned")
 
 
 @contextmanager
@@ -293,7 +293,7 @@ def explain(error: BaseException, where: str) -> HubError:
         return HubError(
             f"the Hub refuses the card's front matter: {first}",
             where=where,
-            hint="mend README.md, or see vaeconv card --check",
+            hint="fix README.md, or see vaeconv card --check",
         )
     status = status_of(error)
     if status is not None and status < 500:

@@ -1,4 +1,4 @@
-"""What a release must not tell: access tokens, keys, and folders of this machine."""
+"""Find what a release must not reveal: access tokens, keys, and folders of this machine."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def leak_problems(path: str, local: Path, places: Sequence[str]) -> Iterator[str
     text = _read_text(local)
     for what, pattern in _PATTERNS.items():
         if pattern.search(text):
-            yield f"{path} holds what looks like {what}: take it out, and revoke it"
+            yield f"{path} holds what looks like {what}: remove it, and revoke it"
     told = _told_places(text, places)
     if not told and path.endswith(_WRITTEN_BY_PROGRAMS):
         told = [found[0] for found in [_HOMES.search(text)] if found]
     if told:
-        hint = "take it out"
+        hint = "remove it"
         if path.endswith(_WRITTEN_BY_PROGRAMS):
-            hint = "write it anew, or take the folders out"
+            hint = "write it again, or remove the names of folders"
         elif local.suffix in SAFETENSORS:
             hint = "vaeconv prune --no-metadata leaves its header's entries out"
         yield f"{path} names a folder of this machine, {told[0]}: {hint}"

@@ -19,23 +19,23 @@ class CardMeta:
 
     Attributes:
         title: The heading; by default the repository's name.
-        model: Which row of the evaluation this model is, where there are several.
+        model: Row of the evaluation that this model is, if there are several.
         repo_id: ``owner/name`` of the repository in the diffusers layout.
-        original_repo_id: Of the one with the CompVis file.
-        original_file: That file.
+        original_repo_id: ``owner/name`` of the repository with the CompVis file.
+        original_file: Name of the CompVis file.
         license: Identifier of the licence, as the Hub knows it; ``other`` for another one.
         license_name: Name of a licence that is ``other``, such as ``my-license-1.0``.
         license_link: Address of its text, or the file in the release.
-        base_model: ``owner/name`` of what it was trained from.
+        base_model: ``owner/name`` of the model that training started from.
         base_model_relation: ``finetune``, ``quantized``, ``adapter`` or ``merge``.
         pipeline: ``owner/name`` of a pipeline to use it with, for the snippet.
-        tags: For the Hub.
+        tags: Tags of the model on the Hub.
         datasets: Hub datasets that it was trained on.
-        summary: What it is, in Markdown.
-        training: What is to be said of its training, in Markdown.
-        limits: What it is not good at, in Markdown.
-        facts: Name and value of training facts, for a table.
-        inference: Whether the Hub shows a widget.
+        summary: Short description of the model, in Markdown.
+        training: Description of the training, in Markdown.
+        limits: Limitations of the model, in Markdown.
+        facts: Names and values of facts on the training, for a table.
+        inference: Let the Hub show an inference widget.
         eval_titles: Title of each evaluation's table, in the order of ``--eval``.
 
     Example:
@@ -68,9 +68,9 @@ class CardMeta:
 
 
 def read_meta(path: Path) -> CardMeta:
-    """Read the facts.
+    """Read the facts of a card from a TOML file.
 
     Raises:
-        UsageError: It is no TOML, or a key is unknown or of another type.
+        UsageError: The file is not TOML, or a key is unknown or of another type.
     """
     return build(CardMeta, read_toml(path), str(path))

@@ -29,7 +29,7 @@ _BEFORE, _AFTER = r"(?<![\w./\\~<%-])", r"(?![\w~%+-]|[.@](?=\w))"
 
 
 def is_place(text: str) -> bool:
-    """Whether a text is a path of some machine: absolute, of a home folder, or a ``file://``."""
+    """Tell if a text is a path of some machine: absolute, of a home folder, or a ``file://``."""
     return bool(_ABSOLUTE.match(text)) and "\n" not in text and bool(_parts(text))
 
 

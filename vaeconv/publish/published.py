@@ -1,4 +1,4 @@
-"""What a repository has already, and what becomes of it when a release is pushed."""
+"""Contents of a repository, and what becomes of them when a release is pushed."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def with_published_card(
         raise CheckFailedError(
             f"cannot be merged: {reason}",
             where=where,
-            hint="mend it on the Hub, or --card replace publishes the one here",
+            hint="fix it on the Hub, or pass --card replace to publish the one here",
         ) from error
     path = room / "merged" / CARD
     path.parent.mkdir()

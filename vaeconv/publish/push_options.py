@@ -1,4 +1,4 @@
-"""How to push, and whether a repository can have such a name, branch or tag."""
+"""Options of a push, and checks of names of repositories, branches and tags."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def check_options(repo_id: str, options: PushOptions) -> None:
         )
     for name in filter(None, (options.tag, options.revision)):
         if not is_ref(name):
-            raise UsageError(f"{name} is no name that git allows for a branch or tag")
+            raise UsageError(f"{name} is not a name that git allows for a branch or tag")
     if options.create_pr and (options.revision != "main" or options.tag):
         raise UsageError(
             "--create-pr goes with neither --revision nor --tag",
@@ -162,5 +162,5 @@ def check_options(repo_id: str, options: PushOptions) -> None:
 
 
 def is_ref(name: str) -> bool:
-    """Whether git allows it as a name (``git check-ref-format``)."""
+    """Tell if git allows it as a name (``git check-ref-format``)."""
     return not _NO_REF.search(name)

@@ -45,20 +45,20 @@ class Pushed(NamedTuple):
     Attributes:
         repo_id: ``owner/name``.
         revision: The branch.
-        oid: Of the commit that has these files; None for a dry run, or where there is none yet.
-        url: Of the commit or pull request; empty for none.
+        oid: Commit that has these files; None for a dry run, or if there is none yet.
+        url: Address of the commit or pull request; empty if there is none.
         changed: Paths that were new or different.
         unchanged: Paths that were there already.
         tag: The tag that stands on the commit; None for none.
-        is_new: Whether a commit was made.
-        is_verified: Whether what was published was downloaded and compared.
+        is_new: True if a commit was made.
+        is_verified: True if the published files were downloaded and compared.
         replaced: Those of the changed paths that were there, and different.
         deleted: Paths that were there of an older release, and would win over the new files or
             contradict them.
         left_out: Paths in the folder that are never published.
-        creates: Whether the repository is made, or would be.
-        is_private: Whether it is private; None where its namespace decides.
-        notes: What else there is to know.
+        creates: True if the repository is, or would be, created.
+        is_private: True if the repository is private; None if its namespace decides.
+        notes: Notes and warnings for the user.
 
     Example:
         >>> done = push("release-files", "user/my-vae", PushOptions(parity=False), dry_run=True)
@@ -103,9 +103,9 @@ def push(
     is done again.
 
     Args:
-        folder: Weights, config, card, pictures.
+        folder: Folder of weights, config, card and images.
         repo_id: ``owner/name``.
-        options: How.
+        options: Options of the push.
         dry_run: Check everything here, look at the repository, and change nothing.
 
     Raises:
@@ -113,7 +113,7 @@ def push(
         HubError: The Hub refused, or did not answer.
         UsageError: The options do not fit together.
         OutputError: There is nothing to publish.
-        CheckpointNotFoundError: The folder is not there.
+        CheckpointNotFoundError: The folder does not exist.
 
     Example:
         >>> print(push("release-files", "user/my-vae", PushOptions(parity=False), dry_run=True))
@@ -200,7 +200,7 @@ def checked_files(
         ),
     ]
     if problems:
-        what, details = counted("not fit to be published", problems)
+        what, details = counted("cannot be published as it is", problems)
         raise CheckFailedError(what, where=str(folder), details=details)
     return files
 

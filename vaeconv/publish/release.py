@@ -61,9 +61,9 @@ class Release(NamedTuple):
 
     Attributes:
         steps: In their order.
-        folder: Where everything is.
-        pushed: What was published, repository by repository.
-        destinations: Of a dry run, the repositories as they were found.
+        folder: Folder of all files of the release.
+        pushed: Result of each push, repository by repository.
+        destinations: Repositories as a dry run found them.
 
     Example:
         >>> done = release("release.toml", last="prune")
@@ -105,7 +105,7 @@ def release(
     source on the Hub each byte is fetched at most once, at the commit that its revision names now.
 
     Args:
-        config: What to release: a release file, or what one would say.
+        config: Path of a release file, or the configuration that it would hold.
         root: The folder that paths in it are taken from; by default that of the release file, or
             the current one.
         first: Do this step and those after it again, whatever is done.

@@ -1,4 +1,4 @@
-"""Whether the values of a release file are possible, and fit each other; no file is looked at."""
+"""Checks of the values of a release file, alone and together; no other file is read."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ def _source(table: SourceTable) -> Iterator[UsageError]:
         yield _wrong(
             "source",
             "needs scaling_factor or family",
-            "a release states its scaling; vaeconv inspect says what the file gives away",
+            "a release has to name its scaling; vaeconv inspect shows what the file says of it",
         )
 
 
 def is_pickle(ending: str) -> bool:
-    """Whether a file with an ending, such as ``.ckpt``, is a torch checkpoint."""
+    """Tell if a file with an ending, such as ``.ckpt``, is a torch checkpoint."""
     return KINDS.get(ending.lower()) is OutputKind.TORCH_ZIP
 
 
@@ -82,7 +82,7 @@ def _output(table: OutputTable) -> Iterator[UsageError]:
     if len(set(formats)) != len(formats):
         yield _wrong("output", "original_formats are each once")
     if PurePosixPath(table.original).name != table.original or "\\" in table.original:
-        yield _wrong("output", f"original = {table.original!r} is no name of a file")
+        yield _wrong("output", f"original = {table.original!r} is not the name of a file")
     if ending_of(table.original) in KINDS:
         yield _wrong(
             "output",

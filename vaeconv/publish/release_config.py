@@ -1,4 +1,4 @@
-"""``release.toml``: everything that a release is made of and judged by."""
+"""``release.toml``: inputs, outputs and gates of a release."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FORMATS = (*(ending.lstrip(".") for ending in KINDS), *KINDS)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceTable:
-    """What is released."""
+    """The checkpoint to release."""
 
     checkpoint: Annotated[str, Doc("Training checkpoint to release: anything that convert opens.")]
     ema: Annotated[bool, Doc("Release the EMA weights of tensors that have some.")] = True
@@ -59,7 +59,7 @@ class SourceTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputTable:
-    """What is written, and where."""
+    """Files to write, and their folder."""
 
     folder: Annotated[str, Doc("Folder that everything is written into.")] = "release"
     dtypes: Annotated[
@@ -88,7 +88,7 @@ class OutputTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyTable:
-    """The gate of parity."""
+    """The verification, which is a gate."""
 
     device: Annotated[str, Doc("Device that computes: auto, cpu, cuda, cuda:N or mps.")] = "auto"
     dtype: Annotated[
@@ -157,7 +157,7 @@ class EvalTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompareTable:
-    """The pictures of the card."""
+    """The side-by-side images of the card."""
 
     images: Annotated[
         str | None,
@@ -175,7 +175,7 @@ class CompareTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushTable:
-    """Where it is published."""
+    """Repositories to publish to."""
 
     repo_id: Annotated[
         str, Doc("Repository of the diffusers folder, owner/name; no push without it.")

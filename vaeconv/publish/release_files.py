@@ -33,7 +33,7 @@ class ReleaseFile(NamedTuple):
     Attributes:
         path: Its path in the repository.
         local: The file.
-        size: Its bytes.
+        size: Size in bytes.
         sha256: Of its content: what the Hub knows a large file by.
         blob: Of its content as git has it (SHA-1): what the Hub knows a small file by.
     """
@@ -46,7 +46,7 @@ class ReleaseFile(NamedTuple):
 
     @property
     def is_weights(self) -> bool:
-        """Whether it holds weights."""
+        """True if the file holds weights."""
         return self.path.endswith(_WEIGHTS)
 
 
@@ -71,7 +71,7 @@ def list_release(
     """
     selection = select_files(folder, include=include, exclude=exclude)
     if selection.problems:
-        what, details = counted("not fit to be published", selection.problems)
+        what, details = counted("cannot be published as it is", selection.problems)
         raise CheckFailedError(what, where=str(folder), details=details)
     return hash_files(folder, selection, on_progress)
 
@@ -251,7 +251,7 @@ def unproven_by(reports: Sequence[Path]) -> list[str]:
         with suppress(InputError):
             reasons = read_document(path, "verify").get("unproven")
             if isinstance(reasons, list):
-                found += [f"{path.name} leaves unproven {one}" for one in reasons]
+                found += [f"{path.name} could not prove {one}" for one in reasons]
     return found
 
 

@@ -1,4 +1,4 @@
-"""What a release needs, looked at before it begins: all that is missing is said at once."""
+"""Check all that a release needs before it begins, and list everything that is missing."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ from vaeconv.publish.release_project import Project
 from vaeconv.publish.release_weights import plan_bytes
 from vaeconv.publish.signing import check_key
 from vaeconv.survey import survey_checkpoint
+from vaeconv.wording import human_size, plural
 
 _LOOKED_AT = 8  # images of a set; if none of them can be read, the set is not one
 _PATIENCE = 120.0  # seconds for the Hub to say what it has
@@ -134,8 +135,7 @@ class Preflight:
             if free < size + _HEADROOM:
                 self._problems.append(
                     OutputError(
-                        f"{free // 1_000_000} MB are free, and {(size + _HEADROOM) // 1_000_000} "
-                        "MB are needed",
+                        f"{human_size(free)} are free, {human_size(size + _HEADROOM)} are needed",
                         where=str(place),
                         hint="make room there",
                     )
@@ -191,7 +191,8 @@ class Preflight:
             number = len(images)
             if least and number < least:
                 raise UsageError(
-                    f"[{name}] limit is {least}, and there are {number} images", where=place
+                    f"[{name}] limit is {least}, but there are only {plural(number, 'image')}",
+                    where=place,
                 )
             # One that is wrong is said already.
             protocol = PRESETS.get(self._config.eval.protocol, PRESETS["card-256"])

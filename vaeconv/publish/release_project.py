@@ -49,11 +49,11 @@ class Project:
     # --- places ---
 
     def path(self, text: str) -> Path:
-        """Where a path in the file leads; an address stays what it is."""
+        """Resolve a path in the release file; an address stays as it is."""
         return Path(text) if "://" in text else self.root / text
 
     def place(self, text: str | None) -> str | None:
-        """Where a path in the file leads, as text."""
+        """Resolve a path in the release file, as text."""
         return None if text is None else text if "://" in text else str(self.root / text)
 
     @property
@@ -85,7 +85,7 @@ class Project:
         ]
 
     def report_of(self, variant: str | None = None, original: Path | None = None) -> Path:
-        """Where the parity report of a variant, or of a CompVis file, lies."""
+        """Return the path of the parity report of a variant, or of a CompVis file."""
         if original is not None:
             return self.original / f"parity-{original.name}.json"
         return self.diffusers / (f"parity-{variant}.json" if variant else "parity.json")
@@ -120,7 +120,7 @@ class Project:
         return Dataset(location).source if location else self.content(text)
 
     def survey(self) -> Survey:
-        """What is in the training checkpoint."""
+        """Contents of the training checkpoint."""
         if self._survey is None:
             with open_checkpoint(self.source) as checkpoint:
                 prefix = self.config.source.source_prefix
@@ -129,31 +129,31 @@ class Project:
 
     @property
     def layout(self) -> Layout:
-        """Of the training checkpoint."""
+        """Layout of the training checkpoint."""
         return self.survey().autoencoder.layout
 
     @property
     def takes_average(self) -> bool:
-        """Whether EMA weights are wanted and there are some."""
+        """True if EMA weights are wanted and there are some."""
         return self.config.source.ema and bool(self.survey().ema.shadows)
 
     # --- facts ---
 
     @property
     def scaling(self) -> ScalingOptions:
-        """What the file says of scaling."""
+        """Scaling options of the release file."""
         source = self.config.source
         return ScalingOptions(source.scaling_factor, source.shift_factor, source.family)
 
     @property
     def own_model(self) -> ModelSpec:
-        """What is released, as a row of an evaluation."""
+        """The released model, as a row of an evaluation."""
         name = self.config.card.model or self.config.card.title or "this model"
         return ModelSpec(path=str(self.diffusers), name=name)
 
     @property
     def other_models(self) -> Sequence[ModelSpec]:
-        """What stands beside it there."""
+        """Other models of the evaluation."""
         models = self.config.eval.models
         return read_models_file(self.path(models)) if models else ()
 
@@ -170,7 +170,7 @@ class Project:
 
     @property
     def title(self) -> str:
-        """What the model is called."""
+        """Title of the model."""
         meta = self.meta
         return meta.title or meta.repo_id.rpartition("/")[2] or self.folder.resolve().name
 

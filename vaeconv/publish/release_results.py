@@ -126,7 +126,7 @@ def describe(work: Work) -> Outcome:
         )
         problems = check_card(folder, evaluations)
         if problems:
-            what, details = counted("the card is not in order", problems)
+            what, details = counted("the card has problems", problems)
             raise CheckFailedError(what, where=str(folder / CARD), details=details)
     cards = [path.relative_to(project.folder).as_posix() for path in written]
     if config.output.sbom:

@@ -1,4 +1,4 @@
-"""What a release has done: of each step its inputs, and the files that it wrote, as hashes."""
+"""Progress of a release: the inputs of each step and the files that it wrote, as hashes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Done(NamedTuple):
 
 
 class State:
-    """What was done in a folder; kept in a file there.
+    """Progress of a release in a folder; kept in a file there.
 
     Args:
         folder: The release's folder.
@@ -62,7 +62,7 @@ class State:
         replace_small_file(self._folder / _STATE, data, durable=True)
 
     def get(self, name: str) -> Done | None:
-        """What a step did; None where it never did anything."""
+        """Return what a step did; None if it never ran."""
         return self._steps.get(name)
 
     def begin(self, name: str) -> None:
@@ -102,7 +102,7 @@ class State:
                 return False
             if self._sha256(file) != sha256:
                 raise CheckFailedError(
-                    f"is not what the step {name} wrote: it was changed since",
+                    f"was changed after the step {name} wrote it",
                     where=str(file),
                     hint=f"remove it, or make it again with --from {name}",
                 )

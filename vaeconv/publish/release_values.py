@@ -91,7 +91,8 @@ class _Filler:
         if key[0] != "card":  # whose braces are people's own
             for name in _FIELD.findall(text):
                 if name != "tag":
-                    self._refuse(key, f"{{{name}}} stands for nothing", "{tag} is what is known")
+                    what = f"{{{name}}} is not a placeholder"
+                    self._refuse(key, what, "{tag} is the only placeholder")
         text = _TAG.sub(lambda found: self._put_tag(key, found[0]), text)
         return self._path(key, text) if key in PATHS else text
 
@@ -100,7 +101,7 @@ class _Filler:
             return "{tag}"
         self.is_used = True
         if self._tag is None:
-            self._refuse(key, "has {tag}, and there is no tag", _HOW_TO_TAG)
+            self._refuse(key, "has {tag}, but no tag is known", _HOW_TO_TAG)
         return self._tag or "tag"
 
     def _path(self, key: tuple[str, str], text: str) -> str:

@@ -1,4 +1,4 @@
-"""What a step of a release is given, and what it gives back."""
+"""Input and result of a release step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vaeconv.publish.release_project import Project
 
 
 class Work(NamedTuple):
-    """What a step works on.
+    """Input of a release step.
 
     Attributes:
         project: The release.
@@ -29,7 +29,7 @@ class Work(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a step did.
+    """Result of a release step.
 
     Attributes:
         outputs: The files that it wrote.

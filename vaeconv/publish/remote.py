@@ -58,7 +58,7 @@ class Remote:
         )
 
     def info(self) -> Any:
-        """What the Hub says of the repository; None where there is none that can be seen."""
+        """Read the Hub's facts of the repository; None if none can be seen."""
         from huggingface_hub.errors import RepositoryNotFoundError
 
         try:
@@ -120,7 +120,7 @@ class Remote:
         return oids[place - 1] if place else None
 
     def says(self, line: str) -> bool:
-        """Whether a commit of the branch has a line in its description."""
+        """Tell if a commit of the branch has a line in its description."""
         commits = self._ask("list_repo_commits", revision=self.revision)
         return any(line in (commit.message or "").splitlines() for commit in commits)
 

@@ -86,7 +86,7 @@ def merge_sections(text: str, sections: Sequence[Section]) -> str:
 
 
 def prose_sections(title: str, meta: CardMeta) -> list[Section]:
-    """What people said of the model, in their own words: the heading, training, limits."""
+    """Write the sections in people's own words: the heading, training, limits."""
     texts = {"about": f"# {' '.join(title.split())}\n\n{meta.summary.strip()}"}
     facts = [f"| {_cell(name)} | {_cell(value)} |" for name, value in meta.facts.items()]
     table = "\n".join(["| | |", "|---|---|", *facts]) if facts else ""
@@ -97,7 +97,7 @@ def prose_sections(title: str, meta: CardMeta) -> list[Section]:
 
 
 def usage_section(meta: CardMeta, variants: Sequence[str | None]) -> Section:
-    """How to use it with diffusers."""
+    """Write the section on use with diffusers."""
     lines = [
         "## Use with diffusers",
         "",
@@ -119,7 +119,7 @@ def usage_section(meta: CardMeta, variants: Sequence[str | None]) -> Section:
 
 
 def original_section(repo_id: str, file: str) -> Section:
-    """How to use it in the CompVis layout: a file in a repository of its own."""
+    """Write the section on use in the CompVis layout: a file in a repository of its own."""
     is_safetensors = file.endswith((".safetensors", ".sft"))
     load = f'load_file("{file}")'
     if not is_safetensors:
@@ -153,7 +153,7 @@ def evaluation_section(results: Sequence[Mapping[str, Any]], meta: CardMeta) -> 
         {f"{net['name']} `{net['sha256'][:16]}`" for result in results for net in result["nets"]}
     )
     if nets:
-        lines += [f"Metric nets (sha256): {', '.join(nets)}.", ""]
+        lines += [f"Metric networks (sha256): {', '.join(nets)}.", ""]
     return Section("evaluation", "\n".join(lines))
 
 
@@ -171,7 +171,7 @@ def pictures_section(paths: Sequence[str], order: Sequence[str]) -> Section:
 def provenance_section(
     manifest: Mapping[str, Any] | None, parity: Mapping[str, Any] | None, version: str
 ) -> Section:
-    """Where the weights come from, and what was proved of them."""
+    """Write the section on the origin of the weights, and on what was proved of them."""
     rows: list[tuple[str, str]] = [("vaeconv", version)]
     if manifest:
         rows += _manifest_rows(manifest)
@@ -200,7 +200,9 @@ def _manifest_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     for name, other in sorted(manifest.get("others", {}).items()):
         known = other.get("source")
         made = isinstance(known, dict) and known.get("name")
-        rows.append((name, f"made from {made}, not from the above" if made else "origin unknown"))
+        rows.append(
+            (name, f"made from {made}, not from the files above" if made else "origin unknown")
+        )
     return rows
 
 

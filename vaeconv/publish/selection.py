@@ -42,7 +42,7 @@ _KINDS = {
 
 
 class Selection(NamedTuple):
-    """What of a folder would be published.
+    """Files of a folder that would be published.
 
     Attributes:
         files: Each file with its path in the repository, in order of the paths.
@@ -58,7 +58,7 @@ class Selection(NamedTuple):
 
 
 def is_never_published(path: str) -> bool:
-    """Whether a file of that path is never published: hidden, a leftover, a key."""
+    """Tell if a file of that path is never published: hidden, a leftover, a key."""
     return any(
         part not in _ALLOWED and any(fnmatchcase(part.lower(), one) for one in _NEVER)
         for part in path.split("/")
@@ -146,7 +146,7 @@ def _walk(
             yield (
                 local,
                 path,
-                f"is no file: it is {_KINDS.get(stat.S_IFMT(mode), 'something else')}",
+                f"is not a file: it is {_KINDS.get(stat.S_IFMT(mode), 'something else')}",
             )
 
 

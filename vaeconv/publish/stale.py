@@ -1,4 +1,4 @@
-"""What an older release left in a repository, and what would win over the new files.
+"""Files of an older release in a repository, and those that would win over the new ones.
 
 Which file diffusers loads is the order of ``ModelMixin.from_pretrained``: the index of shards, the
 index by its older name, the single file, each in safetensors; then the single ``.bin``. With

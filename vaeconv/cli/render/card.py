@@ -11,13 +11,13 @@ from vaeconv.errors import CheckFailedError, counted
 
 def show_check(folder: Path, problems: Sequence[str], sink: Sink) -> None:
     """Print what is wrong with a card; the end is an error where something is."""
-    failure, lines = None, [f"{folder / 'README.md'} is in order"]
+    failure, lines = None, [f"{folder / 'README.md'} has no problems"]
     if problems:
-        what, details = counted("not in order", problems)
+        what, details = counted("the card has problems", problems)
         failure = CheckFailedError(
             what,
             where=str(folder / "README.md"),
-            hint="mend it, or write it anew with vaeconv card --meta FILE.toml",
+            hint="fix it, or write it again with vaeconv card --meta FILE.toml",
             details=() if sink.is_shown else details,  # else the lines list them
         )
         lines = [f"  {problem}" for problem in problems]

@@ -194,5 +194,5 @@ def _ema_line(report: Inspection) -> str:
 
 def _nonfinite_line(report: Inspection) -> str:
     if report.nonfinite is None:
-        return "not looked for"
+        return "not checked"
     return ", ".join(report.nonfinite[:5]) or "none"

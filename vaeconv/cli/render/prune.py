@@ -1,4 +1,4 @@
-"""What ``vaeconv prune`` prints: the account of one checkpoint, or of many."""
+"""Text of ``vaeconv prune``: the account of one checkpoint, or of many."""
 
 from __future__ import annotations
 

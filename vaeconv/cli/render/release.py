@@ -20,7 +20,7 @@ def release_lines(done: Release, *, dry_run: bool) -> Iterator[Line]:
         yield Styled(f"{verb} {one.repo_id} ({files} changed{tag})", Style.GOOD)
         yield from (f"  {fact}" for fact in (one.oid and f"commit {one.oid}", one.url) if fact)
     if dry_run:
-        yield Styled("nothing stands against this release", Style.GOOD)
+        yield Styled("nothing is missing: this release can be made", Style.GOOD)
     yield from (f"  {one.describe()}" for one in done.destinations)
     yield steps_table(done.steps)
     if not dry_run:

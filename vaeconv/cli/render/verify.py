@@ -1,4 +1,4 @@
-"""What ``vaeconv verify`` prints and writes."""
+"""Text and reports of ``vaeconv verify``."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def _headline(comparison: Comparison) -> Styled:
     if comparison.problems:
         word, style = "FAILED", Style.BAD
     elif comparison.unproven:
-        word, style = "passed, but not all is proved", Style.DOUBTFUL
+        word, style = "passed, but not everything was proved", Style.DOUBTFUL
     return Styled(f"{word}: {judgement(comparison)}", style)
 
 
