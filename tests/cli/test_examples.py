@@ -37,7 +37,7 @@ BEFORE = {
     "vaeconv release --until card": "rm release.toml; vaeconv release --init",
 }
 WRITERS = ("convert", "prune")  # their last argument is what they write
-OUTPUT_OPTIONS = ("--out", "--out-dir", "--report", "--html")
+OUTPUT_OPTIONS = ("--out", "--report", "--html")
 
 
 def outputs_of(example: str) -> list[str]:
@@ -47,8 +47,9 @@ def outputs_of(example: str) -> list[str]:
         return [words[3]]
     if words[:3] == ["vaeconv", "release", "--init"]:
         return ["release.toml"]
-    found = [words[at + 1] for at, word in enumerate(words) if word in OUTPUT_OPTIONS]
-    return found or [words[-1]] * (words[1] in WRITERS)
+    if words[1] in WRITERS and "--out-dir" not in words:  # that folder has to be there
+        return [words[-1]]
+    return [words[at + 1] for at, word in enumerate(words) if word in OUTPUT_OPTIONS]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def hub(workplace: Path) -> Iterator[LoopbackHub]:
 
 def run(line: str, folder: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["bash", "-c", line], cwd=folder, env=env, capture_output=True, text=True, timeout=300,
+        ["bash", "-c", line], cwd=folder, env=env, capture_output=True, text=True, timeout=900,
         check=False,
     )  # fmt: skip
 
@@ -106,25 +107,19 @@ def test_it_runs(
     for output in outputs_of(example):
         assert (folder / output).exists(), output
     if example.startswith("vaeconv verify "):
-        print(done.stdout)
+        assert done.stdout.startswith("passed: ")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_help_prints_those_that_run(command: str) -> None:
     env = {**os.environ, "COLUMNS": "300"}
     said = run(f"{shlex.quote(str(BIN / 'vaeconv'))} {command} --help", BIN, env).stdout
-    printed = re.findall(r"^ {0,3}(\S.*\bvaeconv .*?) *$", said.partition("Examples:")[2], re.M)
+    printed = re.findall(r"^ {4,}(\S.*?) *$", said.partition("Examples:")[2], re.M)
     assert printed == EXAMPLES[command]
 
 
 def test_every_command_has_two_examples_or_a_reason() -> None:
     assert {name for name, examples in EXAMPLES.items() if len(examples) < 2} == FEW.keys()
-
-
-def test_every_example_is_of_its_command() -> None:
-    for name, examples in EXAMPLES.items():
-        for example in examples:
-            assert re.search(rf"\bvaeconv {name}( |$)", example), example
 
 
 def test_what_stands_before_an_example_has_one() -> None:

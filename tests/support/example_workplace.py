@@ -35,21 +35,23 @@ convert --ema model.ckpt ft-ema/
 convert raw.ckpt ft-mse/
 prune --ema last.ckpt ema.safetensors
 prune --dtype fp32 last.ckpt my-vae.safetensors
-latents photos/ refs.safetensors --model out/ --device cpu
-verify last.ckpt out/ --report parity.json --device cpu
+latents photos/ refs.safetensors --model out/ --size 64 --device cpu
+verify last.ckpt out/ --report out/parity.json --device cpu
 eval out/ --images photos/ --out coco.json --metrics psnr,ssim --size 64 --device cpu
 eval out/ --images samples/ --out laion.json --metrics psnr,ssim --size 64 --device cpu
-card out/ --meta card.toml --eval coco.json --parity parity.json
+card out/ --meta card.toml --eval coco.json --parity out/parity.json
 """.strip().splitlines()
 
 
 def make_workplace(folder: Path) -> None:
     """Write everything but what a signature needs."""
-    folder.mkdir()
-    for number, name in enumerate(("model", "raw", "a", "b", "c")):
+    (folder / "pruned").mkdir(parents=True)
+    for number, name in enumerate(("model", "a", "b", "c")):
         weights = weights_of(SHAPED, seed=31 + number)
         save_ckpt(folder / f"{name}.ckpt", weights | make_ema(weights, average))
-    weights = weights_of(SHAPED)
+    weights = weights_of(SHAPED)  # of a decoder that was trained on, from raw.ckpt
+    decoder = {name: average(name, t) for name, t in weights.items() if name.startswith("decoder.")}
+    save_ckpt(folder / "raw.ckpt", weights | decoder)
     with fake_lightning() as callback:
         state = weights | make_ema(weights, average)
         score = torch.tensor(0.1)
@@ -68,6 +70,7 @@ def make_workplace(folder: Path) -> None:
         for line in MADE:
             done = CliRunner().invoke(app, [*shlex.split(line), "--quiet"])
             assert done.exit_code == 0, (line, done.output)
+    shutil.copy(folder / "out" / "parity.json", folder)
 
 
 def sign(folder: Path, public: Path) -> None:
