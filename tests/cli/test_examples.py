@@ -114,7 +114,7 @@ def test_it_runs(
 def test_the_help_prints_those_that_run(command: str) -> None:
     env = {**os.environ, "COLUMNS": "300"}
     said = run(f"{shlex.quote(str(BIN / 'vaeconv'))} {command} --help", BIN, env).stdout
-    printed = re.findall(r"^ {4,}(\S.*?) *$", said.partition("Examples:")[2], re.M)
+    printed = re.findall(r"^ +(\S.*?) *$", said.partition("Examples:")[2], re.M)
     assert printed == EXAMPLES[command]
 
 

@@ -25,8 +25,8 @@ TEXTS = {
     "card.toml": 'title = "My VAE"\nlicense = "mit"\nsummary = "An autoencoder for tests."\n',
     "models.toml": '[[model]]\npath = "last.ckpt"\nname = "EMA"\nema = true\n\n'
     '[[model]]\npath = "out"\nname = "raw"\n',
-    "release.toml": '[source]\ncheckpoint = "last.ckpt"\nfamily = "sd1"\n\n[card]\nlicense = "mit"\n'
-    '\n[push]\nrepo_id = "user/my-vae"\ntag = "{tag}"\n',
+    "release.toml": '[source]\ncheckpoint = "last.ckpt"\nfamily = "sd1"\n\n'
+    '[card]\nlicense = "mit"\n\n[push]\nrepo_id = "user/my-vae"\ntag = "{tag}"\n',
 }
 # What is made by vaeconv itself, from what stands above it.
 MADE = """
@@ -36,7 +36,7 @@ convert raw.ckpt ft-mse/
 prune --ema last.ckpt ema.safetensors
 prune --dtype fp32 last.ckpt my-vae.safetensors
 latents photos/ refs.safetensors --model out/ --size 64 --device cpu
-verify last.ckpt out/ --report out/parity.json --device cpu
+verify my-vae.safetensors out/ --report out/parity.json --device cpu
 eval out/ --images photos/ --out coco.json --metrics psnr,ssim --size 64 --device cpu
 eval out/ --images samples/ --out laion.json --metrics psnr,ssim --size 64 --device cpu
 card out/ --meta card.toml --eval coco.json --parity out/parity.json
