@@ -34,7 +34,8 @@ def make_reference() -> str:
 
 def examples_of(command: Any) -> list[str]:
     """Take the examples out of a command's help, each a line for a shell."""
-    return [" ".join(one.split()) for one in command.help.partition(_EXAMPLES)[2].split("\n\n")]
+    lines = command.help.partition(_EXAMPLES)[2].split("\n\n")
+    return [" ".join(line.split()) for line in lines if line.strip()]
 
 
 def _command(name: str, command: Any) -> Iterator[str]:
