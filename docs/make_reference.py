@@ -15,6 +15,7 @@ import typer
 from vaeconv.cli.group import COMMANDS, app
 
 TARGET = Path(__file__).with_name("cli.md")
+_EXAMPLES = "Examples:\n\n"
 _HEAD = """# The commands
 
 Every command with its arguments and options, as `vaeconv COMMAND --help` says it. `make reference`
@@ -31,11 +32,16 @@ def make_reference() -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
+def examples_of(command: Any) -> list[str]:
+    """Take the examples out of a command's help, each a line for a shell."""
+    lines = command.help.partition(_EXAMPLES)[2].split("\n\n")
+    return [" ".join(line.split()) for line in lines if line.strip()]
+
+
 def _command(name: str, command: Any) -> Iterator[str]:
     yield f"## {name}\n"
-    text, _, examples = command.help.partition("Examples:")
-    yield f"{text.strip()}\n"
-    yield "```bash\n" + "\n".join(line.strip() for line in examples.split("\n\n") if line.strip())
+    yield f"{command.help.partition(_EXAMPLES)[0].strip()}\n"
+    yield "```bash\n" + "\n".join(examples_of(command))
     yield "```\n"
     panels: dict[str, list[Any]] = {}
     for parameter in command.params:

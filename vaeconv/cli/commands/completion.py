@@ -27,7 +27,7 @@ def completion(shell: Annotated[Shell, Doc("Shell to write the script for.", "SH
 
         vaeconv completion bash >> ~/.bashrc
 
-        vaeconv completion zsh > ~/.zfunc/_vaeconv
+        mkdir -p ~/.zfunc && vaeconv completion zsh > ~/.zfunc/_vaeconv
 
         vaeconv completion fish > ~/.config/fish/completions/vaeconv.fish
 
