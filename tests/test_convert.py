@@ -641,7 +641,7 @@ def test_an_average_that_is_not_there_is_refused(
 
 @pytest.mark.parametrize(
     ("updates", "words"),
-    [(0, "never updated"), (-1, "random start"), (5, "only 5 times"), (50_000, None)],
+    [(0, "never updated"), (-1, "random initial weights"), (5, "only 5 times"), (50_000, None)],
 )
 def test_an_average_of_few_updates_is_warned_of(
     tmp_path: Path, updates: int, words: str | None

@@ -25,7 +25,7 @@ from tests.support.pairs import add_to, change_folder, run
 from tests.support.samples import WEIGHTS
 from vaeconv.parity.behaviour import Outcome
 from vaeconv.parity.measure import Distance
-from vaeconv.parity.report import distance_table
+from vaeconv.parity.report import distance_table, worst_table
 from vaeconv.publish.places import hide_places
 
 Environment = Callable[..., Path]
@@ -397,15 +397,18 @@ def test_a_report_never_replaces_what_is_compared(
 def test_the_terminal_shows_tables_and_the_verdict(small: Path, wrong: Path) -> None:
     result = verify(FILE, BASE, "--latents", small)
     assert re.search(r"A and B +all +120 +0 +0 +0", result.stdout)
-    assert re.search(r"decode fp32 +0 3x6x6 +\S+e-0\d .* ok", result.stdout)
-    assert re.search(r"encode fp32 +worst", result.stdout)
-    assert result.stdout.endswith("A and B are the same autoencoder\n")
+    assert re.search(r"^  decode +fp32 +\d 3x\S+ +2 +\S+ +\S+ +ok$", result.stdout, re.M)
+    assert re.search(r"^  encode +fp32 +\d 8x\S+ +2 +\S+ +\S+ +ok$", result.stdout, re.M)
+    assert result.stdout.startswith("passed: A and B are the same autoencoder\n  proved: all 120 ")
+    whole = verify(FILE, BASE, "--latents", small, "--verbose")
+    assert re.search(r"decode fp32 +0 3x6x6 +\S+e-0\d .* ok", whole.stdout)
+    assert re.search(r"encode fp32 +worst", whole.stdout)
     result = verify(FILE, wrong, "--latents", small, code=4)
-    assert re.search(r"decode fp32 +0 3x6x6 .* FAIL", result.stdout)
-    assert "A and B are not the same autoencoder\n  activation differs" in result.stdout
-    count = len(
-        re.findall(r"^  (?! )", result.stdout.split("are not the same autoencoder")[1], re.M)
-    )
+    assert re.search(r"^  decode +fp32 +\d 3x\S+ .* \d FAILED$", result.stdout, re.M)
+    first = "FAILED: A and B are not the same autoencoder\n  activation differs"
+    assert result.stdout.startswith(first)
+    head, *_ = result.stdout.split("\n\n")
+    count = sum(not line.startswith("  proved: ") for line in head.splitlines()[1:])
     assert count > 1
     assert result.stderr.startswith("error: not the same autoencoder: activation differs: silu in")
     assert result.stderr.endswith(f" (the first of {count} problems)\n")
@@ -422,7 +425,7 @@ def test_quiet_says_nothing_but_the_failure(small: Path, wrong: Path) -> None:
     assert problems[0].startswith("  - activation differs: silu in A")
 
 
-def test_of_many_references_a_table_names_those_that_fail() -> None:
+def test_of_many_references_a_row_names_the_worst() -> None:
     from vaeconv.parity.verdict import Comparison
     from vaeconv.parity.weights import WeightResult
 
@@ -432,11 +435,19 @@ def test_of_many_references_a_table_names_those_that_fail() -> None:
         for n in range(5)
     )
     comparison = Comparison(("A", "B"), WeightResult(()), outcomes, ("bad",))
-    for most, names in ((None, 5), (5, 5), (4, 1)):
-        _, rows = distance_table(comparison, most=most)
-        assert len(rows) == names + 1
-        assert rows[-1][1] == "worst"
-    assert rows[0][1] == "p3 3x8x8"
+    _, rows = distance_table(comparison)
+    assert len(rows) == 5 + 1
+    assert rows[-1][1] == "worst"
+    head, rows = worst_table(comparison)
+    assert dict(zip(head, *rows, strict=True)) == {
+        "computed": "decode",
+        "dtype": "fp32",
+        "worst reference": "p3 3x8x8",
+        "of": "5",
+        "max abs": "1.0e-06",
+        "limit": "1.0e-04",
+        "": "1 FAILED",
+    }
 
 
 # --- JUnit ---
