@@ -109,7 +109,9 @@ def test_one_line_releases_on_a_tag_and_again(hub: LoopbackHub, project: Path) -
     again = ci.run(documented("release"))["release"]
     assert again.outputs == {**outputs, "pushed": "false"}
     assert "**nothing changed since it was published**" in again.summary
-    assert "- convert: unchanged\n" in again.summary, "the work folder came from the cache"
+    assert "| convert | unchanged | 0.0 s |\n" in again.summary, (
+        "the work folder came from the cache"
+    )
     assert steps_of(again)["save-work"] == "skipped", "it is what was restored"
     assert repo.head() == commit
 
@@ -148,7 +150,7 @@ def test_a_gate_that_says_no_and_then_yes(hub: LoopbackHub, project: Path, tmp_p
     write_toml(project / "release.toml", SHORT, gate, {"eval": {"min_psnr": 1.0}})
     again = ci.run(with_token())["release"]
     assert again.outputs["pushed"] == "true"
-    assert "- convert: unchanged\n- prune: left out\n- verify: unchanged\n" in again.summary
+    assert "| convert | unchanged | 0.0 s |\n| prune | left out |" in again.summary
     assert steps_of(again)["save-work"] == "success"
     assert TOKEN not in again.said + again.summary
     assert list((tmp_path / "ci").rglob("*.pem")) == [], "the key is in no cache"
@@ -188,7 +190,7 @@ def test_hostile_values_stay_values(hub: LoopbackHub, project: Path) -> None:
     done = use(ci, **place, tag=HOSTILE, dry_run="true")
     assert done.outcome == "failure"
     assert "convert: to do" not in done.said
-    assert "is no name that git allows" in done.said, done.said
+    assert "is not a name that git allows" in done.said, done.said
     done = use(ci, **place, dry_run="true")
     assert done.outcome == "success", done.said
     assert "convert: to do" in done.said

@@ -647,7 +647,7 @@ def test_a_batch_reports_in_one_document(tmp_path: Path) -> None:
     ("args", "code", "said"),
     [
         (["a.ckpt"], 2, "--out-dir"),
-        (["a.ckpt", "b.ckpt", "c.ckpt"], 2, "there are 3 names"),
+        (["a.ckpt", "b.ckpt", "c.ckpt"], 2, "got 3 names"),
         (["--out-dir", "missing", "a.ckpt"], 5, "mkdir -p"),
         (["--out-dir", ".", "a.ckpt", "sub/a.ckpt"], 2, "both become"),
         (["--max-shard-size", "lots", "a.ckpt", "o"], 2, "500MB"),

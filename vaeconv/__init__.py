@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vaeconv.evaluation.eval_options import EvalOptions
     from vaeconv.evaluation.evaluation import EvalResult, evaluate
     from vaeconv.evaluation.models import ModelSpec
-    from vaeconv.evaluation.protocol import Protocol, ProtocolOptions
+    from vaeconv.evaluation.protocol import Protocol
     from vaeconv.executor import CopyOptions
     from vaeconv.inspection import Inspection, InspectOptions, inspect
     from vaeconv.notes import Level, Note, VaeconvWarning
@@ -56,7 +56,6 @@ __all__ = [
     "ModelSpec",
     "Note",
     "Protocol",
-    "ProtocolOptions",
     "PruneOptions",
     "Pruning",
     "PushOptions",
@@ -102,7 +101,6 @@ _HOMES = {
     "ModelSpec": "vaeconv.evaluation.models",
     "Note": "vaeconv.notes",
     "Protocol": "vaeconv.evaluation.protocol",
-    "ProtocolOptions": "vaeconv.evaluation.protocol",
     "PruneOptions": "vaeconv.prune_options",
     "Pruning": "vaeconv.pruning",
     "PushOptions": "vaeconv.publish.push_options",

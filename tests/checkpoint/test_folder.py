@@ -232,9 +232,9 @@ def test_the_type_of_a_repository_may_stand_in_front() -> None:
         "hf://owner/name@v1/a/b"
     )
     for kind in ("datasets", "spaces", "buckets", "kernels"):
-        with pytest.raises(UsageError, match=f"{kind} are something else than models"):
+        with pytest.raises(UsageError, match=f"{kind} are not models"):
             parse_location(f"hf://{kind}/owner/name")
-        with pytest.raises(UsageError, match=f"{kind} are something else than models"):
+        with pytest.raises(UsageError, match=f"{kind} are not models"):
             parse_location(f"https://huggingface.co/{kind}/owner/name")
 
 

@@ -116,8 +116,8 @@ def test_the_checkpoint_says_what_it_is() -> None:
     [
         ({}, UsageError, "no torch tensors"),
         ({"state_dict": {}}, UsageError, "pass the state dict itself"),
-        (3, UsageError, "int is no path"),
-        ([torch.ones(1)], UsageError, "list is no path"),
+        (3, UsageError, "int is not a path"),
+        ([torch.ones(1)], UsageError, "list is not a path"),
         ({"a": torch.ones(2, 2).to_sparse()}, UnsupportedModelError, "tensor a is torch.sparse"),
     ],
 )

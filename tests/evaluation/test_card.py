@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -30,6 +31,7 @@ from tests.support.compvis import DDConfig
 from tests.support.samples import average, save_ckpt, weights_of
 from vaeconv.cli import reproduce as reproduced
 from vaeconv.cli.reproduce import comparison_document, comparison_lines
+from vaeconv.cli.screen import fitted
 from vaeconv.errors import HubError, UsageError
 from vaeconv.evaluation import card
 from vaeconv.evaluation.card import (
@@ -396,7 +398,7 @@ def test_the_nearest_protocol_is_that_of_the_smallest_mean_gap() -> None:
 
 def test_what_was_not_computed_is_said() -> None:
     differences = compare_with_card(made_up("p", None))
-    said = "\n".join(comparison_lines(differences))
+    said = "\n".join(fitted(comparison_lines(differences), io.StringIO()))
     rows = [line for line in said.splitlines() if "PSNR" in line or "rFID" in line]
     assert len(rows) == 6
     assert all(re.search(r"not computed\s+-$", row) for row in rows)

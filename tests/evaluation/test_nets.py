@@ -115,7 +115,7 @@ def test_the_message_says_how_to_get_them() -> None:
         with pytest.raises(MissingWeightsError) as caught:
             find_weights(net, None, may_download=False, quiet=True)
         assert caught.value.exit_code == 7
-        message = str(caught.value)
+        message = caught.value.text
         assert message.startswith("weights missing: ")
         for part in (net.name, net.url, net.option, net.variable, *net.serves):
             assert part in message
@@ -382,7 +382,7 @@ def test_a_download_that_fails_leaves_nothing(host: Host, home: Path, fault: str
         find_weights(net, None, may_download=True, quiet=True)
     assert host.asked == ["/files/small.pth"]
     for part in (net.url, net.option, net.variable):
-        assert part in str(caught.value)
+        assert part in caught.value.text
     assert caught.value.exit_code == 7
     assert list(home.iterdir()) == []
     if isinstance(caught.value.__cause__, HTTPError):

@@ -335,6 +335,7 @@ def test_json_tells_what_was_written(tmp_path: Path, photos: Path) -> None:
         "names": ["high", "wide"],
         "latent": [4, 8, 8],
         "device": "cpu",
+        "images": None,
         "left_out": [{"name": "notes.txt", "reason": "its name has another ending"}],
     }
     failed = latents(photos, out, "--model", MODEL, "--json", code=5)

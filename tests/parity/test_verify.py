@@ -410,7 +410,7 @@ def test_averages_and_raw_weights_are_told_apart(
     holder = "B" if averaged_first else "A"
     other = "A" if averaged_first else "B"
     for ema, said in (
-        (False, f"{holder} holds the raw weights of {other} in 66 of the 66 tensors that differ"),
+        (False, f"66 of 66 tensors that differ have the raw weights of {other} in {holder}"),
         (True, f"{holder} holds the EMA weights of {other} in 66 of the 66 tensors that differ"),
     ):
         made = tmp_path / f"{ema}-{target}"

@@ -343,7 +343,10 @@ STATISTICS = {"latents_mean": [0.0, 1.0, 2.0, 3.0], "latents_std": [1.0] * 4}
     [
         ({}, "divided by the scaling factor 0.18215"),
         ({"scaling_factor": 0.5}, "divided by the scaling factor 0.5"),
-        ({"scaling_factor": 0.5, "shift_factor": 0.25}, "1/0.5 and shifted by 0.25"),
+        (
+            {"scaling_factor": 0.5, "shift_factor": 0.25},
+            "the scaling factor 0.5 and shifted by 0.25",
+        ),
         (STATISTICS, "statistics per channel"),
     ],
 )

@@ -411,7 +411,10 @@ FRONTS = {
     "datasets": (GOOD.replace("tags", "datasets").replace("\n- vae", " 3"), "datasets in"),
     "text": (GOOD.replace("license: mit", "license: 3"), "license in the front matter is not a"),
     "yaml": ("---\na: [\n---\n", "the front matter cannot be read"),
-    "index": (GOOD.replace("tags:\n- vae", "model-index: 3"), "cannot be read"),
+    "index": (
+        GOOD.replace("tags:\n- vae", "model-index: 3"),
+        "model-index in the front matter is not a list",
+    ),
     "dead": (GOOD + "[a](gone.md)\n", "the link gone.md leads to nothing"),
     "dead with a title": (GOOD + '![a](gone.md "Title")\n', "the link gone.md leads to nothing"),
     "dead picture": (GOOD + "<img src='assets/gone.png' />\n", "assets/gone.png leads to nothing"),

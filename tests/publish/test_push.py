@@ -394,7 +394,7 @@ def test_git_agrees_on_names(name: str) -> None:
 
 @pytest.mark.parametrize("options", [{"tag": "a b"}, {"revision": "a..b"}, {"tag": "-a"}])
 def test_a_name_that_git_does_not_allow(release: Path, options: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="no name that git allows"):
+    with pytest.raises(UsageError, match="not a name that git allows"):
         pushing.push(release, "user/x", PushOptions(**options))
 
 
@@ -441,9 +441,9 @@ def test_a_private_repository_of_somebody_else_is_none(pushes: Pushes) -> None:
         (403, "/commit/", "write access"),
         (404, "/preupload/", "no such repository"),
         (409, "/tree/", "choose another name"),
-        (413, "/lfs/", "--exclude"),
-        (413, "/commit/", "--exclude"),
-        (400, "/commit/", "the Hub refuses"),
+        (413, "/lfs/", "leave it out with exclude"),
+        (413, "/commit/", "leave it out with exclude"),
+        (400, "/commit/", "the Hub rejects"),
         (403, "/lfs/", "write access"),
     ],
 )
@@ -498,8 +498,8 @@ def test_tries_are_not_told_line_by_line(hub: LoopbackHub, release: Path) -> Non
         ("user/", {}, "is not owner/name"),
         ("user/a name", {}, "is not owner/name"),
         ("user/na--me", {}, "is not owner/name"),
-        ("user/x", {"create_pr": True, "tag": "v1"}, "--create-pr goes with neither"),
-        ("user/x", {"create_pr": True, "revision": "v2"}, "--create-pr goes with neither"),
+        ("user/x", {"create_pr": True, "tag": "v1"}, "create_pr goes with neither"),
+        ("user/x", {"create_pr": True, "revision": "v2"}, "create_pr goes with neither"),
         ("user/x", {"repo_type": "modle"}, "repo_type"),
     ],
 )

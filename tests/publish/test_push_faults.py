@@ -540,13 +540,13 @@ def test_asking_again_ends_with_the_time() -> None:
 @pytest.mark.parametrize(
     ("status", "said"),
     [
-        (400, "refuses"),
+        (400, "rejects"),
         (401, "hf auth login"),
         (403, "write access"),
         (404, "no such repository"),
         (409, "choose another name"),
         (412, "somebody else"),
-        (413, "--exclude"),
+        (413, "leave it out with exclude"),
         (429, "fewer requests"),
         (500, "the Hub failed"),
         (503, "the Hub failed"),
@@ -564,7 +564,7 @@ def test_every_status_has_a_remedy(status: int, said: str) -> None:
 
 def test_a_refused_card_and_no_answer_are_told_apart() -> None:
     card = hub_session.explain(ValueError("Invalid metadata in README.md.\n- bad\n"), "user/name")
-    assert "front matter: Invalid metadata in README.md. - bad; mend" in str(card)
+    assert "front matter: Invalid metadata in README.md. - bad; fix" in str(card)
     silence = hub_session.explain(no_answer(), "user/name")
     assert "no answer from the Hub (ReadTimeout); check the network" in str(silence)
 

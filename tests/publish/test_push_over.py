@@ -343,7 +343,7 @@ def test_a_dry_run_says_what_would_be_made(hub: LoopbackHub, release: Path, repo
     assert done.returncode == 0, done.stderr
     assert "the repository would be created, private" in done.stdout
     assert "note: there is a dataset of that name" in done.stderr
-    assert "note: never published, and left out: .env" in done.stderr
+    assert "note: left out, as never published: .env" in done.stderr
     assert repo_id not in hub.repos
     hub.create_repo(repo_id, {PLAIN: b"old", "diffusion_pytorch_model.bin": b"old"})
     done = dry(hub, release, repo_id)

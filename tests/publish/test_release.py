@@ -484,13 +484,14 @@ def with_rfid(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Let evaluations find an rFID that was made up."""
     real, value = release_results.evaluate, [0.0]
 
-    def evaluate(specs: Any, images: Any, parts: Any, options: Any) -> Any:
-        result = real(specs, images, parts, replace(options, metrics=("psnr", "ssim")))
+    def evaluate(models: Any, images: Any, options: Any, *, parts: Any) -> Any:
+        options = replace(options, metrics=("psnr", "ssim"))
+        result = real(models, images, options, parts=parts)
         result["models"][0]["metrics"]["rfid"] = value[0]
         return result
 
     monkeypatch.setattr(release_results, "evaluate", evaluate)
-    monkeypatch.setattr(release_preflight, "check_weights", lambda net: None)
+    monkeypatch.setattr(release_preflight, "check_weights", lambda net, given: None)
 
     def say(rfid: float) -> None:
         value[0] = rfid
@@ -1126,8 +1127,8 @@ def test_a_job_is_told_what_was_published(
         assert f"[{one}](https://huggingface.co/{one})" in text
         assert head in text
     assert re.search(r"\| Tiny \| 9\.9", text)
-    assert "- verify: unchanged" in text
-    assert "- push: done" in text
+    assert "| verify | unchanged | 0.0 s |" in text
+    assert "| push | done |" in text
     assert "::error" not in result.stderr
     output.unlink()
     assert run_release(project).exit_code == 0
@@ -1177,6 +1178,7 @@ def test_the_document(project: Path, hub: LoopbackHub) -> None:
     assert document["steps"][0] == {
         "name": "convert",
         "outcome": "unchanged",
+        "seconds": 0,
         "facts": {"folder": "diffusers", "variants": [None, "fp16"]},
     }
     first, second = document["pushed"]
@@ -1202,14 +1204,20 @@ def test_steps_are_told_as_they_run(project: Path) -> None:
     assert [line for line in result.stderr.splitlines() if line.endswith("…")] == [
         "compare …", "card …",
     ]  # fmt: skip
-    assert result.stdout.splitlines()[0].startswith("convert: unchanged")
-    assert result.stdout.splitlines()[4].startswith("compare: done")
+    head, *rows = (line.split() for line in result.stdout.splitlines()[:6])
+    assert head == ["step", "outcome", "time", "result"]
+    assert [row[:2] for row in rows] == [
+        ["convert", "unchanged"], ["prune", "unchanged"], ["verify", "unchanged"],
+        ["eval", "unchanged"], ["compare", "done"],
+    ]  # fmt: skip
     quiet = run_release(project, "--until", "card", "--quiet")
     assert (quiet.exit_code, quiet.stdout, quiet.stderr) == (0, "", "")
     assert run_release(project, "--until", "convert", "--from", "card").exit_code == 2
     listed = run_release(project, "--dry-run", "--from", "verify").stdout.splitlines()
-    assert listed[1].startswith("prune: unchanged")
-    assert listed[2] == "verify: to do"
+    assert [line.split() for line in listed if line.startswith("  verify")] == [
+        ["verify", "to", "do"]
+    ]
+    assert any(line.startswith("  prune    unchanged") for line in listed)
 
 
 def test_a_tag_that_stands_elsewhere_is_an_error_of_the_hub(
