@@ -411,7 +411,7 @@ def test_averages_and_raw_weights_are_told_apart(
     other = "A" if averaged_first else "B"
     for ema, said in (
         (False, f"66 of 66 tensors that differ have the raw weights of {other} in {holder}"),
-        (True, f"{holder} holds the EMA weights of {other} in 66 of the 66 tensors that differ"),
+        (True, f"66 of 66 tensors that differ have the EMA weights of {other} in {holder}"),
     ):
         made = tmp_path / f"{ema}-{target}"
         scaling = ScalingOptions() if made.suffix else KNOWN  # a file has no config

@@ -220,7 +220,7 @@ def test_room_on_the_disk(project: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(release_preflight, "shutil", usage)
     monkeypatch.setattr(release_preflight.Preflight, "_look_at_cards", lambda self: None)
     (said,) = problems_of(project, last="verify")
-    assert "66.0 MB are free, 70.0 MB are needed" in said
+    assert "66.0 MB are free, 70.2 MB are needed" in said
 
 
 def test_keys_that_cannot_sign(project: Path, tmp_path: Path) -> None:
@@ -412,7 +412,7 @@ def test_a_tag_that_stands_elsewhere(project: Path, hub: LoopbackHub, ready: Tab
 def filled(config: ReleaseConfig, tag: str | None = None) -> tuple[ReleaseConfig, list[str]]:
     problems: list[VaeconvError] = []
     found = fill_in(config, tag, problems)
-    return found, [str(one) for one in problems]
+    return found, [one.text for one in problems]
 
 
 def test_the_tag_of_the_job(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
