@@ -160,4 +160,4 @@ DATA_CALLS: dict[str, Call] = {
     **dict.fromkeys(full_names(COPYREG, "__newobj__"), _newobj),
     **dict.fromkeys(full_names(NUMPY_MULTIARRAY, "scalar"), _numpy_scalar),
 }
-"""What calls of the standard library's and numpy's names make."""
+"""Results of calls of the standard library's and numpy's names."""

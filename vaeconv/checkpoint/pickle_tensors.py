@@ -165,4 +165,4 @@ TENSOR_CALLS: dict[str, Call] = {
     **dict.fromkeys({"torch.Tensor", *STORAGE_NAMES, *TENSOR_CLASSES}, refuse_memory),
     **dict.fromkeys(full_names("torch.nn torch.nn.parameter", "Parameter Buffer"), _parameter),
 }
-"""What calls of torch's names make."""
+"""Results of calls of torch's names."""

@@ -40,7 +40,7 @@ class _TryAgainError(Exception):
 
 
 class _Wanted(NamedTuple):
-    """What one request is to bring, where to, and who may call it off."""
+    """One request: the bytes it is to bring, their place, and who may call it off."""
 
     start: int
     end: int

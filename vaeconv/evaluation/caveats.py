@@ -1,4 +1,4 @@
-"""What to know before believing the numbers of an evaluation, in sentences."""
+"""Caveats of an evaluation: what limits its numbers, in sentences."""
 
 from __future__ import annotations
 

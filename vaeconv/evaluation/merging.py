@@ -1,4 +1,4 @@
-"""What all processes found, in this run and in earlier ones, brought together."""
+"""Merge the findings of all processes, of this run and of earlier ones."""
 
 from __future__ import annotations
 

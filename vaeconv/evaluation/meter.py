@@ -37,7 +37,7 @@ def explain_metric(name: str) -> str:
 
 
 class NetFacts(NamedTuple):
-    """What a result says of a net.
+    """Facts of a metric network, as a result records them.
 
     Attributes:
         name: Which.

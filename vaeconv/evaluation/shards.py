@@ -31,7 +31,7 @@ Record = dict[str, Any]
 
 @dataclass(slots=True)
 class Shard:
-    """What one process found in one run.
+    """Findings of one process in one run.
 
     Attributes:
         path: Of the lines; the rows lie beside it.

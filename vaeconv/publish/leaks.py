@@ -27,7 +27,10 @@ _SECRETS = {
 _PATTERNS = {what: re.compile(pattern) for what, pattern in _SECRETS.items()}
 _MAX = 64 << 20  # bytes that are looked at of a file, and of the header of weights
 # What programs write of whoever ran them; in a card such a path may be an example.
-_HOMES = re.compile(r"(?<![\w.~/-])(?:/home/|/Users/|[A-Za-z]:\\{1,2}Users\\{1,2})[\w.-]+|/root/\w")
+_SUPERUSER = "root"  # whose home bears its name, at the top
+_HOMES = re.compile(
+    r"(?<![\w.~/-])(?:/home/|/Users/|[A-Za-z]:\\{1,2}Users\\{1,2})[\w.-]+" rf"|/{_SUPERUSER}/\w"
+)
 _WRITTEN_BY_PROGRAMS = (".json", ".jsonl", ".html", ".xml", ".csv", ".log", ".txt")
 
 
