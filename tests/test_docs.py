@@ -11,11 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from docs.make_readme import refill
 from docs.make_reference import make_reference
 from vaeconv import __version__, errors
-from vaeconv.cli.group import COMMANDS
+from vaeconv.cli.group import COMMANDS, app
 from vaeconv.cli.render.release import release_document
 from vaeconv.cli.stopping import SIGNALS
 from vaeconv.cli.streams import BROKEN_PIPE
@@ -144,21 +145,18 @@ def documented(command: str) -> set[str]:
 
 
 @pytest.mark.parametrize("command", RUNS)
-def test_the_fields_of_every_document_are_those_that_the_page_names(command, workplace):
+def test_the_fields_of_every_document_are_those_that_the_page_names(
+    command, workplace, monkeypatch
+):
     fixtures = workplace / "fixtures"
     args = RUNS[command].format(
         ckpt=fixtures / "tiny-kl.ckpt",
         images=fixtures / "pictures",
         folder=fixtures / "tiny-diffusers",
     )
-    done = subprocess.run(
-        [str(ENTRY), *args.split(), "--json"],
-        cwd=workplace,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(workplace)
+    done = CliRunner().invoke(app, [*args.split(), "--json"])
+    assert done.exit_code == 0, done.stderr
     found = json.loads(done.stdout)
     assert found.keys() - COMMON == documented(command)
 

@@ -79,6 +79,7 @@ EARLY = {
     ("vaeconv.parity.compvis", "torch"),
     ("vaeconv.evaluation.inception", "torch"),
     ("vaeconv.evaluation.vgg", "torch"),
+    ("vaeconv.parity.half", "torch"),
 }
 RESOLVERS = {"vaeconv", "vaeconv.cli.group"}  # import parts of their own by name, as late as can be
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,7 @@ from tests.publish.pushes import (
     NUMBERS,
     TOKENS,
     contents_of,
-    pushes_to,
     run_here,
-    small_hub,
     state_of,
 )
 from tests.support.loopback_hub import Drop, LoopbackHub, Repository, Status
@@ -63,22 +60,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def release(made: Path, tmp_path: Path) -> Path:
     shutil.copytree(made, tmp_path / "release")
     return tmp_path / "release"
-
-
-@pytest.fixture(scope="module")
-def loopback() -> Iterator[LoopbackHub]:
-    with small_hub() as hub:
-        yield hub
-
-
-@pytest.fixture
-def hub(loopback: LoopbackHub, tmp_path: Path) -> Iterator[LoopbackHub]:
-    """A Hub that this process's client talks to."""
-    loopback.requests.clear()
-    with pushes_to(loopback, tmp_path / "client"):
-        yield loopback
-    loopback.rules.clear()
-    assert loopback.unserved == []
 
 
 class Both:
@@ -210,20 +191,12 @@ def test_a_card_without_any_section_gets_the_link_at_its_end(both: Both) -> None
     assert both.run().count("nothing changed") == 2
 
 
-@pytest.fixture
-def client(hub: LoopbackHub, release: Path) -> Iterator[None]:
-    """This process's client talks to the Hub as well."""
-    with pushes_to(hub, release.parent / "client"):
-        yield
-
-
 def push_here(both: Both, file: str = FILE, *, dry_run: bool = True, **options: Any) -> Any:
     original = Original(both.ids[1], both.release / file)
     out = both.release / "out"
     return push_both(out, both.ids[0], original, PushOptions(**options), dry_run=dry_run)
 
 
-@pytest.mark.usefixtures("client")
 def test_another_file_is_led_to(both: Both) -> None:
     push_here(both, dry_run=False)
     other = "weights of mine.safetensors"
@@ -234,7 +207,6 @@ def test_another_file_is_led_to(both: Both) -> None:
         assert "/resolve/main/weights%20of%20mine.safetensors)" in section and FILE not in section
 
 
-@pytest.mark.usefixtures("client")
 @pytest.mark.parametrize("end", ["-2", ".5", "x"])
 def test_a_link_to_a_repository_whose_name_begins_alike(both: Both, end: str) -> None:
     card = both.release / "out/README.md"
@@ -247,7 +219,6 @@ def test_a_link_to_a_repository_whose_name_begins_alike(both: Both, end: str) ->
     assert find_sections(card.read_text()) == {}
 
 
-@pytest.mark.usefixtures("client")
 def test_a_card_without_a_heading(both: Both) -> None:
     card = both.release / "out/README.md"
     card.write_text("---\nlibrary_name: diffusers\nlicense: mit\n---\n\nWords.\n")
@@ -256,14 +227,12 @@ def test_a_card_without_a_heading(both: Both) -> None:
     assert f"# {both.ids[0]}, CompVis layout\n" in text
 
 
-@pytest.mark.usefixtures("client")
 def test_patterns_are_for_the_folder(both: Both) -> None:
     first, second = push_here(both, exclude=("*vaeconv.json",))
     assert "vaeconv.json" not in first.changed
     assert f"{FILE}.vaeconv.json" in second.changed
 
 
-@pytest.mark.usefixtures("client")
 def test_reports_that_are_given_are_the_ones(both: Both) -> None:
     given = both.release / "given.json"
     shutil.copy(both.release / "out/parity.json", given)
@@ -271,14 +240,12 @@ def test_reports_that_are_given_are_the_ones(both: Both) -> None:
     assert "given.json" in second.changed and "parity.json" not in second.changed
 
 
-@pytest.mark.usefixtures("client")
 def test_one_report_beside_the_file_proves_both(both: Both) -> None:
     (both.release / "out/parity.json").rename(both.release / "parity.json")
     first, second = push_here(both)
     assert "parity.json" in second.changed and "parity.json" not in first.changed
 
 
-@pytest.mark.usefixtures("client")
 def test_what_was_measured_stands_on_both_cards(both: Both) -> None:
     card = both.release / "out/README.md"
     measured = Section("evaluation", "## Evaluation\n\n| PSNR | 24.5 |").marked

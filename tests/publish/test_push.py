@@ -8,7 +8,6 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,9 @@ from tests.publish.pushes import (
     contents_of,
     make_release,
     parity_of,
-    pushes_to,
     run_here,
     run_push,
     sent_paths,
-    small_hub,
     state_of,
     uploaded,
     write_manifest,
@@ -42,26 +39,6 @@ from vaeconv.publish.push_options import PushOptions, is_ref
 from vaeconv.publish.pushing import checked_files, push_files
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:Use 'content=:DeprecationWarning")
-
-
-@pytest.fixture(scope="module")
-def loopback() -> Iterator[LoopbackHub]:
-    with small_hub() as hub:
-        yield hub
-
-
-@pytest.fixture
-def hub(loopback: LoopbackHub) -> Iterator[LoopbackHub]:
-    loopback.requests.clear()
-    yield loopback
-    loopback.rules.clear()
-    assert loopback.unserved == []
-
-
-@pytest.fixture
-def pushes(hub: LoopbackHub, tmp_path: Path) -> Iterator[Pushes]:
-    with pushes_to(hub, tmp_path) as found:
-        yield found
 
 
 @pytest.fixture

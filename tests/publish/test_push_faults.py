@@ -6,7 +6,6 @@ import gc
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,8 @@ from tests.publish.pushes import (
     Pushes,
     contents_of,
     make_release,
-    pushes_to,
     run_push,
     sent_paths,
-    small_hub,
     start_push,
     state_of,
     uploaded,
@@ -76,30 +73,6 @@ FAULTS: dict[str, Action] = {
     "cut": Cut(1),
     "garbage": Garbage(),
 }
-
-
-@pytest.fixture(scope="module")
-def loopback() -> Iterator[LoopbackHub]:
-    with small_hub() as hub:
-        yield hub
-
-
-@pytest.fixture
-def hub(loopback: LoopbackHub) -> Iterator[LoopbackHub]:
-    loopback.requests.clear()
-    yield loopback
-    for rule in loopback.rules:
-        for action in rule.actions:
-            if isinstance(action, Hang):
-                action.release.set()
-    loopback.rules.clear()
-    assert loopback.unserved == []
-
-
-@pytest.fixture
-def pushes(hub: LoopbackHub, tmp_path: Path) -> Iterator[Pushes]:
-    with pushes_to(hub, tmp_path) as found:
-        yield found
 
 
 def assert_published(pushes: Pushes) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,8 @@ from tests.publish.pushes import (
     TOKEN,
     TOKENS,
     make_release,
-    pushes_to,
     run_push,
     sha256_of,
-    small_hub,
     state_of,
 )
 from tests.support.loopback_hub import Account, Call, LoopbackHub, Status
@@ -44,20 +41,9 @@ MORE: dict[str, str | Account] = {
 
 
 @pytest.fixture(scope="module")
-def loopback() -> Iterator[LoopbackHub]:
-    with small_hub() as hub:
-        hub.tokens.update({name: who for name, who in MORE.items() if isinstance(who, Account)})
-        yield hub
-
-
-@pytest.fixture
-def hub(loopback: LoopbackHub, tmp_path: Path) -> Iterator[LoopbackHub]:
-    loopback.requests.clear()
-    with pushes_to(loopback, tmp_path / "client"):
-        yield loopback
-    loopback.rules.clear()
-    loopback.others.clear()
-    assert loopback.unserved == []
+def loopback(loopback: LoopbackHub) -> LoopbackHub:
+    loopback.tokens.update({name: who for name, who in MORE.items() if isinstance(who, Account)})
+    return loopback
 
 
 @pytest.fixture

@@ -32,7 +32,6 @@ from tests.publish.pushes import (
     contents_of,
     pushes_to,
     run_here,
-    small_hub,
     state_of,
 )
 from tests.publish.releases import (
@@ -83,26 +82,6 @@ def no_job(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever runs these tests: they are no job of it."""
     for name in ("GITHUB_STEP_SUMMARY", "GITHUB_OUTPUT", "GITHUB_ACTIONS"):
         monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture(scope="module")
-def loopback() -> Iterator[LoopbackHub]:
-    with small_hub() as hub:
-        yield hub
-
-
-@pytest.fixture
-def hub(loopback: LoopbackHub, tmp_path: Path) -> Iterator[LoopbackHub]:
-    """A Hub that this process's client talks to."""
-    loopback.requests.clear()
-    with pushes_to(loopback, tmp_path / "client"):
-        yield loopback
-    for rule in loopback.rules:
-        for action in rule.actions:
-            if isinstance(action, Hang):
-                action.release.set()
-    loopback.rules.clear()
-    assert loopback.unserved == []
 
 
 @pytest.fixture(scope="module")

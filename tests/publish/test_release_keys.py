@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fixtures.make_fixtures import FOLDER as FIXTURES
-from tests.publish.pushes import FP16, PLAIN, pushes_to, small_hub
+from tests.publish.pushes import FP16, PLAIN
 from tests.publish.releases import (
     NAME,
     add_byte,
@@ -25,6 +25,7 @@ from tests.publish.releases import (
     write_project,
     write_toml,
 )
+from tests.support.loopback_hub import LoopbackHub
 from tests.support.samples import SHAPED, in_diffusers, weights_of
 from vaeconv.autoencoder.scaling import ScalingOptions
 from vaeconv.autoencoder.topology import Layout
@@ -270,26 +271,25 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 # --- what is published ---
 
 
-def test_how_it_is_published(project: Path, tmp_path: Path) -> None:
+def test_how_it_is_published(project: Path, hub: LoopbackHub) -> None:
     push: Tables = {
         "push": {"revision": "next", "private": True, "message": "Words of mine", "verify": False}
     }
-    with small_hub() as hub, pushes_to(hub, tmp_path / "client"):
-        done = make(project, TABLES, repositories("keys"), push)
-        assert [one.is_verified for one in done.pushed] == [False, False]
-        for repo_id in ("user/keys", "user/keys-original"):
-            repo = hub.repo(repo_id)
-            assert repo.private
-            assert (repo.commit_count("next"), repo.commit_count()) == (1, 0)
-            assert repo.commit("next").title == "Words of mine"
+    done = make(project, TABLES, repositories("keys"), push)
+    assert [one.is_verified for one in done.pushed] == [False, False]
+    for repo_id in ("user/keys", "user/keys-original"):
+        repo = hub.repo(repo_id)
+        assert repo.private
+        assert (repo.commit_count("next"), repo.commit_count()) == (1, 0)
+        assert repo.commit("next").title == "Words of mine"
 
 
-def test_one_repository_alone(project: Path, tmp_path: Path) -> None:
-    with small_hub() as hub, pushes_to(hub, tmp_path / "client"):
-        done = make(project, TABLES, {"push": {"repo_id": "user/alone"}})
-        assert [one.repo_id for one in done.pushed] == ["user/alone"]
-        assert set(hub.repos) == {"user/alone"}
-        assert FP16 in hub.repo("user/alone").files()
+def test_one_repository_alone(project: Path, hub: LoopbackHub) -> None:
+    before = set(hub.repos)
+    done = make(project, TABLES, {"push": {"repo_id": "user/alone"}})
+    assert [one.repo_id for one in done.pushed] == ["user/alone"]
+    assert set(hub.repos) - before == {"user/alone"}
+    assert FP16 in hub.repo("user/alone").files()
 
 
 # --- names ---

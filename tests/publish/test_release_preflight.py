@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from fixtures.make_fixtures import FOLDER as FIXTURES
-from tests.publish.pushes import contents_of, pushes_to, run_here, small_hub, state_of
+from tests.publish.pushes import contents_of, run_here, state_of
 from tests.publish.releases import (
     NAME,
     config_of,
@@ -42,20 +42,6 @@ pytestmark = pytest.mark.filterwarnings(r"ignore:Use 'content=:DeprecationWarnin
 Tables = dict[str, dict[str, Any]]
 NUMBERS = itertools.count(1)
 SHORT: Tables = {"eval": {"images": None}, "compare": {"images": None}}
-
-
-@pytest.fixture(scope="module")
-def loopback() -> Iterator[LoopbackHub]:
-    with small_hub() as hub:
-        yield hub
-
-
-@pytest.fixture
-def hub(loopback: LoopbackHub, tmp_path: Path) -> Iterator[LoopbackHub]:
-    loopback.requests.clear()
-    with pushes_to(loopback, tmp_path / "client"):
-        yield loopback
-    loopback.rules.clear()
 
 
 @pytest.fixture

@@ -6,13 +6,12 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.publish.pushes import make_release, pushes_to, run_push, sha256_of, small_hub
+from tests.publish.pushes import make_release, run_push, sha256_of
 from tests.support.loopback_hub import LoopbackHub
 from vaeconv.errors import CheckFailedError, InputError, MissingDependencyError, OutputError
 from vaeconv.publish.push_options import PushOptions
@@ -200,20 +199,12 @@ def test_without_the_extra_it_says_what_to_install(
 # --- with push ---
 
 
-@pytest.fixture(scope="module")
-def loopback() -> Iterator[LoopbackHub]:
-    with small_hub() as hub:
-        yield hub
-
-
-def test_a_push_signs_and_signs_again_only_what_changed(
-    loopback: LoopbackHub, tmp_path: Path
-) -> None:
+def test_a_push_signs_and_signs_again_only_what_changed(hub: LoopbackHub, tmp_path: Path) -> None:
     pytest.importorskip("model_signing", reason="model-signing is not installed")
     private, public = make_key(tmp_path)
     release = make_release(tmp_path / "release")
     (release / ".DS_Store").write_bytes(b"not published")
-    env = loopback.env(tmp_path / "home")
+    env = hub.env(tmp_path / "home")
 
     def push(*args: object) -> dict[str, Any]:
         done = run_push(env, release, "user/signed", "--sign", private, "--json", *args)
@@ -225,7 +216,7 @@ def test_a_push_signs_and_signs_again_only_what_changed(
     assert not (release / SIGNATURE).exists()
     first = push()
     assert SIGNATURE in first["changed"]
-    repo = loopback.repo("user/signed")
+    repo = hub.repo("user/signed")
     download = tmp_path / "download"
     for path, content in repo.files().items():
         (download / path).parent.mkdir(parents=True, exist_ok=True)
@@ -247,40 +238,37 @@ def test_a_push_signs_and_signs_again_only_what_changed(
     verify_signature(download, public)
 
 
-def test_a_signature_that_fits_goes_to_every_repository(
-    loopback: LoopbackHub, tmp_path: Path
-) -> None:
+def test_a_signature_that_fits_goes_to_every_repository(hub: LoopbackHub, tmp_path: Path) -> None:
     pytest.importorskip("model_signing", reason="model-signing is not installed")
     private, _ = make_key(tmp_path)
     release = make_release(tmp_path / "release")
     for repo_id in ("user/one", "user/another"):
-        loopback.create_repo(repo_id)
-        with pushes_to(loopback, tmp_path / "client"):
-            assert push(release, repo_id, PushOptions(sign=private)).is_new
+        hub.create_repo(repo_id)
+        assert push(release, repo_id, PushOptions(sign=private)).is_new
         (release / ".DS_Store").write_bytes(b"what is not published makes no new one")
     first, second = (
-        loopback.repo(repo_id).files()[SIGNATURE] for repo_id in ("user/one", "user/another")
+        hub.repo(repo_id).files()[SIGNATURE] for repo_id in ("user/one", "user/another")
     )
     assert first == second
 
 
-def test_what_is_left_out_is_not_signed(loopback: LoopbackHub, tmp_path: Path) -> None:
+def test_what_is_left_out_is_not_signed(hub: LoopbackHub, tmp_path: Path) -> None:
     pytest.importorskip("model_signing", reason="model-signing is not installed")
     private, public = make_key(tmp_path)
     release = make_release(tmp_path / "release")
     (release / "notes.txt").write_text("mine")
-    env = loopback.env(tmp_path / "home")
+    env = hub.env(tmp_path / "home")
     run_push(env, release, "user/partly", "--sign", private, "--exclude", "notes.txt")
     (release / "notes.txt").unlink()
     verify_signature(release, public)
 
 
-def test_a_key_that_is_none_stops_a_push(loopback: LoopbackHub, tmp_path: Path) -> None:
+def test_a_key_that_is_none_stops_a_push(hub: LoopbackHub, tmp_path: Path) -> None:
     pytest.importorskip("model_signing", reason="model-signing is not installed")
     (tmp_path / "key.pem").write_text("no key")
     release = make_release(tmp_path / "release")
-    env = loopback.env(tmp_path / "home")
+    env = hub.env(tmp_path / "home")
     for key, said in (("key.pem", "not a key to sign with"), ("gone.pem", "no such key")):
         done = run_push(env, release, "user/unsigned", "--sign", tmp_path / key)
         assert (done.returncode, said in done.stderr) == (3, True), done.stderr
-    assert "user/unsigned" not in loopback.repos
+    assert "user/unsigned" not in hub.repos

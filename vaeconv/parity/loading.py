@@ -38,7 +38,7 @@ class Model(NamedTuple):
         Raises:
             UsageError: They are too small.
         """
-        with _enough(pictures, "picture"):
+        with _running(pictures, "picture"):
             if self.layout is Layout.COMPVIS:
                 moments: torch.Tensor = self.module.encode(pictures)
             else:
@@ -51,7 +51,7 @@ class Model(NamedTuple):
         Raises:
             UsageError: They are too small.
         """
-        with _enough(latents, "latent"):
+        with _running(latents, "latent"):
             if self.layout is Layout.COMPVIS:
                 pictures: torch.Tensor = self.module.decode(latents)
             else:
@@ -67,13 +67,16 @@ class Model(NamedTuple):
 
 
 @contextmanager
-def _enough(data: torch.Tensor, what: str) -> Iterator[None]:
-    """Say what torch means where a group of the normalisation has one value only.
+def _running(data: torch.Tensor, what: str) -> Iterator[None]:
+    """Run a model on data, and say what torch means where a normalised group has one value only.
 
     ``_verify_batch_size`` in ``torch/nn/functional.py`` refuses that, in diffusers as well.
     """
+    from vaeconv.parity.half import fp32_sums
+
     try:
-        yield
+        with fp32_sums(data):
+            yield
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise

@@ -91,6 +91,8 @@ def probe_decoder(
     autoencoder = import_torch()
     import torch
 
+    from vaeconv.parity.half import fp32_sums
+
     place = pick_device(device)
     with torch.device("meta"):
         model = autoencoder.from_config(dict(config)).eval()
@@ -110,8 +112,9 @@ def probe_decoder(
         placed = {name: tensor.to(place, dtype) for name, tensor in weights.items()}
         model.load_state_dict(placed, strict=True, assign=True)
         watch = PeakWatch()
-        with Hooks(model, watch), torch.inference_mode():
-            picture = model.decode(latent.to(place, dtype), return_dict=False)[0]
+        data = latent.to(place, dtype)
+        with Hooks(model, watch), torch.inference_mode(), fp32_sums(data):
+            picture = model.decode(data, return_dict=False)[0]
         pictures.append(picture.float().cpu())
         peaks.append(watch.peak)
         first = watch.first_nonfinite
