@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shlex
 import struct
 import subprocess
 import sys
@@ -68,8 +69,10 @@ def test_no_line_is_wider_than_the_terminal(screen: str, columns: int, tmp_path:
     text = CODES.sub("", see(columns, args))
     assert text.strip()
     for line in text.splitlines():
-        # A name or a hash that is longer than the terminal is wide stays in one piece.
-        assert len(line) <= columns or len(line.split()) == 1, line
+        # A name or a hash that is longer than the terminal is wide stays in one piece, and so does
+        # a command that is to be copied.
+        is_whole = len(line.split()) == 1 or line.startswith("next: ")
+        assert len(line) <= columns or is_whole, line
 
 
 def test_a_verdict_comes_first_and_in_colour(tmp_path: Path) -> None:
@@ -83,6 +86,43 @@ def test_a_verdict_comes_first_and_in_colour(tmp_path: Path) -> None:
         # A slow machine draws a progress bar before.
         assert first in seen and "tensors" not in seen[: seen.index(first)]
     assert "\x1b[1;31merror:\x1b[0m" in see(80, ["inspect", "nowhere.ckpt"])
+
+
+def test_each_command_names_the_one_that_follows(tmp_path: Path) -> None:
+    """On a terminal; each can be run as it is, up to the push."""
+    out, meta = tmp_path / "the out", tmp_path / "card.toml"
+    meta.write_text('license = "mit"\nrepo_id = "user/vae"\n')
+    line = f"vaeconv convert --ema --scaling-factor 0.18215 {CKPT} '{out}'"
+    for command, *more in (
+        ("convert",),
+        ("verify", "--weights-only", "--report", str(out / "parity.json")),
+        ("card", "--meta", str(meta)),
+    ):
+        words = shlex.split(line)
+        assert words[:2] == ["vaeconv", command]
+        seen = CODES.sub("", see(60, [*words[1:], *more]))
+        (line,) = re.findall(r"^next: (.*)$", seen, re.MULTILINE)
+    assert shlex.split(line) == ["vaeconv", "push", str(out), "user/vae", "--dry-run"]
+
+
+def test_what_follows_a_pruning_passes(tmp_path: Path) -> None:
+    seen = CODES.sub("", see(80, ["prune", "--ema", CKPT, f"{tmp_path}/p.safetensors"]))
+    _, *words = shlex.split(re.findall(r"^next: (.*)$", seen, re.MULTILINE)[0])
+    assert through_a_pipe(*words, "--weights-only").stderr.count("next:") == 0
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["convert", "--dry-run", CKPT, "out"],
+        ["convert", "--quiet", CKPT, "{}/out"],
+        ["convert", "--json", CKPT, "{}/out"],
+        ["convert", "--drop", "x*", CKPT, "{}/out"],
+        ["verify", "--weights-only", CKPT, ATTN, "--report", "{}/report.json"],
+    ],
+)
+def test_nothing_follows_what_is_not_done(args: list[str], tmp_path: Path) -> None:
+    assert "next:" not in see(80, [arg.format(tmp_path) for arg in args])
 
 
 @pytest.mark.parametrize("env", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])

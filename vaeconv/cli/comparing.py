@@ -8,6 +8,7 @@ from pathlib import Path
 from vaeconv.checkpoint.atomic import replace_small_file
 from vaeconv.cli.eval_files import check_page
 from vaeconv.cli.eval_jobs import CompareJob
+from vaeconv.cli.following import into_card
 from vaeconv.cli.jobs import Reading
 from vaeconv.cli.left_out import left_out_notes
 from vaeconv.cli.output import Sink
@@ -18,6 +19,7 @@ from vaeconv.evaluation.comparing import Compared, CompareOptions, compare, writ
 from vaeconv.evaluation.protocol import preset
 from vaeconv.evaluation.samples import COMPARED, Extremes, Sample
 from vaeconv.names import check_ending
+from vaeconv.notes import note
 from vaeconv.publish.places import hide_places, hide_places_in_text
 
 
@@ -49,12 +51,14 @@ def compare_job(job: CompareJob, options: CompareOptions, reading: Reading, sink
     if job.html:
         _write_page(job.html, done, extremes.samples)
         written.append(job.html)
-    notes = [f"note: {name} skipped: {why}" for name, why in done.skipped]
+    notes = [note(f"{name} skipped: {why}") for name, why in done.skipped]
+    folders = [one.path for one in specs if Path(one.path) in job.out.parents]  # published with it
     sink.show(
         "compare",
         lambda: compare_document(done, job.html, written),
         lambda: compare_lines(done, written, verbose=sink.verbose),
         notes=[*notes, *left_out_notes(done.left_out, verbose=sink.verbose)],
+        then=into_card(folders, "--pictures", job.out),
     )
 
 

@@ -18,6 +18,7 @@ from vaeconv.cli.eval_files import (
     read_result,
 )
 from vaeconv.cli.eval_jobs import EvalJob
+from vaeconv.cli.following import into_card
 from vaeconv.cli.output import SCHEMA_VERSION, Sink, print_notes
 from vaeconv.cli.progress import ByteProgress, StepProgress
 from vaeconv.cli.render.eval import print_results, result_notes
@@ -59,6 +60,7 @@ def evaluate_job(job: EvalJob, options: EvalOptions, sink: Sink) -> None:
         "eval",
         lambda: {**({"results": results} if job.add else results[0]), "written": names},
         lambda: print_results(results, job.format.value, names),
+        then=into_card([spec.path for spec in specs], "--eval", job.out),
     )
 
 

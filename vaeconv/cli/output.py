@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Annotated, Any, NamedTuple
 
+from vaeconv.cli.following import NOTHING, Words
 from vaeconv.cli.progress import ByteProgress, StepProgress
 from vaeconv.cli.screen import Line, Style, Styled, fitted
 from vaeconv.errors import VaeconvError, one_line
@@ -112,6 +114,7 @@ class Sink(NamedTuple):
         *,
         notes: Iterable[Note | str] = (),
         failure: VaeconvError | None = None,
+        then: Words = NOTHING,
     ) -> None:
         """Print a result: lines on stdout, then notes on stderr; or the document.
 
@@ -121,6 +124,7 @@ class Sink(NamedTuple):
             text: Makes its lines for people, or prints them itself.
             notes: What the user should know beside it.
             failure: Raised when all is printed.
+            then: The command that usually follows; told on a terminal.
         """
         if self.json:
             print_json(command, dict(document()), failure)
@@ -128,6 +132,9 @@ class Sink(NamedTuple):
             sys.stdout.writelines(line + "\n" for line in fitted(text() or (), sys.stdout))
             sys.stdout.flush()
             print_notes(notes)
+            if then and not failure and sys.stderr.isatty():
+                words = shlex.join(map(str, ("vaeconv", *then)))
+                _write_stderr([Styled(f"next: {words}", Style.STRONG, 5, is_whole=True)])
         if failure:
             failure.is_reported = self.json
             raise failure

@@ -30,11 +30,13 @@ class Styled(NamedTuple):
         text: The whole line.
         style: How.
         first: How many of its characters are set off; all by default.
+        is_whole: Whether it is not broken, as a command that is to be copied.
     """
 
     text: str
     style: Style
     first: int | None = None
+    is_whole: bool = False
 
 
 class Table(NamedTuple):
@@ -143,7 +145,8 @@ def fitted(lines: Iterable[Line], stream: TextIO) -> Iterator[str]:
             continue
         style = line if isinstance(line, Styled) and coloured else None
         text = one_line(line.text if isinstance(line, Styled) else line)
-        for part in wrap(text, width):
+        is_whole = isinstance(line, Styled) and line.is_whole
+        for part in wrap(text, None if is_whole else width):
             yield _painted(part, style) if style else part
             style = None if style and style.first is not None else style
 

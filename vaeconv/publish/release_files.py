@@ -221,7 +221,7 @@ def _signature_problems(files: Mapping[str, ReleaseFile]) -> list[str]:
 def _parity_problems(files: Sequence[ReleaseFile], reports: Sequence[Path]) -> list[str]:
     """Name weights that no report proves, and reports that failed."""
     if not reports:
-        return ["there is no parity report: vaeconv verify --report writes one"]
+        return ["there is no parity report: vaeconv verify --report DIR/parity.json writes one"]
     problems, proved = [], set()
     for path in reports:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +29,8 @@ def card(
 
         vaeconv card out/ --check --eval coco.json
     """
-    from vaeconv.cli.render.card import show_check
+    from vaeconv.cli.following import NOTHING, after_card
+    from vaeconv.cli.render.card import card_lines, show_check
     from vaeconv.notes import warning
     from vaeconv.publish.card import CardInputs, card_title, make_card, write_card
     from vaeconv.publish.checking import check_card
@@ -52,10 +52,11 @@ def card(
         template=options.template,
     )
     text = make_card(inputs)
-    written = [] if options.dry_run else [write_card(inputs)]
-    problems = [] if options.dry_run else check_card(folder, evaluations)
-    if options.sbom and not options.dry_run:
-        written.append(write_sbom(folder, inputs.meta, card_title(inputs)))
+    written, problems = [], []
+    if not options.dry_run:
+        written, problems = [write_card(inputs)], check_card(folder, evaluations)
+        if options.sbom:
+            written.append(write_sbom(folder, inputs.meta, card_title(inputs)))
     facts: dict[str, Any] = {
         "path": str(folder / "README.md"),
         "written": [str(path) for path in written],
@@ -63,16 +64,12 @@ def card(
         "text": text,
         "problems": problems,
     }
-
-    def tell() -> list[str]:
-        if options.show:
-            from rich.console import Console
-            from rich.markdown import Markdown
-
-            Console().print(Markdown(text.split("\n---\n", 1)[-1]))
-        elif options.dry_run:
-            sys.stdout.write(text)
-        return [] if options.show else [f"wrote {path}" for path in written]
-
     notes = [warning(f"push refuses this card: {problem}") for problem in problems]
-    sink.show("card", lambda: facts, tell, notes=notes)
+    then = NOTHING if problems or options.dry_run else after_card(folder, inputs.meta)
+    sink.show(
+        "card",
+        lambda: facts,
+        lambda: card_lines(text, written, shown=options.show, dry_run=options.dry_run),
+        notes=notes,
+        then=then,
+    )

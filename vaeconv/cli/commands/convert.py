@@ -47,6 +47,7 @@ def convert(
 
         vaeconv convert hf://stabilityai/sd-vae-ft-mse vae.ckpt
     """
+    from vaeconv.cli.following import after_conversion
     from vaeconv.cli.render.convert import conversion_document, conversion_lines
     from vaeconv.conversion import convert as run
 
@@ -64,4 +65,5 @@ def convert(
         lambda: conversion_document(result, dry_run=dry_run),
         lambda: conversion_lines(result, dry_run=dry_run, seconds=seconds, verbose=sink.verbose),
         notes=result.plan.notes,
+        then=after_conversion(result, output, options),
     )

@@ -72,4 +72,5 @@ def latents(
         lambda: latents_document(done),
         lambda: latents_lines(done, verbose=sink.verbose),
         notes=left_out_notes(done.left_out, verbose=sink.verbose),
+        then=("verify", "--latents", output, "A", "B"),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -14,9 +14,6 @@ from vaeconv.cli.jobs import PruneJob
 from vaeconv.cli.output import Sink
 from vaeconv.option_docs import Doc
 from vaeconv.prune_options import PruneOptions
-
-if TYPE_CHECKING:
-    pass
 
 Paths = Annotated[
     list[str],
@@ -47,6 +44,7 @@ def prune(paths: Paths, options: PruneOptions, job: PruneJob, *, sink: Sink) -> 
 
         vaeconv prune --ema --out-dir pruned/ a.ckpt b.ckpt c.ckpt
     """
+    from vaeconv.cli.following import after_pruning
     from vaeconv.cli.render.prune import print_batch, print_single
     from vaeconv.effects import Rule, refuse_idle
 
@@ -58,7 +56,8 @@ def prune(paths: Paths, options: PruneOptions, job: PruneJob, *, sink: Sink) -> 
         ((source, target),) = jobs
         started = time.monotonic()
         result = run_one(source, target, options, sink, dry_run=job.dry_run)
-        print_single(result, sink, seconds=time.monotonic() - started)
+        seconds = time.monotonic() - started
+        print_single(result, sink, seconds=seconds, then=after_pruning(result, target, options))
         return
     code = print_batch(
         jobs,

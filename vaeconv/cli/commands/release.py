@@ -31,6 +31,7 @@ def release(job: ReleaseJob, sink: Sink) -> None:
         release_document,
         release_lines,
         release_notes,
+        show_release_file,
         steps_table,
     )
     from vaeconv.publish.release import StepResult
@@ -40,7 +41,7 @@ def release(job: ReleaseJob, sink: Sink) -> None:
     job.refuse_idle()
     if job.init:
         write_release_file(job.file)
-        sink.show("release", lambda: {"written": [str(job.file)]}, lambda: [f"wrote {job.file}"])
+        show_release_file(job.file, sink)
         return
 
     results: list[StepResult] = []

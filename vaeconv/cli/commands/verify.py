@@ -52,6 +52,7 @@ def verify(
 
         vaeconv verify out/ --drop-in-for hf://stabilityai/sd-vae-ft-mse
     """
+    from vaeconv.cli.following import into_card
     from vaeconv.parity.verification import verify as run
 
     why = "--weights-only draws none"
@@ -70,4 +71,5 @@ def verify(
             on_progress=steps.advance,
         )
         result = run(a, b, options, drop_in_for=job.drop_in_for)
-    publish_result(result, files, decoded, sink)
+    then = into_card((b, a), "--parity", files.report)
+    publish_result(result, files, decoded, sink, then=then)

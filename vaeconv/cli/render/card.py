@@ -1,12 +1,25 @@
-"""Problems of a card, as text and as a document."""
+"""A card and its problems, as text."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from vaeconv.cli.output import Sink
 from vaeconv.errors import CheckFailedError, counted
+
+
+def card_lines(text: str, written: Sequence[Path], *, shown: bool, dry_run: bool) -> list[str]:
+    """Print a card where that was asked for, and name the files that were written."""
+    if shown:
+        from rich.console import Console
+        from rich.markdown import Markdown
+
+        Console().print(Markdown(text.split("\n---\n", 1)[-1]))
+    elif dry_run:
+        sys.stdout.write(text)
+    return [f"wrote {path}" for path in written]
 
 
 def show_check(folder: Path, problems: Sequence[str], sink: Sink) -> None:

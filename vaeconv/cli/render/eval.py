@@ -13,6 +13,7 @@ from vaeconv.evaluation.tables import format_latex, format_markdown, make_tables
 from vaeconv.json_text import dump_json
 from vaeconv.notes import Note, note, warning
 from vaeconv.parity.images import LeftOut
+from vaeconv.wording import plural
 
 
 def result_notes(result: Mapping[str, Any], *, verbose: bool) -> list[Note]:
@@ -20,9 +21,10 @@ def result_notes(result: Mapping[str, Any], *, verbose: bool) -> list[Note]:
     pictures = result["pictures"]
     notes = left_out_notes([LeftOut(**one) for one in pictures["left_out"]], verbose=verbose)
     if pictures["beyond_limit"]:
-        notes.append(note(f"{pictures['beyond_limit']} images are beyond --limit"))
+        more = plural(pictures["beyond_limit"], "image")
+        notes.append(note(f"left out, as beyond --limit: {more}"))
     notes += [
-        note(f"{number} images measured, but: {remark}")
+        note(f"measured {plural(number, 'image')}, but: {remark}")
         for remark, number in pictures["remarks"].items()
     ]
     notes += [

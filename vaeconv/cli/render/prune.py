@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from vaeconv.cli.output import (
-    Sink,
-    describe_error,
-    print_error,
-    print_notes,
-)
+from vaeconv.cli.following import Words
+from vaeconv.cli.output import Sink, describe_error, print_error, print_notes
 from vaeconv.cli.render.convert import row_line, written_lines
 from vaeconv.cli.screen import Line, Style, Styled, Table
 from vaeconv.errors import VaeconvError
@@ -21,13 +17,14 @@ from vaeconv.wording import human_size
 _MEANING = {"replaced": "raw weights (replaced)"}
 
 
-def print_single(result: Pruning, sink: Sink, *, seconds: float) -> None:
-    """Print the account of one checkpoint."""
+def print_single(result: Pruning, sink: Sink, *, seconds: float, then: Words) -> None:
+    """Print the account of one checkpoint, and the command that usually follows."""
     sink.show(
         "prune",
         lambda: pruning_document(result),
         lambda: _lines(result, seconds=seconds, verbose=sink.verbose),
         notes=result.plan.notes,
+        then=then,
     )
 
 

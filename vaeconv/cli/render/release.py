@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+from vaeconv.cli.output import Sink
 from vaeconv.cli.screen import Line, Style, Styled, Table
 from vaeconv.notes import Note, note
 from vaeconv.publish.release import Release, StepResult
@@ -35,6 +37,16 @@ def steps_table(steps: Sequence[StepResult]) -> Table:
         for step in steps
     ]  # fmt: skip
     return Table(("step", "outcome", "time", "result"), rows, left=2, last_left=True)
+
+
+def show_release_file(file: Path, sink: Sink) -> None:
+    """Name the release file that was written."""
+    sink.show(
+        "release",
+        lambda: {"written": [str(file)]},
+        lambda: [f"wrote {file}: fill in its keys"],
+        then=("release", file, "--dry-run"),
+    )
 
 
 def release_notes(done: Release) -> list[Note]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from vaeconv.checkpoint.dtypes import BY_CODE
 from vaeconv.checkpoint.folder import CONFIG, STEM
 from vaeconv.checkpoint.writable import check_writable
+from vaeconv.cli.following import NOTHING, Words
 from vaeconv.cli.output import Sink
 from vaeconv.cli.screen import Line, Style, Styled, Table
 from vaeconv.errors import CheckFailedError, OutputError, OutputExistsError
@@ -145,7 +146,12 @@ def _is_report(path: Path) -> bool:
 
 
 def publish_result(
-    result: Verification, outputs: Outputs, decoded: Sequence[Decoded], sink: Sink
+    result: Verification,
+    outputs: Outputs,
+    decoded: Sequence[Decoded],
+    sink: Sink,
+    *,
+    then: Words = NOTHING,
 ) -> None:
     """Print a verification, write what was asked for, and raise where it failed.
 
@@ -170,6 +176,7 @@ def publish_result(
         lambda: [*_lines(result, verbose=sink.verbose), *(f"wrote {path}" for path in written)],
         notes=result.notes,
         failure=failure,
+        then=then,
     )
 
 
