@@ -79,7 +79,7 @@ def test_the_table_says_unit_and_direction_of_each_metric(html: str) -> None:
 
 def test_caveats_come_before_the_table(html: str) -> None:
     for said in (
-        "12 images are few", "rFID of 12 images is biased upward", "the 2048 features",
+        "Only 12 images: differences", "rFID of 12 images is biased upward", "the 2048 features",
         "LPIPS was not computed: weights missing: vgg16",
         "i.pth holds other weights of inception than the published ones",
     ):  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Any
 
 from vaeconv.evaluation.meter import COLUMNS
 from vaeconv.parity.images import LeftOut, count_left_out
+from vaeconv.wording import plural
 
 _USUAL = 50_000  # images behind a Fréchet distance in papers
 _FEATURES = 2048  # with fewer images than that, their covariance has no full rank
@@ -26,8 +27,8 @@ def _of_images(result: Mapping[str, Any]) -> Iterator[str]:
     images, number = result["pictures"], result["pictures"]["number"]
     if number < _FEW:
         yield (
-            f"{_images(number)} are few: differences between close models may be chance, and say "
-            "little of other images."
+            f"Only {plural(number, 'image')}: differences between close models may be chance, and "
+            "say little of other images."
         )
     if images.get("beyond_limit"):
         more = number + images["beyond_limit"]
@@ -35,7 +36,7 @@ def _of_images(result: Mapping[str, Any]) -> Iterator[str]:
     if images.get("left_out"):
         yield f"{count_left_out([LeftOut(**one) for one in images['left_out']])}."
     for remark, count in images.get("remarks", {}).items():
-        yield f"{_images(count)} measured, but: {remark}."
+        yield f"{plural(count, 'image')} measured, but: {remark}."
 
 
 def _of_metrics(result: Mapping[str, Any]) -> Iterator[str]:
@@ -43,8 +44,8 @@ def _of_metrics(result: Mapping[str, Any]) -> Iterator[str]:
     models = [model["metrics"] for model in result["models"]]
     if any(metrics.get("rfid") is not None for metrics in models) and number < _USUAL:
         yield (
-            f"rFID of {_images(number)} is biased upward: it falls as images are added, so it "
-            "compares only with rFID of the same images."
+            f"rFID of {plural(number, 'image')} is biased upward: it falls as images are added, so "
+            "it compares only with rFID of the same images."
         )
         if number < _FEATURES:
             yield (
@@ -74,8 +75,4 @@ def _of_models(result: Mapping[str, Any]) -> Iterator[str]:
         for name, found in model["metrics"].items():
             lost = found["invalid"] if isinstance(found, Mapping) else 0
             if lost and name == "psnr":
-                yield f"{model['name']} made {_images(lost)} with NaN or infinity."
-
-
-def _images(number: int) -> str:
-    return f"{number} image{'' if number == 1 else 's'}"
+                yield f"{model['name']} made {plural(lost, 'image')} with NaN or infinity."

@@ -7,6 +7,7 @@ from statistics import fmean, quantiles
 from typing import Any, NamedTuple
 
 from vaeconv.evaluation.meter import COLUMNS, explain_metric
+from vaeconv.wording import plural
 
 BINS = 40
 _FEW = 60  # images; so many or fewer are shown as points
@@ -105,7 +106,7 @@ def _describe(metric: str, values: Sequence[float], digits: int) -> str:
     def said(value: float) -> str:
         return f"{value:.{digits}f}"
 
-    number = f"{len(values)} {'image' if len(values) == 1 else 'images'}"
+    number = plural(len(values), "image")
     text = f"{COLUMNS[metric][0]} of {number}: mean {said(fmean(values))}"
     if len(values) < 2:
         return text
