@@ -30,7 +30,7 @@ from vaeconv.executor import CopyOptions
 from vaeconv.metadata import Change, make_header
 from vaeconv.names import OutputKind, check_order, is_address, output_kind
 from vaeconv.notes import Note, issue_warnings, note, warning
-from vaeconv.option_checks import CAST_DTYPES, Text, check_fields
+from vaeconv.option_checks import CAST_DTYPES, Text, check_fields, options_of
 from vaeconv.option_docs import Doc
 from vaeconv.output import Output, Written, check_target, write_output, written_notes
 from vaeconv.parameters import weight_dtype
@@ -187,7 +187,7 @@ def convert(
         >>> convert(model, "back.safetensors").container
         'in memory'
     """
-    options, source = options or ConvertOptions(), as_source(source)
+    options, source = options_of(ConvertOptions, options), as_source(source)
     kind, target = output_kind(output)
     is_folder = kind is OutputKind.FOLDER
     refuse_idle(_option_rules(source, kind, target, options))

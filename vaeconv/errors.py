@@ -32,7 +32,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# Controls, marks that reorder text, characters that nobody sees, halves of pairs.
+_CONTROL = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff"
+    r"\U000e0000-\U000e007f]"
+)
 _LINE_LIMIT = 600
 _OPTION = re.compile(
     r"vaeconv [a-z][^;,]*"  # a command to run is left as it is
@@ -40,9 +44,23 @@ _OPTION = re.compile(
 )
 
 
+def printable(text: str, keep: str = "") -> str:
+    r"""Write out control characters, which could change what a terminal or a page shows.
+
+    Args:
+        text: From anywhere.
+        keep: Controls that stay, such as line ends.
+
+    Example:
+        >>> print(printable("a\x1b[31m", keep="\n"))
+        a\x1b[31m
+    """
+    return _CONTROL.sub(lambda one: one[0] if one[0] in keep else repr(one[0])[1:-1], text)
+
+
 def one_line(text: str) -> str:
     """Make text from a file safe to print: one line, no control characters, bounded."""
-    text = _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
+    text = printable(text)
     return text if len(text) <= _LINE_LIMIT else text[: _LINE_LIMIT - 1] + "…"
 
 

@@ -24,7 +24,7 @@ from vaeconv.effects import reading_rules, refuse_idle, variant_rule
 from vaeconv.ema_names import names_average
 from vaeconv.errors import AmbiguousInputError, InputError, name_parameters
 from vaeconv.notes import Note, note, warning
-from vaeconv.option_checks import check_fields
+from vaeconv.option_checks import check_fields, options_of
 from vaeconv.option_docs import Doc
 from vaeconv.survey import Survey, decide, read_ema_facts, survey_checkpoint
 from vaeconv.wording import human_size, plural
@@ -183,7 +183,7 @@ def inspect(source: AnyModel, options: InspectOptions | None = None) -> Inspecti
           encoder: 52 tensors
           scaling factor 1 (assumed, as the shapes belong to no known family)
     """
-    options, source = options or InspectOptions(), as_source(source)
+    options, source = options_of(InspectOptions, options), as_source(source)
     refuse_idle(reading_rules([source], download=options.download))
     with open_checkpoint(
         source,

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from vaeconv.checkpoint.tree import is_folder
 from vaeconv.errors import CheckpointNotFoundError, UsageError
+from vaeconv.option_checks import path_text
 
 
 class OutputKind(str, Enum):
@@ -36,6 +37,7 @@ KINDS = {
 }
 _INPUTS = (*KINDS, ".zip")  # what a checkpoint's own name can end in
 _VERSION = re.compile(r"\.(?:[vV]?\d.*)?")  # .5, .v2, .0-beta
+_LONGEST = 255  # bytes of a name, on the file systems that people have
 _ARCHIVES = (".7z",)  # endings that begin with a digit all the same
 
 
@@ -48,6 +50,16 @@ def ending_of(name: str) -> str:
 def is_address(text: str) -> bool:
     """Tell if a name is an address and not a path."""
     return "://" in text
+
+
+def no_path(text: str) -> str | None:
+    """Tell why no file can have a path, in words that follow its name; None where one can."""
+    if "\0" in text:
+        return "holds a NUL character"
+    parts = re.split(r"[\\/]", text)
+    if any(len(part.encode("utf-8", "surrogatepass")) > _LONGEST for part in parts):
+        return f"has a name of more than {_LONGEST} bytes"
+    return None
 
 
 def is_file(path: Path) -> bool:
@@ -64,7 +76,7 @@ def output_kind(output: str | os.PathLike[str]) -> tuple[OutputKind, Path]:
     Raises:
         UsageError: The name is empty, an address, or ends in what cannot be written.
     """
-    text = os.fspath(output)
+    text = path_text("output", output)
     path = Path(text)
     _check_name(text, path)
     if text.endswith(("/", os.sep)):
@@ -92,7 +104,7 @@ def check_ending(path: str | os.PathLike[str], endings: Sequence[str], what: str
     Raises:
         UsageError: It ends in something else.
     """
-    text = os.fspath(path)
+    text = path_text(what, path)
     _check_name(text, Path(text))
     ending = ending_of(Path(text).name)
     if not endings and (text.endswith(("/", os.sep)) or is_folder(Path(text))):

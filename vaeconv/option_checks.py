@@ -13,10 +13,11 @@ from collections.abc import Callable, Collection, Mapping, Set
 from enum import Enum
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from vaeconv.errors import UsageError, VaeconvError, raise_all
 
+T = TypeVar("T")
 MOST_PIXELS = 16384  # of a side; a decoder needs terabytes for more
 RUN_DTYPES = ("fp32", "fp16", "bf16")
 CAST_DTYPES = ("keep", *RUN_DTYPES)
@@ -109,6 +110,32 @@ def _rules_of(kind: type) -> dict[str, Rule]:
             if rule or doc.least is not None:
                 rules[name] = rule or Range(doc.least)
     return rules
+
+
+def options_of(kind: type[T], given: T | None) -> T:
+    """Take the options of a call, or the defaults.
+
+    Raises:
+        UsageError: They are those of another function, or something else.
+    """
+    if given is None:
+        return kind()
+    if not isinstance(given, kind):
+        raise UsageError(f"options is a {type(given).__name__}; it must be {kind.__name__}")
+    return given
+
+
+def path_text(name: str, given: Any) -> str:
+    """Take a path or an address of a call, as text.
+
+    Raises:
+        UsageError: It is something else.
+    """
+    if isinstance(given, str | os.PathLike):
+        text = os.fspath(given)
+        if isinstance(text, str):
+            return text
+    raise UsageError(f"{name} is a {type(given).__name__}; it must be text or a pathlib.Path")
 
 
 def check_arguments(function: Callable[..., Any], given: Mapping[str, Any], **rules: Rule) -> None:

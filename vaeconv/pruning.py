@@ -20,6 +20,7 @@ from vaeconv.errors import CheckFailedError, UsageError
 from vaeconv.metadata import Change, make_header
 from vaeconv.names import OutputKind, check_order, is_address, output_kind
 from vaeconv.notes import issue_warnings
+from vaeconv.option_checks import options_of
 from vaeconv.output import Output, Written, check_target, write_output, written_notes
 from vaeconv.parts import Part
 from vaeconv.plan import Plan
@@ -109,7 +110,7 @@ def prune(
         pruned fixtures/tiny-kl.ckpt (torch zip, 1.3 MB) to ema.safetensors (438 kB)
           120 tensors kept, 239 dropped
     """
-    options, source = options or PruneOptions(), as_source(source)
+    options, source = options_of(PruneOptions, options), as_source(source)
     kind, target = output_kind(output)
     refuse_idle(options.rules(kind, target, source))
     sources = [source, *([options.vae] if options.vae is not None else [])]

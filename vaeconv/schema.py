@@ -25,8 +25,11 @@ _KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
     tuple: ((list,), "a list of texts"),
     Mapping: ((dict,), "a table"),
 }
-_HEADER = re.compile(r"\s*\[\[?\s*([^\[\]]+?)\s*\]\]?\s*(?:#.*)?")
-_ENTRY = re.compile(r"\s*([A-Za-z0-9_\-.\"' ]+?)\s*=")
+_MAX_BITS = 63  # of a whole number, as TOML has them
+_MOST_HINTS = 20  # that guess at a key; each costs time
+# Of a line without blanks around it.
+_HEADER = re.compile(r"\[\[?([^\[\]]+)\]\]?\s*(?:#.*)?")
+_ENTRY = re.compile(r"([A-Za-z0-9_\-.\"' \t]+)=")
 _QUOTES = re.compile(r'"""|' + "'''")
 
 
@@ -61,15 +64,14 @@ def read_toml(path: Path) -> TomlTable:
     return document
 
 
-def line_of(text: str, keys: Sequence[str]) -> int | None:
+def line_of(lines: Mapping[tuple[str, ...], int], keys: Sequence[str]) -> int | None:
     """Find the line of a TOML file, from 1, where a key stands, or else its table.
 
     Args:
-        text: The file.
+        lines: Those of all keys and tables.
         keys: From the top to the key.
     """
     wanted = tuple(keys)
-    lines = dict(_lines(text))
     while wanted and wanted not in lines:
         wanted = wanted[:-1]
     return lines.get(wanted) if wanted else None
@@ -86,7 +88,7 @@ def _lines(text: str) -> Iterator[tuple[tuple[str, ...], int]]:
                 closing = "" if closing else quotes
         if is_inside:
             continue
-        header, entry = _HEADER.fullmatch(line), _ENTRY.match(line)
+        header, entry = _HEADER.fullmatch(line.strip()), _ENTRY.match(line.strip())
         if header:
             table = _names(header[1])
             yield table, number
@@ -132,13 +134,13 @@ class _Builder:
     def __init__(self, where: str, text: str) -> None:
         self.problems: list[VaeconvError] = []
         self._where = where
-        self._text = text
+        self._lines = dict(_lines(text))
 
     def _note(
         self, what: str, table: Sequence[str], key: str = "", hint: str | None = None
     ) -> None:
         keys = (*table, key) if key else tuple(table)
-        line = line_of(self._text, keys)
+        line = line_of(self._lines, keys)
         where = ": ".join([self._where + (f":{line}" if line else ""), *table])
         self.problems.append(UsageError(what, where=where, hint=hint))
 
@@ -150,7 +152,8 @@ class _Builder:
         before = len(self.problems)
         for key, value in table.items():
             if key not in known:
-                near = get_close_matches(key, known, 1)
+                is_guessed = len(self.problems) < _MOST_HINTS
+                near = get_close_matches(key, known, 1) if is_guessed else []
                 meant.update(near)
                 hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
                 self._note(f"unknown key {key}", keys, key, hint)
@@ -184,6 +187,8 @@ class _Builder:
         types, said = _KINDS[kind]
         if not isinstance(value, types) or (isinstance(value, bool) and kind in (int, float)):
             return self._note(f"must be {said}", keys)
+        if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+            return self._note(f"must be {said}, and is too large", keys)
         if isinstance(value, list):
             if not all(isinstance(one, str) for one in value):
                 return self._note(f"must be {said}", keys)

@@ -44,7 +44,7 @@ def find_places() -> int:
         place = None
     prefix = f"vaeconv-work-{_digest([str(place)])}-" if place else ""
     # What an earlier step of this job wrote is newer than what a cache has.
-    is_new = str(bool(place and not place.exists())).lower()
+    is_new = str(bool(place and not os.path.exists(place))).lower()  # noqa: PTH110 - any name
     _tell(**{
         "networks": str(_networks_folder()), "work": str(place or ""), "prefix": prefix,
         "is-new": is_new,
@@ -137,12 +137,17 @@ def _work_folder() -> Path | None:
     """The folder that a release file names; None where it cannot be read."""
     file = Path(_release_file())
     try:
-        tables: Any = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+        text = file.read_text(encoding="utf-8-sig") if file.is_file() else ""  # no pipe
+        tables: Any = tomllib.loads(text)
         folder = str(tables.get("output", {}).get("folder", _FOLDER))
-    except (OSError, ValueError, AttributeError):  # vaeconv says what is wrong with it
+    except (OSError, ValueError, AttributeError, RecursionError):  # vaeconv says what is wrong
         return None
-    folder = folder.replace("{tag}", _input("TAG") or _tag(os.environ))
-    return (file.parent / os.path.expandvars(Path(folder).expanduser())).absolute()
+    # The tag is text: what looks like a variable in it is none.
+    tag = _input("TAG") or _tag(os.environ)
+    filled = os.path.expandvars(os.path.expanduser(folder)).replace("{tag}", tag)  # noqa: PTH111
+    place = (file.parent / filled).absolute()
+    holds_more = place in (file.absolute(), *file.absolute().parents)
+    return None if "\0" in filled or holds_more else place
 
 
 def _networks_folder() -> Path:

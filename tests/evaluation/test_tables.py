@@ -226,6 +226,26 @@ def test_hostile_words_stay_words_in_markdown(name: str) -> None:
     assert not {"html_block", "html_inline"} & {*kinds, *inner}
 
 
+CONTROLS = "a\x1b[31m\x9b2J\x07\u202e\u200b\r\n::warning::\0"
+
+
+def test_nothing_of_a_document_controls_a_terminal_or_a_job() -> None:
+    document = result(
+        model(CONTROLS, comment=CONTROLS, link=f"https://x.org/{CONTROLS}"), name=CONTROLS
+    )
+    document["protocol"]["description"] = CONTROLS
+    document["titles"] = {"psnr": f'PSNR |\n\n# x <img src="y"> {CONTROLS}'}
+    markdown = format_markdown([document])
+    for text in (markdown, format_latex([document])):
+        assert not re.search(r"[^\n\x20-\x7e]", text)
+        assert not any(line.startswith("::") for line in text.splitlines())
+    rows, tokens = read_markdown(markdown)
+    kinds = [token.type for token in tokens]
+    assert kinds.count("heading_open") == kinds.count("table_open") == 1
+    assert {len(row) for row in rows} == {7}
+    assert "<img" not in markdown
+
+
 def test_several_tables_in_one_page() -> None:
     text = format_markdown([CARD, result(model("b"), sha256="ef" * 32, name="other")])
     _, tokens = read_markdown(text)

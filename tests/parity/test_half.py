@@ -95,6 +95,26 @@ def results(model: Model, latents: Tensor, dtype: torch.dtype) -> tuple[Tensor, 
         return picture, model.encode(values(1, 3, 32, 32).clamp(-1, 1).to(dtype))
 
 
+def test_what_is_no_half_stays() -> None:
+    """Masks are no weights, and operands of two types fail as they do everywhere else."""
+    half, wide = values(2, 2, 8, 8).half(), values(2, 2, 8, 8).float()
+    mask = torch.tensor([[True, False]]).repeat(8, 4)
+    attend = functional.scaled_dot_product_attention
+    masked = attend(half.float(), half.float(), half.float(), attn_mask=mask)
+    whole = torch.tensor([[[2**25 + 1]]])
+    with fp32_sums(half):
+        found = attend(half, half, half, attn_mask=mask)
+        assert (found.float() - masked).abs().max() <= 2e-3 * masked.abs().max()
+        assert torch.bmm(whole, torch.ones_like(whole)).item() == 2**25 + 1
+        exact = torch.full((1, 1), 1 + 2**-40, dtype=torch.float64)
+        assert functional.linear(exact, torch.ones_like(exact)).item() == 1 + 2**-40
+        for one, other in ((half, wide), (wide, half)):
+            with pytest.raises(RuntimeError):
+                functional.linear(one, other[0, 0])
+        named = functional.conv2d(stride=1, weight=half[:, :, :3, :3], input=half)
+        assert named.dtype is torch.float16
+
+
 def test_fp32_and_fp64_stay() -> None:
     for dtype in (torch.float32, torch.float64):
         data = values(1, 8, 4, 4).to(dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from fixtures.make_fixtures import FOLDER as FIXTURES
 from tests.publish.pushes import FP16, PLAIN, parity_of, run_here, write_manifest
 from vaeconv.errors import InputError, UsageError
 from vaeconv.publish.card import CardInputs, make_card, write_card
-from vaeconv.publish.checking import check_card
+from vaeconv.publish.checking import check_card, without_code
 from vaeconv.publish.documents import read_document
 from vaeconv.publish.meta import CardMeta, read_meta
 from vaeconv.publish.sections import (
@@ -384,6 +385,12 @@ def test_a_template_of_ones_own(release: Path, tmp_path: Path) -> None:
         (b"{{ nothing }}", "the template does not work"),
         (b"{% if %}", "the template does not work"),
         (b"{{ ''.__class__.__mro__ }}", "the template does not work"),
+        (b"{{ 1/0 }}", "the template does not work (ZeroDivisionError"),
+        (b"{{ range(10**9)|list }}", "the template does not work (OverflowError"),
+        (b"{{ 'a'.upper(1, 2) }}", "the template does not work (TypeError"),
+        (b"{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "the template does not work"),
+        (b'{% include "/etc/passwd" %}', "the template does not work"),
+        (b"{{ " + b"(" * 3000, "the template does not work"),
         (b"\xff", "not a UTF-8 text file"),
         (None, "No such file"),
     ],
@@ -400,7 +407,43 @@ def test_a_template_that_does_not_work(
     assert not (release / "README.md").exists()
 
 
+def test_a_card_on_a_terminal_cannot_control_it(release: Path, tmp_path: Path) -> None:
+    (tmp_path / "card.toml").write_text('summary = "a \\u001b[31m \\u001b]0;b\\u0007 \\u202e"\n')
+    for more in ([], ["--print"]):
+        result = run_here("card", release, "--meta", tmp_path / "card.toml", "--dry-run", *more)
+        assert result.exit_code == 0 and r"\x1b]0;b\x07" in result.stdout
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x80-\x9f\u202e]", result.stdout)
+
+
 # --- checking ---
+
+
+@pytest.mark.parametrize(
+    "odd", ["[" * 100_000, "<img " * 30_000, "[a](b " * 30_000, "`a``b" * 30_000, "```a\n" * 50_000]
+)
+def test_a_check_of_an_odd_card_takes_no_longer_than_reading_it(release: Path, odd: str) -> None:
+    path = write_card(inputs_of(release))
+    path.write_text(path.read_text() + odd)
+    assert check_card(release) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("a `b` c", "a  c"),
+        ("a ``b ` c`` d", "a  d"),
+        ("a `b", "a `b"),
+        ("`a``b`", ""),
+        ("a\n```\n[x](y)\n```\nb", "a\nb"),
+        ("a\n```\n[x](y)\n````\nb", "a\nb"),
+        ("a\n````\n```\n[x](y)\n````\nb", "a\nb"),
+        ("a\n~~~ py\n```\n~~~\nb", "a\nb"),
+        ("```a``` b\n[x](y)", " b\n[x](y)"),
+    ],
+)
+def test_code_is_found_as_in_commonmark(text: str, kept: str) -> None:
+    assert without_code(text) == kept
+
 
 GOOD = "---\nlicense: mit\nlibrary_name: diffusers\ntags:\n- vae\n---\n"
 FRONTS = {
@@ -417,6 +460,7 @@ FRONTS = {
     ),
     "dead": (GOOD + "[a](gone.md)\n", "the link gone.md leads to nothing"),
     "dead with a title": (GOOD + '![a](gone.md "Title")\n', "the link gone.md leads to nothing"),
+    "dead in brackets": (GOOD + "[[a]](gone(1).md)\n", "the link gone(1).md leads to nothing"),
     "dead picture": (GOOD + "<img src='assets/gone.png' />\n", "assets/gone.png leads to nothing"),
     "outside": (GOOD + "[a](../secret)\n", "the link ../secret leads out of the release"),
     "absolute": (GOOD + "[a](/etc/passwd)\n", "the link /etc/passwd leads out of the release"),
@@ -499,6 +543,11 @@ def test_hostile_texts_stay_in_their_place(release: Path) -> None:
             model["comment"] = HOSTILE
         document["pictures"]["title"] = HOSTILE
         document["protocol"]["description"] = HOSTILE
+        document["titles"] = {"psnr": HOSTILE}
+        document["nets"] = [
+            {"name": f"x`{HOSTILE}", "sha256": f"`\n<b>{'0' * 60}", "file": "f",
+             "is_published": True}
+        ]  # fmt: skip
 
     evil = changed(COCO, spoil)
     compare = {"command": "compare", "order": [HOSTILE]}
@@ -520,7 +569,7 @@ def test_hostile_texts_stay_in_their_place(release: Path) -> None:
     ]  # fmt: skip
     body = text.split("\n---\n", 1)[1]
     assert body.count("<!-- vaeconv:end evaluation -->") == 1
-    assert "\n# x" not in text
+    assert "\n# x" not in text and "<b>" not in text
     for line in text.splitlines():
         if line.startswith(("| ft-", "| original")):
             assert len(cells(line)) == 8, line

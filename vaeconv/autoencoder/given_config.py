@@ -23,6 +23,8 @@ from vaeconv.autoencoder.refusals import refuse
 from vaeconv.errors import MalformedCheckpointError
 
 _CLASS_DEFAULT_SCALING = 0.18215
+_MAX_LEVELS = 32  # a real one has at most six
+_MAX_BITS = 63  # of a number
 _MAX_NODES = 1 << 18  # of YAML; a config has a hundred, and a file of 1 MiB at most half of this
 _SAME_CLASS = ("FlaxAutoencoderKL",)
 _ACTIVATIONS = ("silu", "swish", "mish", "gelu", "relu")
@@ -57,7 +59,21 @@ def _load(text: str, name: str) -> dict[str, Any]:
         document = _load_yaml(text, name)
     if not isinstance(document, dict):
         raise MalformedCheckpointError("not a config: it holds no fields", where=name)
+    _check_numbers(document, name)
     return document
+
+
+def _check_numbers(document: dict[str, Any], name: str) -> None:
+    """Refuse numbers that cost time to compute with, or even to show."""
+    left: list[Any] = [document]
+    seen: set[int] = set()  # of YAML one value may stand in many places
+    while left:
+        one = left.pop()
+        if isinstance(one, dict | list) and id(one) not in seen:
+            seen.add(id(one))
+            left += [*one, *one.values()] if isinstance(one, dict) else one
+        elif isinstance(one, int) and one.bit_length() > _MAX_BITS:
+            raise MalformedCheckpointError("not a config: a number is too large", where=name)
 
 
 def _load_yaml(text: str, name: str) -> Any:
@@ -105,10 +121,10 @@ def _from_diffusers(document: dict[str, Any], name: str) -> GivenConfig:
         latent_channels=document.get("latent_channels"),
         encoder_attention=None
         if down is None
-        else tuple(_index(DOWN_BLOCKS, block, name) for block in down),
+        else tuple(_index(DOWN_BLOCKS, block, name) for block in _levels(down)),
         decoder_attention=None
         if up is None
-        else tuple(_index(UP_BLOCKS, block, name) for block in reversed(up)),
+        else tuple(_index(UP_BLOCKS, block, name) for block in reversed(_levels(up))),
         mid_attention=_truth(document.get("mid_block_add_attention")),
         quant_conv=_truth(document.get("use_quant_conv")),
         post_quant_conv=_truth(document.get("use_post_quant_conv")),
@@ -143,7 +159,7 @@ def _from_compvis(document: dict[str, Any], name: str) -> GivenConfig:
         raise refuse("an autoencoder with tanh_out", "diffusers has no tanh at the end", name)
     if not dd.get("double_z", True):
         raise refuse("a VQ model, or one without a posterior (double_z: false)", "no moments", name)
-    multipliers = dd["ch_mult"]
+    width, multipliers = _whole(dd["ch"]), _levels(dd["ch_mult"])
     attention = _attention(dd)
     # ``${...}`` of sgm, which stands for the encoder's parameters, is text here.
     decoder = halves[1] if "ddconfig" not in stage and isinstance(halves[1], dict) else None
@@ -152,7 +168,7 @@ def _from_compvis(document: dict[str, Any], name: str) -> GivenConfig:
         name=name,
         in_channels=dd.get("in_channels"),
         out_channels=dd.get("out_ch"),
-        channels=tuple(int(dd["ch"] * m) for m in multipliers),
+        channels=tuple(int(width * _finite(one)) for one in multipliers),
         layers_per_block=dd.get("num_res_blocks"),
         latent_channels=dd.get("z_channels"),
         encoder_attention=attention if decoder else None,
@@ -173,8 +189,15 @@ def _attention(dd: Mapping[str, Any]) -> tuple[bool, ...] | None:
     resolution = dd.get("resolution")
     if resolution is None:
         return None
-    sizes = set(dd.get("attn_resolutions") or ())
-    return tuple(resolution // 2**level in sizes for level in range(len(dd["ch_mult"])))
+    sizes, side = set(dd.get("attn_resolutions") or ()), _whole(resolution)
+    return tuple(side // 2**level in sizes for level in range(len(_levels(dd["ch_mult"]))))
+
+
+def _levels(values: Any) -> list[Any]:
+    """Read a list that has an entry for each level of a model."""
+    if not isinstance(values, list | tuple) or not 0 < len(values) <= _MAX_LEVELS:
+        raise ValueError(f"not a list of 1 to {_MAX_LEVELS} levels")
+    return list(values)
 
 
 def _index(types: Mapping[bool, str], block: str, name: str) -> bool:
@@ -190,7 +213,7 @@ def _file(name: str) -> str:
 
 
 def _ints(values: Any) -> tuple[int, ...] | None:
-    return None if values is None else tuple(map(_whole, values))
+    return None if values is None else tuple(map(_whole, _levels(values)))
 
 
 def _numbers(values: Any) -> tuple[float, ...] | None:

@@ -42,7 +42,7 @@ class InMemory(os.PathLike[str]):
 
     def __init__(self, weights: Any) -> None:
         state, kind = weights, "state_dict"
-        if hasattr(weights, "state_dict"):
+        if callable(getattr(weights, "state_dict", None)) and not isinstance(weights, type):
             state, kind = weights.state_dict(), type(weights).__name__
         if not isinstance(state, Mapping):
             raise UsageError(
@@ -65,7 +65,13 @@ class InMemory(os.PathLike[str]):
         """
         import torch
 
-        state = {str(name): value for name, value in self._state.items()}
+        state = dict(self._state)
+        odd = next((name for name in state if not isinstance(name, str)), None)
+        if odd is not None:
+            raise UsageError(
+                f"a key is a {type(odd).__name__}; keys of a state dict are text",
+                where=self._address,
+            )
         found = {name: one for name, one in state.items() if isinstance(one, torch.Tensor)}
         if not found:
             raise UsageError(
@@ -94,7 +100,7 @@ class InMemory(os.PathLike[str]):
     def _config_text(self) -> ConfigText | None:
         if not isinstance(self._config, Mapping):
             return None
-        config = {key: value for key, value in self._config.items() if _is_plain(value)}
+        config = {key: one for key, one in self._config.items() if _is_plain({key: one})}
         return ConfigText(f"{self._address}/config.json", json.dumps(config))
 
 
@@ -132,12 +138,23 @@ class _Tensors(MemorySource):
 def _bytes_of(name: str, tensor: torch.Tensor, where: str) -> memoryview:
     import torch
 
+    if tensor.is_meta:
+        raise UnsupportedModelError(
+            f"tensor {name} has no values: it is on the meta device",
+            where=where,
+            hint="load the weights first, such as with load_state_dict(…, assign=True)",
+        )
     if tensor.layout is not torch.strided or _type_name(tensor) not in BY_TORCH_NAME:
         raise UnsupportedModelError(
             f"tensor {name} is {tensor.layout} of {tensor.dtype}; weights are dense", where=where
         )
-    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    return plain.reshape(-1).view(torch.uint8).numpy().data
+    try:
+        plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        return plain.reshape(-1).view(torch.uint8).numpy().data
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        raise UnsupportedModelError(  # nested, not initialised, or another kind of its own
+            f"tensor {name} is no plain tensor ({error})", where=where
+        ) from error
 
 
 def _type_name(tensor: torch.Tensor) -> str:
@@ -148,6 +165,6 @@ def _is_plain(value: Any) -> bool:
     """Whether JSON can say it; a config in memory also remembers objects."""
     try:
         json.dumps(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         return False
     return True

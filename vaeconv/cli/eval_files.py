@@ -11,10 +11,12 @@ from typing import Any
 from vaeconv.checkpoint.text_file import read_text_file
 from vaeconv.checkpoint.writable import check_writable
 from vaeconv.cli.output import print_notes
+from vaeconv.cli.render.eval import table_lines
 from vaeconv.errors import InputError, OutputExistsError
 from vaeconv.evaluation.shards import read_digest
-from vaeconv.evaluation.tables import identity_of, make_tables
+from vaeconv.evaluation.tables import format_latex, format_markdown, identity_of
 from vaeconv.names import check_ending
+from vaeconv.notes import note
 from vaeconv.publish.documents import MAX_REPORT, read_document
 
 
@@ -86,7 +88,9 @@ def read_as_result(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (
+        ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError
+    ) as error:  # fmt: skip
         raise InputError(f"not a result of vaeconv eval ({error!r})", where=str(path)) from error
 
 
@@ -98,13 +102,16 @@ def read_result(path: Path) -> dict[str, Any]:
     """
     with read_as_result(path):
         document = read_document(path, "eval")
-        make_tables([document])
+        for make in (table_lines, format_markdown, format_latex):
+            make([document])
         is_old = identity_of(document) is None
     if is_old:
         print_notes(
             [
-                f"note: {path} knows its images by names and sizes only, so it gets a table of its "
-                "own; measure again to compare"
+                note(
+                    f"{path} knows its images by names and sizes only, so it gets a table of its "
+                    "own; measure again to compare"
+                )
             ]
         )
     return dict(document)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -47,6 +48,7 @@ COMMANDS = {
 }
 # One file in, one file out: they end before there is garbage worth collecting.
 _SHORT = ("inspect", "convert")
+_LEAST_WIDTH = 20  # columns
 _MAY_BE_EMPTY = ("--source-prefix",)  # no prefix is one, too
 
 
@@ -96,6 +98,7 @@ class Commands(TyperGroup):
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> NoReturn:
         """Run and exit."""
         given = list(sys.argv[1:] if args is None else args)
+        _forget_odd_width()
         options["standalone_mode"] = False
 
         def run() -> Any:
@@ -103,6 +106,13 @@ class Commands(TyperGroup):
             return super(Commands, self).main(given, *rest, **options)
 
         sys.exit(_guarded(run, given))
+
+
+def _forget_odd_width() -> None:
+    """Let a width that no terminal has be none: the help's own library would take it."""
+    said = os.environ.get("COLUMNS", "")
+    if said and not (said.isdecimal() and len(said) < 5 and int(said) >= _LEAST_WIDTH):
+        del os.environ["COLUMNS"]
 
 
 def _check_no_empty(args: Sequence[str]) -> None:
@@ -170,12 +180,21 @@ def _translate(error: Exception, command: str, args: Sequence[str]) -> VaeconvEr
         return UsageError(what, hint=_where_to_look(command, args)) if message else None
     if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
         return VaeconvError("out of memory", hint="try --batch-size 1 or --device cpu")
+    if isinstance(error, FileNotFoundError) and not _has_folder():
+        return UsageError("the current folder is gone", hint="change to one that is there")
     failure = VaeconvError(
         f"internal error: {type(error).__name__}: {error}",
         hint="please report it with the output of --verbose",
     )
     failure.__cause__ = error
     return failure
+
+
+def _has_folder() -> bool:
+    try:
+        return bool(os.getcwd())  # noqa: PTH109 - Path's own would be made of it
+    except OSError:
+        return False
 
 
 def _where_to_look(command: str, args: Sequence[str]) -> str:

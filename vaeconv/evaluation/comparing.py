@@ -23,7 +23,7 @@ from vaeconv.evaluation.protocol import PRESETS, Protocol
 from vaeconv.evaluation.samples import Sample, to_levels, to_rgb
 from vaeconv.evaluation.summary import INFINITE
 from vaeconv.json_text import dump_json
-from vaeconv.option_checks import check_fields
+from vaeconv.option_checks import check_fields, options_of, path_text
 from vaeconv.option_docs import Doc
 from vaeconv.parity.devices import (
     describe_environment,
@@ -139,7 +139,8 @@ def compare(
         >>> print(compare(models, "fixtures/pictures", "merged", options))
         compared 4 images, from left to right: tiny-kl.ckpt, EMA, original
     """
-    options, specs, folder = options or CompareOptions(), as_specs(models), Path(folder)
+    options, specs = options_of(CompareOptions, options), as_specs(models)
+    folder = Path(path_text("folder", folder))
     suffix = "." + options.format
     with ExitStack() as stack:
         report = options.on_progress or (lambda step, done, total: None)

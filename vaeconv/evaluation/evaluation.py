@@ -32,6 +32,7 @@ from vaeconv.evaluation.shards import (
 )
 from vaeconv.evaluation.showing import show_samples
 from vaeconv.evaluation.tables import make_tables
+from vaeconv.option_checks import options_of
 from vaeconv.parity.devices import (
     describe_environment,
     describe_versions,
@@ -102,7 +103,7 @@ def evaluate(
         pictures (32x32, 4 images)
           Model tiny-kl.ckpt, PSNR ..., SSIM ...
     """
-    options, specs = options or EvalOptions(), as_specs(models)
+    options, specs = options_of(EvalOptions, options), as_specs(models)
     with ExitStack() as stack:
         parts = parts or Path(stack.enter_context(tempfile.TemporaryDirectory()), "parts")
         check_metrics(options)

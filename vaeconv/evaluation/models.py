@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vaeconv.checkpoint.source import hash_bytes
 from vaeconv.errors import InputError, UnsupportedModelError, UsageError
 from vaeconv.evaluation.protocol import DTYPES, Protocol
-from vaeconv.option_checks import Range, check_fields
+from vaeconv.option_checks import Range, check_fields, path_text
 from vaeconv.parity.images import image_mode
 from vaeconv.parity.loading import Model
 from vaeconv.parity.side import Side, SideOptions, check_averages, open_side
@@ -121,8 +121,17 @@ def name_specs(
 
 
 def as_specs(models: Sequence[ModelSpec | str | os.PathLike[str]]) -> list[ModelSpec]:
-    """Let paths and addresses stand for models of which nothing else is said."""
-    return [one if isinstance(one, ModelSpec) else ModelSpec(path=os.fspath(one)) for one in models]
+    """Let paths and addresses stand for models of which nothing else is said.
+
+    Raises:
+        UsageError: Something else is among them, or it is no list.
+    """
+    if isinstance(models, str | os.PathLike) or not isinstance(models, Iterable):
+        raise UsageError("models is one thing; it must be several: a list of paths")
+    return [
+        one if isinstance(one, ModelSpec) else ModelSpec(path=path_text("a model", one))
+        for one in models
+    ]
 
 
 def _raw_and_ema(spec: ModelSpec) -> tuple[ModelSpec, ModelSpec]:

@@ -10,7 +10,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from vaeconv.errors import printable
 from vaeconv.evaluation.meter import COLUMNS
+from vaeconv.wording import plural
 
 FORMATS = ("table", "markdown", "latex", "json")
 _LATEX = {char: f"\\{char}" for char in "&%$#_{}"} | {
@@ -19,7 +21,7 @@ _LATEX = {char: f"\\{char}" for char in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
 }
 
-_MARKUP = re.compile(r"[\\`*_\[\]!|#~]")
+_MARKUP = re.compile(r"[\\`*_\[\]!|#~$]")
 _ADDRESS = re.compile(r"https?://[^\s|<>`\\]+")
 
 
@@ -94,13 +96,19 @@ def _make_table(results: Sequence[Mapping[str, Any]]) -> Table:
     ]
     shown = [column for column in columns if any(cell not in ("", "-") for cell in column[2])]
     size = protocol["size"]
+    images = f"{pictures['name']} ({size}x{size}, {plural(pictures['number'], 'image')})"
     return Table(
-        pictures.get("title") or f"{pictures['name']} ({size}x{size}, {pictures['number']} images)",
-        protocol["description"],
-        tuple(title for title, _, _ in shown),
-        tuple(zip(*(cells for _, _, cells in shown), strict=True)),
+        _plain(pictures.get("title") or images),
+        _plain(protocol["description"]),
+        tuple(_plain(title) for title, _, _ in shown),
+        tuple(zip(*(map(_plain, cells) for _, _, cells in shown), strict=True)),
         frozenset(at for at, (_, is_left, _) in enumerate(shown) if is_left),
     )
+
+
+def _plain(text: str) -> str:
+    """Make a line of text of what may come from anybody's file."""
+    return printable(" ".join(text.split()))
 
 
 def _or_dash(value: Any) -> str:
@@ -131,24 +139,26 @@ def format_markdown(results: Sequence[Mapping[str, Any]]) -> str:
     """Write tables in Markdown, as the cards have them."""
     lines: list[str] = []
     for table in make_tables(results):
-        lines += [f"### {_escape_markdown(table.title)}", "", *markdown_table(table)]
-        lines += ["", f"_{_escape_markdown(table.protocol)}_", ""]
+        lines += [f"### {escape_markdown(table.title)}", "", *markdown_table(table)]
+        lines += ["", f"_{escape_markdown(table.protocol)}_", ""]
     return "\n".join(lines)
 
 
 def markdown_table(table: Table) -> list[str]:
     """Write one table in Markdown, without its title."""
     rules = ["---" if at in table.left else "---:" for at in range(len(table.head))]
-    lines = ["| " + " | ".join(table.head) + " |", "|" + "|".join(rules) + "|"]
-    return lines + ["| " + " | ".join(map(_escape_markdown, row)) + " |" for row in table.rows]
+    head, *rows = (
+        "| " + " | ".join(map(escape_markdown, row)) + " |" for row in (table.head, *table.rows)
+    )
+    return [head, "|" + "|".join(rules) + "|", *rows]
 
 
-def _escape_markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Keep text from becoming markup; a plain address becomes a link."""
     if _ADDRESS.fullmatch(text):
         return f"<{text}>"
     escaped = text.replace("&", "&amp;").replace("<", "&lt;")
-    return " ".join(_MARKUP.sub(r"\\\g<0>", escaped).split())
+    return _MARKUP.sub(r"\\\g<0>", escaped)
 
 
 def format_latex(results: Sequence[Mapping[str, Any]]) -> str:
@@ -164,7 +174,7 @@ def format_latex(results: Sequence[Mapping[str, Any]]) -> str:
             for row in (table.head, *table.rows)
         ]
         lines += [
-            " ".join(f"% {table.title}; {table.protocol}".split()),
+            f"% {table.title}; {table.protocol}",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
             body[0],
@@ -178,5 +188,5 @@ def format_latex(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _escape_latex(text: str, *, is_number: bool) -> str:
-    escaped = "".join(_LATEX.get(char, char) for char in " ".join(text.split()))
+    escaped = "".join(_LATEX.get(char, char) for char in text)
     return escaped.replace("+/-", r"$\pm$") if is_number else escaped

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+_HALVES = frozenset((torch.float16, torch.bfloat16))
 _SUMS_OF_PRODUCTS = frozenset(("conv2d", "linear", "bmm", "scaled_dot_product_attention"))
 
 
@@ -23,15 +24,19 @@ class _Fp32Sums(TorchFunctionMode):
         self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if function.__name__ not in _SUMS_OF_PRODUCTS:
+        tensors = [one for one in (*args, *kwargs.values()) if isinstance(one, torch.Tensor)]
+        kinds = {one.dtype for one in tensors if one.dtype is not torch.bool}  # as of a mask
+        is_sum = getattr(function, "__name__", "") in _SUMS_OF_PRODUCTS
+        # Of operands of several types torch says that it does not multiply them.
+        if not is_sum or len(kinds) != 1 or not kinds <= _HALVES or kwargs.get("out") is not None:
             return function(*args, **kwargs)
-        dtype = next(iter((*args, *kwargs.values()))).dtype
         values = {name: _widened(value) for name, value in kwargs.items()}
-        return function(*map(_widened, args), **values).to(dtype)
+        return function(*map(_widened, args), **values).to(*kinds)
 
 
 def _widened(value: Any) -> Any:
-    return value.float() if isinstance(value, torch.Tensor) else value
+    is_half = isinstance(value, torch.Tensor) and value.dtype in _HALVES
+    return value.float() if is_half else value
 
 
 def fp32_sums(data: torch.Tensor) -> AbstractContextManager[Any]:
@@ -46,5 +51,5 @@ def fp32_sums(data: torch.Tensor) -> AbstractContextManager[Any]:
         ...     torch.nn.functional.linear(halves, halves).item()
         4096.0
     """
-    is_half = data.device.type == "cpu" and data.dtype in (torch.float16, torch.bfloat16)
+    is_half = data.device.type == "cpu" and data.dtype in _HALVES
     return _Fp32Sums() if is_half else nullcontext()

@@ -11,9 +11,18 @@ from typing import Protocol
 from vaeconv.checkpoint.hub_address import HubLocation, parse_dataset
 from vaeconv.checkpoint.hub_dataset import Dataset
 from vaeconv.errors import CheckpointNotFoundError, InputError
-from vaeconv.parity.images import SUFFIXES, LeftOut, list_images, no_images, reason_by_name
+from vaeconv.option_checks import path_text
+from vaeconv.parity.images import (
+    SUFFIXES,
+    LeftOut,
+    check_head,
+    list_images,
+    no_images,
+    reason_by_name,
+)
 
 MAX_FILE = 1 << 30  # bytes of an image
+_PACKED = 50  # times that zip packs no image, unless it was made for that
 _ENCRYPTED = 1  # flag of a zip's entry
 _ZIP, _PARQUET = ".zip", ".parquet"
 
@@ -69,14 +78,14 @@ def open_images(
         HubError: The dataset is not there, may not be read, or the network failed.
         UsageError: It is an address of something else.
     """
-    location = parse_dataset(os.fspath(place))
+    location = parse_dataset(path_text("images", place))
     on_step(f"listing the images of {place}")
     if location is not None:
         return _open_dataset(location, on_step)
     path = Path(place)
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 - Path's own raise where a name is too long
         return FolderFiles(path, *list_images(path))
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113
         raise CheckpointNotFoundError("no such folder, zip file or image", where=str(place))
     if path.name.lower().endswith(SUFFIXES):
         return FolderFiles(path.parent, [path.name], [], label=path.name)
@@ -166,8 +175,14 @@ class ZipFiles:
 
     def read(self, name: str) -> bytes:
         _check_size(self.size(name))
+        entry = self._entries[name]
         try:
-            return self._zip.read(self._entries[name])
+            if entry.file_size > _PACKED * max(entry.compress_size, 1):
+                with self._zip.open(entry) as file:
+                    check_head(file)
+            return self._zip.read(entry)
+        except InputError:
+            raise
         except OSError as error:
             raise InputError(
                 f"cannot be read ({error.strerror or type(error).__name__})"

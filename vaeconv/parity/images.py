@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import os
 import stat
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from vaeconv.errors import CheckpointNotFoundError, InputError, UnsupportedModelError
 
@@ -18,6 +19,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # Pillow knows m
 MAX_PIXELS = 150_000_000  # of one image; more is refused, as a decompression bomb
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _MAX_ASPECT = 64
+_LARGE = 1 << 24  # pixels of an image that is read alone, whatever else is read at once
+_STRIP = 64  # rows that are scaled at a time
 _TAIL = 8  # zeros end one byte in so many of a file that was cut short; in flat WebPs, one in 20
 
 OTHER_ENDING, HIDDEN = "its name has another ending", "hidden"
@@ -169,13 +172,44 @@ def read_images(
         known = name if stem in used else stem
         used.add(known)
         try:
-            with quiet_pillow():
-                image, _ = decode(read(name), mode)
+            data = read(name)
+            with quiet_pillow(), alone_if_large(data):
+                image, _ = decode(data, mode)
                 pixels = to_square(image, side)
         except InputError as error:
             broken.append(LeftOut(name, error.what))
         else:
             yield Picture(known, pixels)
+
+
+def check_head(file: IO[bytes]) -> None:
+    """Check that a file begins as an image, before all of it is read.
+
+    Raises:
+        InputError: It does not.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(file, formats=FORMATS):
+            pass
+    except Exception as error:  # decoders raise what they like for odd bytes
+        raise InputError("not an image of a known format, or cut short") from error
+
+
+_alone = threading.Lock()
+
+
+def alone_if_large(data: bytes) -> AbstractContextManager[Any]:
+    """Let an image of many pixels be decoded and reduced while no other such one is."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            is_large = opened.width * opened.height > _LARGE
+    except Exception:  # noqa: BLE001 - what is wrong with it shows when it is decoded
+        is_large = False
+    return _alone if is_large else nullcontext()
 
 
 def decode(data: bytes, mode: str) -> tuple[Any, str | None]:
@@ -308,11 +342,16 @@ def flatten(image: Any, mode: str) -> Any:
     from PIL import Image
 
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        if not np.isfinite(values).all():
+        values = np.asarray(image)
+        strips = [values[at : at + _STRIP] for at in range(0, len(values), _STRIP)]
+        if not all(np.isfinite(strip).all() for strip in strips):
             raise InputError("holds NaN or infinity")
         top = 65535.0 if image.mode.startswith("I") else max(float(values.max(initial=1.0)), 1.0)
-        image = Image.fromarray(np.clip(values / top * 255, 0, 255).round().astype(np.uint8))
+        levels = np.empty(values.shape, np.uint8)
+        for at, strip in zip(range(0, len(values), _STRIP), strips, strict=True):
+            scaled = strip.astype(np.float64) / top * 255
+            levels[at : at + _STRIP] = np.clip(scaled, 0, 255).round()
+        image = Image.fromarray(levels)
     if mode != "RGBA" and ("A" in image.getbands() or "transparency" in image.info):
         image = image.convert("RGBA")
         paper = Image.new("RGBA", image.size, (255, 255, 255, 255))

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 from vaeconv.autoencoder.config import Scaling
 from vaeconv.checkpoint.atomic import replace_small_file
 from vaeconv.checkpoint.dtypes import BY_CODE
-from vaeconv.errors import OutputError, one_line
+from vaeconv.errors import OutputError, one_line, printable
 from vaeconv.json_text import dump_json
 from vaeconv.parity.behaviour import Outcome, summarise
 from vaeconv.parity.measure import Distance
@@ -331,7 +331,7 @@ def annotation(message: str, command: str = "verify") -> str | None:
     """
     if os.environ.get("GITHUB_ACTIONS") != "true":
         return None
-    escaped = message.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    escaped = printable(message, keep="\n").replace("%", "%25").replace("\n", "%0A")
     return f"::error title=vaeconv {command}::{escaped}"
 
 
@@ -381,10 +381,5 @@ def _cases(result: Verification) -> Iterator[tuple[str, str, list[str]]]:
 
 
 def _xml(text: str) -> str:
-    """Leave out what XML 1.0 has no way to say: control characters, halves of pairs."""
-    kept = (char for char in text if char in "\t\n" or (" " <= char and not _is_half(char)))
-    return "".join(kept)
-
-
-def _is_half(char: str) -> bool:
-    return "\ud800" <= char <= "\udfff" or char in "\ufffe\uffff"
+    """Write out what XML 1.0 has no way to say, as a terminal would show it."""
+    return printable(text, keep="\t\n").replace("\ufffe", "").replace("\uffff", "")

@@ -22,7 +22,7 @@ from vaeconv.checkpoint.source import hash_bytes
 from vaeconv.effects import Rule, reading_rules, refuse_idle
 from vaeconv.errors import CheckFailedError, UnmappedKeysError, UsageError
 from vaeconv.notes import Note, note
-from vaeconv.option_checks import RUN_DTYPES, check_fields
+from vaeconv.option_checks import RUN_DTYPES, check_fields, options_of
 from vaeconv.option_docs import Doc
 from vaeconv.parity.behaviour import Decoded, Limits, Outcome, Runner
 from vaeconv.parity.devices import (
@@ -202,7 +202,7 @@ def verify(
         >>> print(verify("fixtures/tiny-kl.ckpt", "fixtures/tiny-kl.safetensors", options))
         passed: fixtures/tiny-kl.ckpt and fixtures/tiny-kl.safetensors
     """
-    options = options or VerifyOptions()
+    options = options_of(VerifyOptions, options)
     if b is None and drop_in_for is None:
         raise UsageError(
             "there is nothing to compare it with", hint="name B, or --drop-in-for BASE"

@@ -158,9 +158,15 @@ def _new_card(inputs: CardInputs, data: Mapping[str, Any], sections: Sequence[Se
             prose={name: marked[name] for name in PROSE if name in marked},
             sections=[section.marked for section in sections if not section.is_prose],
         )
-    except jinja2.TemplateError as error:
-        where = str(inputs.template) if inputs.template else None
-        raise InputError(f"the template does not work ({error})", where=where) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # a template is code, which raises what it likes
+        if not inputs.template:
+            raise
+        said = str(error) if isinstance(error, jinja2.TemplateError) else repr(error)
+        raise InputError(
+            f"the template does not work ({said})", where=str(inputs.template)
+        ) from error
     return text.rstrip() + "\n"
 
 

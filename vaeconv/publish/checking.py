@@ -17,10 +17,14 @@ from vaeconv.publish.card_rules import front_problems
 from vaeconv.publish.front_matter import Card, read_card
 from vaeconv.publish.sections import find_sections
 
-_LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)(?:\s[^)]*)?\)|<img[^>]+src=[\"']?([^\"'\s>]+)")
+# Neither part can run over the beginning of another link, so that looking takes linear time.
+_LINK = re.compile(
+    r"\]\(((?:[^()\s]|\([^()\s]*\))+)(?:\s[^()]*)?\)"
+    r"|<img\s[^<>]*?src=[\"']?([^\"'\s<>]+)"
+)
 _REMOTE = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:|#|//")
-# Of code, brackets beside parentheses are no links.
-_CODE = re.compile(r"^(```+|~~~+).*?^\1[`~]*$|(?<!`)(`+)(?!`)[^\n]+?(?<!`)\2(?!`)", re.M | re.S)
+_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})(.*)")
+_TICKS = re.compile(r"`+")
 
 
 def check_card(
@@ -111,7 +115,33 @@ def _link_problems(folder: Path, body: str, published: Collection[str] | None) -
 
 def without_code(text: str) -> str:
     """Leave code out of Markdown: what stands in it is neither a link nor a heading."""
-    return _CODE.sub("", text)
+    kept: list[str] = []
+    fence = ""  # that the code we are in began with
+    for line in text.splitlines(keepends=True):
+        found = _FENCE.match(line)
+        if fence:
+            if found and found[1].startswith(fence) and not found[2].strip():
+                fence = ""
+        elif found and not (found[1][0] == "`" and "`" in found[2]):
+            fence = found[1]
+        else:
+            kept.append(_without_spans(line))
+    return "".join(kept)
+
+
+def _without_spans(line: str) -> str:
+    """Leave out what stands between two runs of equally many backticks."""
+    runs = list(_TICKS.finditer(line))
+    last = {len(run[0]): at for at, run in enumerate(runs)}  # where the last of a length stands
+    kept, at, start = [], 0, 0
+    while at < len(runs):
+        length = len(runs[at][0])
+        if last[length] > at:
+            kept.append(line[start : runs[at].start()])
+            at = next(other for other in range(at + 1, len(runs)) if len(runs[other][0]) == length)
+            start = runs[at].end()
+        at += 1
+    return "".join([*kept, line[start:]])
 
 
 def _is_there(path: Path, root: Path, published: Collection[str] | None) -> bool:

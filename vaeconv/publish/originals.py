@@ -23,6 +23,7 @@ from vaeconv.errors import (
 from vaeconv.leftovers import scratch_folder
 from vaeconv.manifest import MANIFEST
 from vaeconv.names import is_utf8
+from vaeconv.option_checks import options_of
 from vaeconv.publish.card import CARD, CardInputs, assemble_card
 from vaeconv.publish.checking import without_code
 from vaeconv.publish.documents import read_document, read_manifest
@@ -87,7 +88,7 @@ def push_both(
         UsageError: The options do not fit together, or the file is of another layout.
         VaeconvError: The file cannot be read.
     """
-    options = options or PushOptions()
+    options = options_of(PushOptions, options)
     for name in (repo_id, original.repo_id):
         check_options(name, options)
     if repo_id == original.repo_id:

@@ -16,7 +16,7 @@ _FIELDS = frozenset({"path", "name", "source", "file", "folder", "images", "wher
 _WORDS = frozenset({"comment", "link", "title", "summary", "description"})
 _ABSOLUTE = re.compile(r"/(?!/)|~[\w.-]*[/\\]|[A-Za-z]:[\\/]|\\\\|file:/+", re.IGNORECASE)
 _SEPARATOR = re.compile(r"[\\/]+")
-_URL = r"data:[^\s\"'<>)]*|(?!file:)[a-z][a-z0-9+.-]*://[^\s\"'<>]*"
+_URL = r"data:[^\s\"'<>)]*|(?!file:)[a-z][a-z0-9+.-]{0,31}://[^\s\"'<>]*"
 _PART = r"[^\s\\/\"'`<>|:;,()\[\]{}]"
 # A path in a sentence: nothing that a path or an address goes on with stands before it. One part
 # below the root ("/half") may be anything.

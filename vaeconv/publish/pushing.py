@@ -11,6 +11,7 @@ from typing import NamedTuple
 from vaeconv.effects import Rule, refuse_idle
 from vaeconv.errors import CheckFailedError, counted
 from vaeconv.leftovers import scratch_folder
+from vaeconv.option_checks import options_of
 from vaeconv.publish.access import check_access
 from vaeconv.publish.card import CARD
 from vaeconv.publish.committing import commit_files
@@ -119,7 +120,7 @@ def push(
         >>> print(push("release-files", "user/my-vae", PushOptions(parity=False), dry_run=True))
         nothing published to user/my-vae: 3 files changed, 0 unchanged
     """
-    options = options or PushOptions()
+    options = options_of(PushOptions, options)
     check_options(repo_id, options)
     deadline = Deadline(options.timeout)
     folder = Path(folder)

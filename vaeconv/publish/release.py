@@ -23,7 +23,7 @@ from vaeconv.autoencoder.topology import Layout
 from vaeconv.checkpoint import system
 from vaeconv.checkpoint.shared import shared_sources
 from vaeconv.errors import OutputError, UsageError, VaeconvError, raise_all
-from vaeconv.option_checks import not_among
+from vaeconv.option_checks import not_among, path_text
 from vaeconv.publish.access import Destination
 from vaeconv.publish.pushing import Pushed
 from vaeconv.publish.release_check import check_config
@@ -134,8 +134,9 @@ def release(
     check_steps(first, last)
     found: list[VaeconvError] = []
     if not isinstance(config, ReleaseConfig):
-        root = root or Path(config).absolute().parent
-        config = read_release(Path(config), found)
+        file = Path(path_text("config", config))
+        root = root or file.absolute().parent
+        config = read_release(file, found)
     unfilled: list[VaeconvError] = []
     config = fill_in(config, tag, unfilled)
     problems = [*found, *unfilled, *check_config(config)]

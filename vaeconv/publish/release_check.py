@@ -8,7 +8,8 @@ from pathlib import PurePosixPath
 from vaeconv.errors import UsageError, VaeconvError
 from vaeconv.evaluation.nets import INCEPTION, LPIPS_HEADS, VGG
 from vaeconv.evaluation.ranks import read_ranks
-from vaeconv.names import KINDS, OutputKind, ending_of
+from vaeconv.manifest import MANIFEST
+from vaeconv.names import KINDS, OutputKind, ending_of, no_path
 from vaeconv.publish.push_options import PushOptions, check_options
 from vaeconv.publish.release_config import (
     EvalTable,
@@ -83,6 +84,9 @@ def _output(table: OutputTable) -> Iterator[UsageError]:
         yield _wrong("output", "original_formats are each once")
     if PurePosixPath(table.original).name != table.original or "\\" in table.original:
         yield _wrong("output", f"original = {table.original!r} is not the name of a file")
+    longest = f"{table.original}.{max(formats, key=len, default='')}.{MANIFEST}"
+    if reason := no_path(longest):
+        yield _wrong("output", f"original, with its ending and .{MANIFEST}, {reason}")
     if ending_of(table.original) in KINDS:
         yield _wrong(
             "output",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from vaeconv.evaluation.nets import INCEPTION
 from vaeconv.evaluation.tables import identity_of
 from vaeconv.publish.documents import read_document
 from vaeconv.publish.release_config import EvalTable
+from vaeconv.wording import plural
 
 
 def check_metrics(table: EvalTable, result: Mapping[str, Any], baseline: Path | None) -> None:
@@ -60,6 +62,11 @@ def _check_psnr(least: float, metrics: Mapping[str, Any]) -> None:
         raise UsageError("the gate on PSNR needs PSNR in the result")
     found = metrics["psnr"]
     psnr = found["mean"]
+    if found.get("invalid"):
+        raise CheckFailedError(
+            f"PSNR is no number for {plural(found['invalid'], 'image')}: their reconstructions "
+            "hold NaN or infinity, and min_psnr is a gate for all"
+        )
     is_exact = psnr is None and found.get("infinite", 0) > 0
     if not is_exact and (psnr is None or not psnr >= least):
         said = "no number" if psnr is None else f"{psnr:.2f} dB"
@@ -83,7 +90,9 @@ def read_rfid(path: Path) -> float:
                 hint="measure its model again",
             )
         if found is not None:
+            if not math.isfinite(float(found)):
+                raise ValueError(found)
             return float(found)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError("not a result of vaeconv eval", where=str(path)) from error
     raise UsageError("the gate on rFID needs rFID in both results", where=str(path))

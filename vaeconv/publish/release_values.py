@@ -6,15 +6,20 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vaeconv.errors import UsageError, VaeconvError
+from vaeconv.names import no_path
+from vaeconv.publish.push_options import is_ref
 from vaeconv.publish.release_config import PATHS, ReleaseConfig
 
 _TAG = re.compile(r"\{\{tag\}\}|\{tag\}")
 _FIELD = re.compile(r"(?<![{$])\{(\w+)\}(?!\})")
-_VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))", re.ASCII)
+_FILLED = re.compile(
+    rf"(?P<tag>{_TAG.pattern})|\$(?:\{{(?P<braced>\w+)\}}|(?P<name>\w+))", re.ASCII
+)
 _HOW_TO_TAG = "name it with --tag, or set VAECONV_TAG; CI sets GITHUB_REF_NAME and CI_COMMIT_TAG"
 
 
@@ -93,30 +98,37 @@ class _Filler:
                 if name != "tag":
                     what = f"{{{name}}} is not a placeholder"
                     self._refuse(key, what, "{tag} is the only placeholder")
-        text = _TAG.sub(lambda found: self._put_tag(key, found[0]), text)
-        return self._path(key, text) if key in PATHS else text
+        if key in PATHS:
+            return self._path(key, text)
+        return _TAG.sub(partial(self._put_tag, key), text)
 
-    def _put_tag(self, key: tuple[str, str], found: str) -> str:
-        if found.startswith("{{"):
+    def _put_tag(self, key: tuple[str, str], found: re.Match[str]) -> str:
+        if found[0].startswith("{{"):
             return "{tag}"
         self.is_used = True
         if self._tag is None:
             self._refuse(key, "has {tag}, but no tag is known", _HOW_TO_TAG)
+        elif not is_ref(self._tag):
+            self._refuse(key, f"{self._tag!r} is not a name that git allows for a tag", _HOW_TO_TAG)
         return self._tag or "tag"
 
     def _path(self, key: tuple[str, str], text: str) -> str:
         def put(found: re.Match[str]) -> str:
-            name = found[1] or found[2]
+            if found["tag"]:  # which is text, whatever is in it
+                return self._put_tag(key, found)
+            name = found["braced"] or found["name"]
             value = os.environ.get(name, "")
             if not value:
                 self._refuse(key, f"the environment variable {name} is not set")
             return value
 
-        path = _VARIABLE.sub(put, text)
+        path = _FILLED.sub(put, text)
         if not path.strip():
             # An empty path is the current folder to the system, and never what is meant.
             self._refuse(key, "is empty", "leave the key out, or name a path")
-        if path.startswith("~"):
+        if reason := no_path(path):
+            self._refuse(key, reason)
+        if text.startswith("~"):
             try:
                 path = str(Path(path).expanduser())
             except RuntimeError:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from vaeconv.evaluation.tables import make_tables, markdown_table
+from vaeconv.errors import printable
+from vaeconv.evaluation.tables import escape_markdown, make_tables, markdown_table
 from vaeconv.publish.meta import CardMeta
 
 _BEGIN, _END = "<!-- vaeconv:begin {name} -->", "<!-- vaeconv:end {name} -->"
@@ -146,11 +147,15 @@ def evaluation_section(results: Sequence[Mapping[str, Any]], meta: CardMeta) -> 
     lines = ["## Evaluation", ""]
     titles = list(meta.eval_titles)
     for table in make_tables(results):
-        title = titles.pop(0) if titles else table.title
-        lines += [f"### {_cell(title)}", "", *markdown_table(table), ""]
-        lines += [f"_{_cell(table.protocol)}_", ""]
+        title = _cell(titles.pop(0)) if titles else escape_markdown(table.title)
+        lines += [f"### {title}", "", *markdown_table(table), ""]
+        lines += [f"_{escape_markdown(table.protocol)}_", ""]
     nets = sorted(
-        {f"{net['name']} `{net['sha256'][:16]}`" for result in results for net in result["nets"]}
+        {
+            f"{_text(net['name'])} `{_text(net['sha256'][:16])}`"
+            for result in results
+            for net in result["nets"]
+        }
     )
     if nets:
         lines += [f"Metric networks (sha256): {', '.join(nets)}.", ""]
@@ -161,7 +166,7 @@ def pictures_section(paths: Sequence[str], order: Sequence[str]) -> Section:
     """Side-by-side reconstructions, by links relative to the card."""
     lines = ["## Reconstructions", ""]
     if order:
-        lines += [f"From left to right: {_cell(', '.join(order))}.", ""]
+        lines += [f"From left to right: {_text(', '.join(order))}.", ""]
     for path in paths:
         name = _cell(Path(path).stem.replace("[", "").replace("]", ""))
         lines += [f"![{name}]({quote(path)})", ""]
@@ -178,7 +183,7 @@ def provenance_section(
     if parity:
         rows += _parity_rows(parity)
     lines = ["## Provenance", "", "| | |", "|---|---|"]
-    lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows]
+    lines += [f"| {_text(name)} | {_text(value)} |" for name, value in rows]
     return Section("provenance", "\n".join(lines))
 
 
@@ -233,5 +238,11 @@ def _parity_rows(parity: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [*rows, *([("checked with", ", ".join(computed))] if computed else [])]
 
 
+def _text(value: object) -> str:
+    """Keep what a document of anybody's says from becoming markup."""
+    return escape_markdown(printable(" ".join(str(value).split())))
+
+
 def _cell(value: object) -> str:
-    return " ".join(str(value).replace("|", "\\|").replace("<", "&lt;").split())
+    """Keep what people say of their model in one cell of a table; their markup stays."""
+    return printable(" ".join(str(value).replace("|", "\\|").replace("<", "&lt;").split()))

@@ -7,18 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vaeconv.cli.output import Sink
-from vaeconv.errors import CheckFailedError, counted
+from vaeconv.errors import CheckFailedError, counted, printable
 
 
 def card_lines(text: str, written: Sequence[Path], *, shown: bool, dry_run: bool) -> list[str]:
     """Print a card where that was asked for, and name the files that were written."""
+    shown_text = printable(text, keep="\t\n")
     if shown:
         from rich.console import Console
         from rich.markdown import Markdown
 
-        Console().print(Markdown(text.split("\n---\n", 1)[-1]))
+        Console().print(Markdown(shown_text.split("\n---\n", 1)[-1]))
     elif dry_run:
-        sys.stdout.write(text)
+        sys.stdout.write(shown_text)
     return [f"wrote {path}" for path in written]
 
 

@@ -53,16 +53,21 @@ def print_results(results: Sequence[Mapping[str, Any]], form: str, written: Sequ
     elif form == "latex":
         sys.stdout.write(format_latex(results) + "\n")
     else:
-        lines: list[Line] = []
-        for table in make_tables(results):
-            lines += [table.title, Table(table.head, table.rows), table.protocol, ""]
-        for result in results:
-            lines += _latent_lines(result)
-        lines += written_lines(written)
+        lines = [*table_lines(results), *written_lines(written)]
         sys.stdout.writelines(line + "\n" for line in fitted(lines, sys.stdout))
     sys.stdout.flush()
     if form != "table":
         print_notes(written_lines(written))
+
+
+def table_lines(results: Sequence[Mapping[str, Any]]) -> list[Line]:
+    """Lay results out as tables, and the statistics of latents below."""
+    lines: list[Line] = []
+    for table in make_tables(results):
+        lines += [table.title, Table(table.head, table.rows), table.protocol, ""]
+    for result in results:
+        lines += _latent_lines(result)
+    return lines
 
 
 def written_lines(written: Sequence[str]) -> list[str]:
