@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 import vaeconv
 from docs.make_api import TARGET, make_api
 from tests.publish.pushes import small_hub
-from vaeconv.errors import name_parameters
+from vaeconv.errors import UsageError, name_parameters
 
 ROOT = Path(__file__).parents[1]
 CKPT = ROOT / "fixtures" / "tiny-kl.ckpt"
@@ -81,3 +82,39 @@ def test_errors_name_parameters_in_python_and_options_on_the_command_line() -> N
 )
 def test_options_become_parameters(text: str, said: str) -> None:
     assert name_parameters(text) == said
+
+
+KNOWN_BAD = {
+    "options of nobody": lambda: vaeconv.inspect(CKPT, 5),
+    "options of another": lambda: vaeconv.inspect(CKPT, vaeconv.ConvertOptions()),
+    "text as options": lambda: vaeconv.convert(CKPT, "out", "x"),
+    "number as options": lambda: vaeconv.verify(CKPT, CKPT, 5),
+    "prune": lambda: vaeconv.prune(CKPT, "out", 5),
+    "evaluate": lambda: vaeconv.evaluate([CKPT], "images", 5),
+    "compare": lambda: vaeconv.compare([CKPT], "images", "out", 5),
+    "push": lambda: vaeconv.push("out", "a/b", 5),
+    "number as output": lambda: vaeconv.convert(CKPT, 5),
+    "none as output": lambda: vaeconv.convert(CKPT, None),
+    "bytes as output": lambda: vaeconv.convert(CKPT, b"x"),
+    "output of prune": lambda: vaeconv.prune(CKPT, 5),
+    "no models": lambda: vaeconv.evaluate(None, "images"),
+    "one model": lambda: vaeconv.evaluate(CKPT, "images"),
+    "number as model": lambda: vaeconv.evaluate([5], "images"),
+    "no images": lambda: vaeconv.evaluate([CKPT], None),
+    "compared number": lambda: vaeconv.compare(5, "images", "out"),
+    "compared without images": lambda: vaeconv.compare([CKPT], None, "out"),
+    "compared to nowhere": lambda: vaeconv.compare([CKPT], "images", None),
+    "release": lambda: vaeconv.release(5),
+    "scaling": lambda: vaeconv.ConvertOptions(scaling=vaeconv.ScalingOptions("x")),
+    "reading": lambda: vaeconv.VerifyOptions(a=vaeconv.SideOptions(5)),
+}
+
+
+@pytest.mark.parametrize("call", KNOWN_BAD.values(), ids=KNOWN_BAD)
+def test_a_call_with_something_else_says_what_it_takes(
+    call: Callable[[], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"must be|is not"):
+        call()
+    assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -229,3 +230,40 @@ def test_the_reference_of_keys_is_what_init_writes() -> None:
     text = (ROOT / "docs" / "release-file.md").read_text(encoding="utf-8")
     (found,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
     assert found.rstrip() == commented_file().rstrip(), "vaeconv release --init writes it"
+
+
+@pytest.mark.parametrize(
+    "folder", ["~nouser/x", "a" * 400, "a\\u0000b", "/", "..", "$HOME/../../../.."]
+)
+def test_any_release_file_leaves_the_command_to_say_what_is_wrong(
+    tmp_path: Path, folder: str
+) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "release.toml").write_text(f'[output]\nfolder = "{folder}"\n')
+    assert places_of(project)["work"] in ("", str(project / folder))
+
+
+def test_a_release_file_that_cannot_be_read(tmp_path: Path) -> None:
+    assert places_of(tmp_path)["work"] == ""
+    (tmp_path / "release.toml").write_text("a = " + "[" * 5000)
+    assert places_of(tmp_path)["work"] == ""
+    (tmp_path / "release.toml").unlink()
+    os.mkfifo(tmp_path / "release.toml")
+    assert places_of(tmp_path)["work"] == ""
+
+
+def test_a_tag_is_no_variable(tmp_path: Path) -> None:
+    (tmp_path / "release.toml").write_text('[output]\nfolder = "$PART/{tag}"\n')
+    found = places_of(tmp_path, IN_TAG="v$PART", PART="o")
+    assert found["work"] == str(tmp_path / "o" / "v$PART")
+
+
+def places_of(folder: Path, **env: str) -> dict[str, str]:
+    script, output = ROOT / ".github" / "action" / "steps.py", folder / "told"
+    settings = {**os.environ, "IN_COMMAND": "release", "GITHUB_OUTPUT": str(output), **env}
+    subprocess.run([sys.executable, script, "places"], cwd=folder, env=settings, check=True,
+                   timeout=60)  # fmt: skip
+    lines = output.read_text().splitlines()
+    output.unlink()
+    return {lines[at].partition("<<")[0]: lines[at + 1] for at in range(0, len(lines), 3)}

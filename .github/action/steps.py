@@ -137,15 +137,16 @@ def _work_folder() -> Path | None:
     """The folder that a release file names; None where it cannot be read."""
     file = Path(_release_file())
     try:
-        text = file.read_text(encoding="utf-8-sig") if file.is_file() else ""  # no pipe
-        tables: Any = tomllib.loads(text)
+        if not file.is_file():  # a pipe would be waited for
+            return None
+        tables: Any = tomllib.loads(file.read_text(encoding="utf-8-sig"))
         folder = str(tables.get("output", {}).get("folder", _FOLDER))
     except (OSError, ValueError, AttributeError, RecursionError):  # vaeconv says what is wrong
         return None
     # The tag is text: what looks like a variable in it is none.
     tag = _input("TAG") or _tag(os.environ)
     filled = os.path.expandvars(os.path.expanduser(folder)).replace("{tag}", tag)  # noqa: PTH111
-    place = (file.parent / filled).absolute()
+    place = Path(os.path.normpath((file.parent / filled).absolute()))
     holds_more = place in (file.absolute(), *file.absolute().parents)
     return None if "\0" in filled or holds_more else place
 

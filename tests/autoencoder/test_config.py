@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -362,3 +363,35 @@ def test_yaml_with_aliases_as_people_write_them() -> None:
         "ch: &channels [64, 128]\nblock_out_channels: *channels\nlatent_channels: 4\n", "c.yaml"
     )
     assert found.channels == (64, 128)
+
+
+HUGE = "0x1" + "0" * 5000
+MANY = [1] * 300_000
+COSTLY = {
+    "levels": json.dumps({"model": {"params": {"ddconfig": {"ch": 1, "ch_mult": MANY,
+                                                            "resolution": 1}}}}),
+    "a list of widths": "model: {params: {ddconfig: {ch: [1, 2], ch_mult: [200000000]}}}",
+    "a text as width": "model: {params: {ddconfig: {ch: ab, ch_mult: [200000000]}}}",
+    "a text of levels": f"model: {{params: {{ddconfig: {{ch: 1, ch_mult: {'1' * 99999}}}}}}}",
+    "blocks": json.dumps({"block_out_channels": MANY}),
+    "kinds of blocks": json.dumps({"down_block_types": ["DownEncoderBlock2D"] * 300_000}),
+    **{
+        name: f"{name}: {HUGE}"
+        for name in ("in_channels", "sample_size", "layers_per_block", "scaling_factor")
+    },
+    "a huge number in a list": f"block_out_channels: [{HUGE}]",
+    "a huge width": f"model: {{params: {{ddconfig: {{ch: {HUGE}, ch_mult: [1]}}}}}}",
+    "a huge side": f"model: {{params: {{ddconfig: {{ch: 1, ch_mult: [1], resolution: {HUGE}}}}}}}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", COSTLY.values(), ids=COSTLY)
+def test_a_config_costs_no_more_than_its_size(text: str) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(MalformedCheckpointError) as caught:
+            parse_config(text, "config.json")
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+    assert len(str(caught.value)) < 1000

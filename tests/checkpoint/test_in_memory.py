@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_type_hints
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
+from torch.nn.parameter import UninitializedParameter
 
 from vaeconv import (
     ConvertOptions,
@@ -119,6 +121,12 @@ def test_the_checkpoint_says_what_it_is() -> None:
         (3, UsageError, "int is not a path"),
         ([torch.ones(1)], UsageError, "list is not a path"),
         ({"a": torch.ones(2, 2).to_sparse()}, UnsupportedModelError, "tensor a is torch.sparse"),
+        ({"a": torch.ones(2, device="meta")}, UnsupportedModelError, "a has no values"),
+        ({"a": UninitializedParameter()}, UnsupportedModelError, "tensor a is no plain tensor"),
+        ({5: torch.ones(1), "5": torch.ones(1)}, UsageError, "a key is of type int"),
+        ({None: torch.ones(1)}, UsageError, "a key is of type NoneType"),
+        (AutoencoderKL, UsageError, "is not a path, a state dict or a module"),
+        (SimpleNamespace(state_dict=3), UsageError, "is not a path, a state dict or a module"),
     ],
 )
 def test_what_is_no_model_is_refused(
@@ -151,3 +159,19 @@ def test_the_weights_stay_as_they_are(tmp_path: Path) -> None:
 def test_types_can_be_asked_for() -> None:
     for function in (convert, prune, verify, inspect, open_checkpoint):
         assert get_type_hints(function)
+
+
+def test_a_config_that_is_no_json_is_read_as_far_as_it_is(tmp_path: Path) -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+
+    class Model:
+        def __init__(self) -> None:
+            self.config = {**model().config, "object": object(), (1, 2): 3, "deep": deep}
+
+        def state_dict(self) -> dict[str, torch.Tensor]:
+            return model().state_dict()
+
+    config = convert(Model(), tmp_path / "out").config
+    assert config is not None and config["scaling_factor"] == model().config.scaling_factor

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import threading
+import tracemalloc
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,13 +15,15 @@ import pytest
 from PIL import Image, ImageFile
 
 from tests.evaluation.runs import tiles
-from vaeconv.errors import InputError, UnsupportedModelError
+from vaeconv.errors import CheckpointNotFoundError, InputError, UnsupportedModelError
 from vaeconv.evaluation.images import ImageSet
+from vaeconv.parity.image_files import open_images
 from vaeconv.parity.images import (
     FIRST_FRAME,
     HIDDEN,
     OTHER_ENDING,
     LeftOut,
+    alone_if_large,
     count_left_out,
     decode,
     image_mode,
@@ -241,3 +245,58 @@ def test_alpha_is_kept_where_it_is_wanted() -> None:
     assert decode(buffer.getvalue(), "RGBA")[0].getpixel((0, 0)) == (10, 20, 30, 128)
     assert decode(buffer.getvalue(), "RGB")[0].getpixel((0, 0)) == (132, 137, 142)
     assert decode(KINDS["jpeg"], "RGBA")[0].getextrema()[3] == (255, 255)
+
+
+def test_16_bits_and_floats_are_scaled_in_little_memory(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    grey = rng.integers(0, 1 << 16, (1000, 700), dtype=np.uint16)
+    floats = (rng.random((1000, 700)) * 3).astype(np.float32)
+    for values, top, name in ((grey, 65535.0, "a.png"), (floats, float(floats.max()), "a.tiff")):
+        Image.fromarray(values).save(tmp_path / name)
+        data = (tmp_path / name).read_bytes()
+        tracemalloc.start()
+        image, _ = decode(data, "L")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        wanted = np.clip(values.astype(np.float64) / top * 255, 0, 255).round()
+        assert np.array_equal(np.asarray(image), wanted.astype(np.uint8))
+        assert peak < 12 * values.size, "as bytes, without a copy in float64"
+
+
+def test_large_images_are_read_one_at_a_time() -> None:
+    def data_of(side: int) -> bytes:
+        file = io.BytesIO()
+        Image.new("1", (side, side)).save(file, "PNG")
+        return file.getvalue()
+
+    large, small = data_of(4200), data_of(64)
+    with alone_if_large(large), alone_if_large(small), alone_if_large(b"no image"):
+        reader = threading.Thread(target=lambda: alone_if_large(large).__enter__(), daemon=True)
+        reader.start()
+        reader.join(0.2)
+        assert reader.is_alive()
+    reader.join(60)
+    assert not reader.is_alive()
+
+
+def test_what_a_zip_packs_too_well_is_looked_at_before_it_is_read(tmp_path: Path) -> None:
+    flat = io.BytesIO()
+    Image.new("L", (2000, 2000)).save(flat, "BMP")  # packs as well, and is one
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as bundle:
+        bundle.writestr("a.png", bytes(64 << 20))
+        bundle.writestr("b.bmp", flat.getvalue())
+    files = open_images(tmp_path / "x.zip")
+    tracemalloc.start()
+    with pytest.raises(InputError, match="not an image"):
+        files.read("a.png")
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
+    assert files.read("b.bmp") == flat.getvalue()
+    files.close()
+
+
+@pytest.mark.parametrize("name", ["a" * 400, "a\0b", "b/" * 3000])
+def test_a_name_that_no_folder_can_have_is_no_folder(name: str) -> None:
+    with pytest.raises(CheckpointNotFoundError) as caught:
+        open_images(name)
+    assert caught.value.what.startswith("no such folder")

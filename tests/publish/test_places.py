@@ -111,3 +111,10 @@ def test_any_path_in_a_field_is_hidden(parts: list[str]) -> None:
     assert not is_place(hidden["path"]) or "\\" in place or set(parts[-1]) & set("~:")
     assert f"{place}: no" not in hidden["problems"]
     json.dumps(hidden)
+
+
+@pytest.mark.parametrize(
+    "text", ["abcdefghij+" * 30_000 + " /", "a+" * 99_000 + "/", "a/" * 90_000]
+)
+def test_a_long_text_takes_linear_time(text: str) -> None:
+    assert len(hide_places_in_text(text)) <= len(text)

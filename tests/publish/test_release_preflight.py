@@ -529,3 +529,42 @@ def test_a_source_that_is_not_there_hides_nothing(project: Path) -> None:
     listed = "\n".join(problems_of(project, wrong))
     for said in ("nope.ckpt: No such file", "nope: no such folder", "nope2: No such file", "'mti'"):
         assert said in listed, (said, listed)
+
+
+# --- what a value may hold ---
+
+
+def test_a_tag_is_text_and_no_template(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "s3cr3t")
+    monkeypatch.setenv("WITH_TAG", "{tag}")
+    output = {"output": {"folder": "$SECRET/{tag}/${WITH_TAG}"}}
+    write_toml(project / "release.toml", SHORT, output)
+    found, problems = filled(config_of(project), "v$SECRET")
+    assert (found.output.folder, problems) == ("s3cr3t/v$SECRET/{tag}", [])
+
+
+@pytest.mark.parametrize("tag", ["../../out", "a b", "~", "-x", "a..b", "x.lock", "/a"])
+def test_a_tag_that_git_refuses_names_no_folder(project: Path, tag: str) -> None:
+    write_toml(project / "release.toml", SHORT, {"output": {"folder": "o/{tag}"}})
+    (problem,) = filled(config_of(project), tag)[1]
+    assert "is not a name that git allows for a tag" in problem
+
+
+@pytest.mark.parametrize(
+    ("table", "key"), [("output", "folder"), ("output", "original"), ("eval", "images")]
+)
+@pytest.mark.parametrize("name", ["a" * 400, "a\0b"], ids=["long", "NUL"])
+def test_a_name_that_no_file_can_have(project: Path, table: str, key: str, name: str) -> None:
+    problems = problems_of(project, {table: {key: name}})
+    (said,) = (one for one in problems if one.startswith(f"[{table}]"))
+    assert key in said and ("255 bytes" in said or "NUL" in said)
+
+
+def test_numbers_that_nothing_can_show(project: Path) -> None:
+    text = (project / "release.toml").read_text()
+    assert "[eval]\n" in text
+    huge = text.replace("[eval]\n", f"[eval]\nlimit = 0x{'f' * 5000}\n")
+    (project / "release.toml").write_text(huge)
+    result = run_here("release", project / "release.toml", "--dry-run")
+    assert result.exit_code == 2
+    assert "limit: must be a whole number, and is too large" in result.stderr

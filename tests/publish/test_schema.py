@@ -126,3 +126,12 @@ def test_what_is_no_toml_is_named_with_its_line(tmp_path: Path) -> None:
             read_toml(path)
     with pytest.raises(UsageError, match="No such file"):
         read_toml(tmp_path / "none.toml")
+
+
+def test_blanks_and_many_problems_take_linear_time(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    lines = [f"odd{at} = 1" for at in range(20_000)]
+    path.write_text("\n".join([" " * 300_000, 'name = "a"', "\t" * 300_000, *lines]))
+    with pytest.raises(UsageError) as caught:
+        build(Outer, read_toml(path), str(path))
+    assert any(f"{path}:20003: unknown key odd19999" in one for one in caught.value.details)

@@ -66,10 +66,10 @@ class InMemory(os.PathLike[str]):
         import torch
 
         state = dict(self._state)
-        odd = next((name for name in state if not isinstance(name, str)), None)
-        if odd is not None:
+        odd = [type(name).__name__ for name in state if not isinstance(name, str)]
+        if odd:
             raise UsageError(
-                f"a key is a {type(odd).__name__}; keys of a state dict are text",
+                f"a key is of type {odd[0]}; keys of a state dict are text",
                 where=self._address,
             )
         found = {name: one for name, one in state.items() if isinstance(one, torch.Tensor)}

@@ -128,6 +128,7 @@ class _Filler:
             self._refuse(key, "is empty", "leave the key out, or name a path")
         if reason := no_path(path):
             self._refuse(key, reason)
+            return "unnamed"  # so that the rest can be looked at
         if text.startswith("~"):
             try:
                 path = str(Path(path).expanduser())
