@@ -45,7 +45,7 @@ test: $(READY)  ## run the tests
 test-all: $(READY)  ## run the slow tests as well
 	$(BIN)/python -m pytest -n $(WORKERS) -m "slow or not slow"
 
-# Six configurations, two of them with all tests: an hour and a half on two cores. One alone:
+# Six configurations, the first with all tests: an hour on two cores. One alone:
 # .venv/bin/python -m tests.support.processors "AVX2, two threads"
 test-numerics: $(READY)  ## run the tests that compute as other processors would
 	$(BIN)/python -m tests.support.processors -n $(WORKERS)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 from tests.support.closeness import LIMITS
 from tests.support.processors import PLUGIN, ROOT
@@ -89,3 +92,25 @@ def test_blocked_modules_are_not_installed() -> None:
         "try:\n    import isal\nexcept ImportError as error:\n    print(error.name)"
     )
     assert run(code, VAECONV_TESTS_BLOCK="numkong,isal") == "isal"
+
+
+@pytest.mark.parametrize(
+    ("code", "kinds"),
+    [
+        ("import torch; torch.ones(2, 2) @ torch.ones(2, 2)", {"computes"}),
+        ("import vaeconv; vaeconv.prune('fixtures/tiny-kl.ckpt', OUT)", {"replaced"}),
+        (
+            "import vaeconv; vaeconv.verify(*['fixtures/tiny-kl.ckpt'] * 2)",
+            {"computes", "replaced"},
+        ),
+        ("import torch, vaeconv; torch.zeros(2) + 1", set()),
+    ],
+)
+def test_who_computes_and_who_casts_is_recorded(code: str, kinds: set[str], tmp_path: Path) -> None:
+    for kind in ("computes", "replaced"):
+        (tmp_path / kind).mkdir()
+    test = "tests/test_x.py::test_y[z] (call)"
+    code = code.replace("OUT", repr(str(tmp_path / "out.safetensors")))
+    run(code, VAECONV_TESTS_RECORD=str(tmp_path), PYTEST_CURRENT_TEST=test)
+    found = {path.parent.name for path in tmp_path.rglob("*|*")}
+    assert found == kinds

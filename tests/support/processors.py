@@ -1,7 +1,8 @@
 """Runs the tests as on other processors: ``python -m tests.support.processors`` (README says when).
 
-First all tests with a change of the last places, which tells as well which of them compute; the
-files that hold those run in every other configuration. So no list of them can rot. What does not
+First all tests with a change of the last places, which tells as well which of them compute, and
+which cast or check by what may be missing; the files that hold those run in every other
+configuration. So no list of them can rot. What does not
 depend on each other is combined: a failure names its configuration, and its variables are enough to
 run one test in it.
 """
@@ -35,10 +36,9 @@ CONFIGURATIONS = {
     "without numkong and isal": {"VAECONV_TESTS_BLOCK": "numkong,isal"},
     "without POSIX": {"VAECONV_TESTS_NO_POSIX": "1"},
 }  # fmt: skip
-# Casts, checksums and files are the affair of more tests than those that compute.
-EVERYTHING = ("other last places", "without numkong and isal", "without POSIX")
-# This one is no processor: ``make test-portable``.
-APART = "without POSIX"
+# Which tests run, where it is not those that compute.
+REPLACED, EVERYTHING = "without numkong and isal", "other last places"
+APART = "without POSIX"  # is no processor: ``make test-portable``
 
 
 def run(variables: dict[str, str], files: list[str], workers: str) -> bool:
@@ -63,7 +63,7 @@ def run(variables: dict[str, str], files: list[str], workers: str) -> bool:
     return done.returncode == 0
 
 
-def files_that_compute(records: Path) -> list[str]:
+def files_of(records: Path) -> list[str]:
     """The files of the tests that left a record."""
     return sorted({path.name.split("::")[0].replace("|", "/") for path in records.iterdir()})
 
@@ -76,19 +76,25 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - CONFIGURATIONS.keys():
         parser.error(f"no such configuration: {', '.join(unknown)}")
-    files, failed = ["tests"], []
+    failed = []
+    files = {"computes": ["tests"], "replaced": ["tests"]}
     with tempfile.TemporaryDirectory() as records:
+        for kind in files:
+            Path(records, kind).mkdir()
         for name in arguments.names or [one for one in CONFIGURATIONS if one != APART]:
             variables = CONFIGURATIONS[name]
             said = " ".join(f"{key}={value}" for key, value in variables.items())
             print(f"--- {name}: {said}", flush=True)
-            recorded = {"VAECONV_TESTS_RECORD": records} if name == "other last places" else {}
-            everything = name in EVERYTHING
-            if not run({**variables, **recorded}, ["tests"] if everything else files, arguments.n):
+            recorded = {"VAECONV_TESTS_RECORD": records} if name == EVERYTHING else {}
+            wanted = files["replaced" if name == REPLACED else "computes"]
+            if not run(
+                {**variables, **recorded}, ["tests"] if name == APART else wanted, arguments.n
+            ):
                 failed.append(f"{name} (PYTHONPATH={PLUGIN.relative_to(ROOT)} {said})")
             if recorded:
-                files = files_that_compute(Path(records))
-                print(f"--- {len(files)} files of tests compute", flush=True)
+                files = {kind: files_of(Path(records, kind)) for kind in files}
+                for kind, found in files.items():
+                    print(f"--- {kind}: {len(found)} files of tests", flush=True)
     for one in failed:
         print(f"failed: {one}")
     sys.exit(bool(failed))

@@ -15,7 +15,8 @@ VAECONV_TESTS_BLOCK
 VAECONV_TESTS_NO_POSIX
     Set: what Windows has not is taken away, and what it refuses is refused (``no_posix.py``).
 VAECONV_TESTS_RECORD
-    A folder, where every test that computes leaves an empty file of its name.
+    A folder, where every test that computes leaves an empty file of its name; one that casts or
+    checks by numkong or isal leaves it in the folder ``replaced``.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ BLOCKED = frozenset(filter(None, os.environ.get("VAECONV_TESTS_BLOCK", "").split
 SEED = os.environ.get("VAECONV_TESTS_JITTER", "")
 RECORD = os.environ.get("VAECONV_TESTS_RECORD", "")
 
+# Modules that the product can do without, and their functions that it calls.
+REPLACED = {"numkong": "astype", "isal.isal_zlib": "crc32"}
 PRODUCTS = (
     "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution "
     "matmul mm bmm mv addmm addmv addbmm baddbmm einsum tensordot inner "
@@ -88,14 +91,14 @@ def _wrap(name: str, function: Any) -> Any:
 
 
 @functools.cache
-def _record_of(test: str) -> None:
+def _record_of(test: str, kind: str) -> None:
     name = test.rsplit(" (", 1)[0].replace("/", "|")
-    Path(RECORD, name[:200]).touch()
+    Path(RECORD, kind, name[:200]).touch()
 
 
-def _record() -> None:
+def _record(kind: str = "computes") -> None:
     if test := os.environ.get("PYTEST_CURRENT_TEST"):
-        _record_of(test)
+        _record_of(test, kind)
 
 
 def _change_torch(torch: Any) -> None:
@@ -111,13 +114,26 @@ def _change_torch(torch: Any) -> None:
                     setattr(place, name, _wrap(name.strip("_"), function))
 
 
+def _watch(module: Any) -> None:
+    """Record who calls what a module is imported for."""
+    name = REPLACED[module.__name__]
+    function = getattr(module, name)
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        _record("replaced")
+        return function(*args, **kwargs)
+
+    setattr(module, name, called)
+
+
 class _Finder(importlib.abc.MetaPathFinder):
-    """Refuses blocked modules, and changes torch once it is imported."""
+    """Refuses blocked modules, and changes torch and others once they are imported."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         if name.split(".")[0] in BLOCKED:
             raise ModuleNotFoundError(f"No module named {name!r} (blocked by the tests)", name=name)
-        if name != "torch":
+        change = _change_torch if name == "torch" else _watch
+        if name != "torch" and not (RECORD and name in REPLACED):
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         if spec is None or spec.loader is None:
@@ -126,7 +142,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
         def exec_module(module: Any) -> None:
             run(module)
-            _change_torch(module)
+            change(module)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
