@@ -241,7 +241,7 @@ def test_other_pictures_are_another_table(tmp_path: Path, photos: Path) -> None:
         out = tmp_path / f"{limit}.json"
         assert run_eval(KL, "--images", photos, "--limit", limit, "--out", out).exit_code == 0
     result = run("eval", "--add", tmp_path / "1.json", "--add", tmp_path / "2.json")
-    assert "photos (32x32, 1 images)" in result.stdout
+    assert "photos (32x32, 1 image)" in result.stdout
     assert "photos (32x32, 2 images)" in result.stdout
 
 

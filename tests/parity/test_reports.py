@@ -581,8 +581,8 @@ def test_an_annotation_is_one_line_with_its_percent_signs(monkeypatch: pytest.Mo
     from vaeconv.parity.report import annotation
 
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
-    assert annotation("50%\r\nof it: a, b") == (
-        "::error title=vaeconv verify::50%25%0D%0Aof it: a, b"
+    assert annotation("50%\r\nof it: a, b\x1b[31m\x9b\u202e") == (
+        r"::error title=vaeconv verify::50%25\r%0Aof it: a, b\x1b[31m\x9b\u202e"
     )
 
 
