@@ -16,10 +16,13 @@ import vaeconv
 TARGET = Path(__file__).with_name("api.md")
 _HEAD = """# From Python
 
-The names that `import vaeconv` has; none is imported before it is used. Every option of the command
-line is a field of an options class, of the same name without `--`; [the commands](cli.md) describe
-them. Errors are `VaeconvError`s with the exit code of the command line; warnings reach
-Python's `warnings` as `VaeconvWarning`. `make reference` writes this page.
+The names that `import vaeconv` has; none is imported before it is used. An option of the command
+line is a field of an options class, mostly of the same name without `--`; those that belong
+together are a class of their own: `--atol` is in `limits=Limits(atol=…)`, `--size` in
+`protocol=Protocol(size=…)`, `--scaling-factor` in `scaling=ScalingOptions(…)`, `--allow-zeros` in
+`copy=CopyOptions(…)`. [The commands](cli.md) describe what each does. Sizes are numbers of bytes.
+Errors are `VaeconvError`s with the exit code of the command line; warnings reach Python's
+`warnings` as `VaeconvWarning`. `make reference` writes this page.
 """
 _SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Example):$", re.MULTILINE)
 

@@ -59,7 +59,8 @@ def _row(parameter: Any) -> str:
     if parameter.required:
         shown = "must be given"
     elif getattr(parameter, "is_flag", False):  # a flag alone is off without it
-        shown = ("on" if default else "off") if parameter.opts and parameter.secondary_opts else ""
+        is_pair = parameter.opts and parameter.secondary_opts and default is not None
+        shown = ("on" if default else "off") if is_pair else ""
     elif default not in (None, "", ()):
         shown = f"`{getattr(default, 'value', default)}`"
     return f"| `{_name(parameter)}` | {_cell(parameter.help)} | {shown} |"
@@ -69,7 +70,7 @@ def _name(parameter: Any) -> str:
     if parameter.param_type_name == "argument":
         return str(parameter.metavar)
     flags = ", ".join([*parameter.opts, *parameter.secondary_opts])
-    return f"{flags} {parameter.metavar}" if parameter.metavar else flags
+    return f"{flags} {parameter.metavar}".replace("|", "\\|") if parameter.metavar else flags
 
 
 def _cell(text: str) -> str:

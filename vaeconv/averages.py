@@ -110,4 +110,6 @@ def no_average(checkpoint: Checkpoint, survey: Survey | None) -> EmaError:
         reason = "its EMA weights are the diffusion model's; the autoencoder has none"
     elif survey and survey.ema.keys:
         reason = f"its EMA is a remnant of {survey.ema.keys} keys without weights"
-    return EmaError(f"--ema: {reason}", where=checkpoint.name, hint="run without --ema")
+    return EmaError(
+        f"--ema: {reason}", where=checkpoint.name, hint="run without --ema or --raw-and-ema"
+    )

@@ -142,7 +142,8 @@ class VaeconvError(Exception):
         return one_line(f"{head}; {self.hint}" if self.hint else head)
 
     def __str__(self) -> str:
-        return name_parameters(self.text)
+        lines = [self.text, *(f"  - {one_line(detail)}" for detail in self.details)]
+        return name_parameters("\n".join(lines))
 
 
 class UsageError(VaeconvError):

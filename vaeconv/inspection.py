@@ -26,7 +26,7 @@ from vaeconv.errors import AmbiguousInputError, InputError, name_parameters
 from vaeconv.notes import Note, note, warning
 from vaeconv.option_checks import check_fields, options_of
 from vaeconv.option_docs import Doc
-from vaeconv.survey import Survey, decide, read_ema_facts, survey_checkpoint
+from vaeconv.survey import Survey, decide, read_config, read_ema_facts, survey_checkpoint
 from vaeconv.wording import human_size, plural
 from vaeconv.zeros import find_in_tensors
 
@@ -194,6 +194,10 @@ def inspect(source: AnyModel, options: InspectOptions | None = None) -> Inspecti
     ) as checkpoint:
         refuse_idle([variant_rule(options.variant, None, [checkpoint])])
         survey, problem = None, None
+        if (
+            options.config
+        ):  # which is no part of the checkpoint: what is wrong with it is no finding
+            read_config(checkpoint, options.config)
         try:
             survey = survey_checkpoint(
                 checkpoint, prefix=options.source_prefix, config=options.config

@@ -121,7 +121,7 @@ def options_of(kind: type[T], given: T | None) -> T:
     if given is None:
         return kind()
     if not isinstance(given, kind):
-        raise UsageError(f"options is a {type(given).__name__}; it must be {kind.__name__}")
+        raise UsageError(f"options is of type {type(given).__name__}; it must be {kind.__name__}")
     return given
 
 
@@ -135,7 +135,7 @@ def path_text(name: str, given: Any) -> str:
         text = os.fspath(given)
         if isinstance(text, str):
             return text
-    raise UsageError(f"{name} is a {type(given).__name__}; it must be text or a pathlib.Path")
+    raise UsageError(f"{name} is of type {type(given).__name__}; it must be text or a pathlib.Path")
 
 
 def check_arguments(function: Callable[..., Any], given: Mapping[str, Any], **rules: Rule) -> None:
@@ -195,7 +195,8 @@ def not_among(name: str, value: Any, allowed: Collection[str]) -> UsageError:
     word = _WORDS.get(said.lower(), said)
     meant = [word] if word in allowed else get_close_matches(said.lower(), allowed, 1)
     choices = ", ".join(allowed)
-    hint = f"did you mean {meant[0]}? There are {choices}" if meant else f"there are {choices}"
+    known = f"there are {choices}" if len(allowed) > 1 else f"it must be {choices}"
+    hint = f"did you mean {meant[0]}? There are {choices}" if meant else known
     return UsageError(f"{name} {value!r} is not known", hint=hint)
 
 

@@ -71,8 +71,10 @@ def key_texts(entries: list[str]) -> Mapping[str, str]:
     found: dict[str, str] = {}
     for entry in entries:
         key, sign, text = entry.partition("=")
-        if not (key and sign) or key in found:
-            raise UsageError(f"--metadata {entry}: give each KEY=TEXT once")
+        if not (key and sign):
+            raise UsageError(f"--metadata {entry} is not KEY=TEXT")
+        if key in found:
+            raise UsageError(f"--metadata gives {key} twice")
         found[key] = text
     return found
 
@@ -89,7 +91,7 @@ def byte_size(text: str) -> int:
         unit = 1024 if match[3] else 1000
         size = int(float(match[1]) * unit ** _POWERS[match[2].lower()])
     if size < 1:
-        raise UsageError(f"{text!r} is not a size such as 500MB or 2GiB")
+        raise UsageError(f"--max-shard-size {text!r} is not a size such as 500MB or 2GiB")
     return size
 
 

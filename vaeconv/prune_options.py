@@ -18,6 +18,7 @@ from vaeconv.parts import Part
 from vaeconv.plan import KEEP, Row
 
 _PARTS = "Parts"
+_PART_NAMES = ", ".join(part.value for part in Part)
 _INFERENCE = frozenset(Part) - {Part.LOSS}
 
 
@@ -96,11 +97,15 @@ class PruneOptions:
     keep: Annotated[
         frozenset[Part],
         Doc(
-            "Part to keep that is dropped by default (loss), or by --vae-only; repeatable.",
-            panel=_PARTS,
+            "Part to keep that is dropped by default (loss), or by --vae-only: "
+            f"{_PART_NAMES}; repeatable.",
+            "PART",
+            _PARTS,
         ),
     ] = frozenset()
-    drop: Annotated[frozenset[Part], Doc("Part to drop; repeatable.", panel=_PARTS)] = frozenset()
+    drop: Annotated[
+        frozenset[Part], Doc(f"Part to drop: {_PART_NAMES}; repeatable.", "PART", _PARTS)
+    ] = frozenset()
     vae: Annotated[
         str | os.PathLike[str] | None,
         Doc(

@@ -19,7 +19,7 @@ from vaeconv.effects import Rule, pattern_rules, refuse_idle, variant_rule
 from vaeconv.errors import CheckFailedError, UsageError
 from vaeconv.metadata import Change, make_header
 from vaeconv.names import OutputKind, check_order, is_address, output_kind
-from vaeconv.notes import issue_warnings
+from vaeconv.notes import issue_warnings, warning
 from vaeconv.option_checks import options_of
 from vaeconv.output import Output, Written, check_target, write_output, written_notes
 from vaeconv.parts import Part
@@ -151,7 +151,9 @@ def prune(
             _check_folder(checkpoint, survey, plan)
         config = probe = None
         if kind is OutputKind.FOLDER or options.probe:
-            config = _build_config(*(baked or (checkpoint, survey)))
+            config, doubt = _build_config(*(baked or (checkpoint, survey)))
+            if doubt and kind is OutputKind.FOLDER:
+                plan = plan._replace(notes=(*plan.notes, warning(doubt)))
         check_target(target, sources, overwrite=options.overwrite, plan=plan)
         if options.probe and config:
             probe = options.probe(planner.autoencoder_rows(plan), config)
@@ -237,8 +239,10 @@ def _check_folder(checkpoint: Checkpoint, survey: Survey | None, plan: Plan) -> 
         )
 
 
-def _build_config(checkpoint: Checkpoint, survey: Survey | None) -> dict[str, Any]:
-    """Build the config of the autoencoder.
+def _build_config(
+    checkpoint: Checkpoint, survey: Survey | None
+) -> tuple[dict[str, Any], str | None]:
+    """Build the config of the autoencoder, and say what of it is only assumed.
 
     Raises:
         UsageError: There is none.
@@ -248,9 +252,10 @@ def _build_config(checkpoint: Checkpoint, survey: Survey | None) -> dict[str, An
         raise UsageError("there is no autoencoder to probe", where=checkpoint.name)
     autoencoder = survey.autoencoder
     decision = decide(checkpoint, survey, ScalingOptions())
-    return build_config(
+    config = build_config(
         autoencoder.topology, decision.scaling, sample_size=decision.sample_size, given=survey.given
     )
+    return config, decision.warning
 
 
 def _facts(result: Pruning, options: PruneOptions) -> dict[str, Any]:

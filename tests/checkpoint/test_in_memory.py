@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_type_hints
@@ -12,6 +13,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from torch.nn.parameter import UninitializedParameter
 
+import vaeconv
 from vaeconv import (
     ConvertOptions,
     PruneOptions,
@@ -175,3 +177,12 @@ def test_a_config_that_is_no_json_is_read_as_far_as_it_is(tmp_path: Path) -> Non
 
     config = convert(Model(), tmp_path / "out").config
     assert config is not None and config["scaling_factor"] == model().config.scaling_factor
+
+
+def test_a_folder_that_is_pruned_says_when_its_scaling_is_assumed(tmp_path: Path) -> None:
+    with pytest.warns(vaeconv.VaeconvWarning, match="scaling"):
+        result = prune(model().state_dict(), tmp_path / "out")
+    assert any("scaling" in note.text for note in result.plan.notes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prune(model(), tmp_path / "known")

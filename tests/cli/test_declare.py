@@ -12,11 +12,13 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from vaeconv.cli import jobs
 from vaeconv.cli.declare import declare, documented
 from vaeconv.cli.group import COMMANDS, app
 from vaeconv.errors import UsageError
 from vaeconv.option_checks import check_fields
 from vaeconv.option_docs import Doc, byte_size, key_texts, with_dot
+from vaeconv.publish.release_steps import STEPS
 
 
 class Part(str, Enum):
@@ -120,3 +122,20 @@ def test_the_help_of_all_says_what_the_help_of_each_begins_with() -> None:
     for name, said in COMMANDS.items():
         first = group.get_command(None, name).help.split("\n\n")[0]
         assert " ".join(first.split()) == said
+
+
+def test_what_is_wrong_names_the_option() -> None:
+    result = CliRunner().invoke(
+        app, ["convert", "--dtype", "half", "--scaling-factor", "-1", "a.ckpt", "b"]
+    )
+    assert result.exit_code == 2
+    assert "--dtype 'half' is not known" in result.stderr
+    assert "--scaling-factor is -1.0; it must be above 0" in result.stderr
+
+
+def test_what_is_completed_is_what_is_allowed() -> None:
+    assert jobs._STEPS == tuple(STEPS)
+    command: Any = typer.main.get_command(app)
+    for name in COMMANDS:
+        for option in command.get_command(None, name).params:
+            assert option.param_type_name == "argument" or option.help, option.name

@@ -11,9 +11,12 @@ import subprocess
 import sys
 import termios
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
+from vaeconv.cli.group import COMMANDS, app
 from vaeconv.cli.screen import Table, wrap
 
 ROOT = Path(__file__).parents[2]
@@ -73,6 +76,22 @@ def test_no_line_is_wider_than_the_terminal(screen: str, columns: int, tmp_path:
         # a command that is to be copied.
         is_whole = len(line.split()) == 1 or line.startswith("next: ")
         assert len(line) <= columns or is_whole, line
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_a_help_fits_and_cuts_no_name(command: str, columns: int) -> None:
+    text = CODES.sub("", see(columns, [*([command] if command else []), "--help"]))
+    told, _, examples = text.partition("\nExamples:\n")
+    assert not [line for line in told.splitlines() if len(line) > columns]
+    assert "…" not in told.replace("=…", "")
+    words = set(re.split(r"[\s,/]+", told))
+    single: Any = typer.main.get_command(app)
+    if command:
+        single = single.get_command(None, command)
+    for parameter in single.params:
+        assert {*parameter.opts, *parameter.secondary_opts} <= words or parameter.metavar in told
+    assert bool(examples) == bool(command)
 
 
 def test_a_verdict_comes_first_and_in_colour(tmp_path: Path) -> None:

@@ -519,7 +519,7 @@ def test_skipped_pictures_are_counted_by_reason(
         {"name": "001a.png", "reason": "cut short"},
         {"name": "003a.png", "reason": "cut short"},
         {"name": "notes.png", "reason": "not an image of a known format, or cut short"},
-        {"name": "readme.txt", "reason": "its name has another ending"},
+        {"name": "readme.txt", "reason": "with another ending"},
     ]
     assert len(found["per_picture"]["names"]) == 5
     clean = measure([KL], photos, tmp_path / "clean", batch_size=2)
@@ -537,11 +537,11 @@ def test_strict_fails_and_names_one(tmp_path: Path, damaged: Path) -> None:
     assert not (tmp_path / "o.json").exists()
     told = run_eval(KL, "--images", damaged, "--out", tmp_path / "o.json")
     assert told.exit_code == 0
-    assert told.stderr.startswith("note: 4 files are not used: 2 cut short; 1 its name has another")
+    assert told.stderr.startswith("note: 4 files are not used: 2 cut short; 1 with another")
     assert "(--verbose names them)" in told.stderr
     named = run_eval(KL, "--images", damaged, "--out", tmp_path / "o.json", "--verbose")
     assert "note: 003a.png: cut short\n" in named.stderr
-    assert "note: readme.txt: its name has another ending\n" in named.stderr
+    assert "note: readme.txt: with another ending\n" in named.stderr
 
 
 def test_pictures_too_small_for_a_crop_are_skipped(tmp_path: Path, photos: Path) -> None:

@@ -100,7 +100,7 @@ def test_images_of_a_folder_with_those_in_its_folders(client: Client, hub: Loopb
     commit = hub.repo("datasets/user/set").head()
     assert found == {
         "names": ["a.png", "b.png", "deep/c.png"],
-        "left_out": [[".hidden.png", "hidden"], ["notes.txt", "its name has another ending"]],
+        "left_out": [[".hidden.png", "hidden"], ["notes.txt", "with another ending"]],
         "shades": [1, 2, 3],
         "sizes": [len(png(shade)) for shade in (1, 2, 3)],
         "label": "user/set/val",

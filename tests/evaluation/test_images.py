@@ -148,9 +148,7 @@ def test_what_holds_no_pictures_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointNotFoundError, match=r"no images in it.*\.png"):
         ImageSet(empty)
     write(empty, notes_txt=b"x", png_=b"x")
-    with pytest.raises(
-        CheckpointNotFoundError, match="2 files are not used: 2 its name has another"
-    ):
+    with pytest.raises(CheckpointNotFoundError, match="2 files are not used: 2 with another"):
         ImageSet(empty)
     archive = tmp_path / "empty.zip"
     with zipfile.ZipFile(archive, "w") as file:

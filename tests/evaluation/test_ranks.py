@@ -292,7 +292,7 @@ def test_an_unexpected_number_of_processes_is_refused(
     args = (KL, "--images", photos, "--out", out, "--limit", 1)
     result = run_eval(*args, "--expect-world-size", 2)
     assert result.exit_code == 2
-    assert "1 processes are running, and 2 are expected" in result.stderr
+    assert "processes that run: 1; expected: 2" in result.stderr
     assert "torchrun" in result.stderr
     assert list(tmp_path.iterdir()) == []
     assert run_eval(*args, "--expect-world-size", 1).exit_code == 0
@@ -435,4 +435,4 @@ def test_every_process_refuses(tmp_path: Path, photos: Path) -> None:
     for process in started:
         said, _ = process.communicate(timeout=300)
         assert process.returncode == 2
-        assert json.loads(said)["error"]["what"] == "2 processes are running, and 4 are expected"
+        assert json.loads(said)["error"]["what"] == "processes that run: 2; expected: 4"

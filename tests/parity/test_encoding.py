@@ -336,7 +336,7 @@ def test_json_tells_what_was_written(tmp_path: Path, photos: Path) -> None:
         "latent": [4, 8, 8],
         "device": "cpu",
         "images": None,
-        "left_out": [{"name": "notes.txt", "reason": "its name has another ending"}],
+        "left_out": [{"name": "notes.txt", "reason": "with another ending"}],
     }
     failed = latents(photos, out, "--model", MODEL, "--json", code=5)
     assert json.loads(failed.stdout)["ok"] is False

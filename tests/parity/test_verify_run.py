@@ -95,6 +95,8 @@ def test_limits_decide(
     for outcome in decoded:
         assert bool(outcome.problem) is not ok
         assert not psnr_decides or "dB, less than 120" in str(outcome.problem)
+    blames = any("config or code differs" in one for one in result.problems)
+    assert blames == (not ok and not psnr_decides), "such a PSNR says nothing of a cause"
 
 
 def test_a_smallest_psnr_does_not_excuse_moments(

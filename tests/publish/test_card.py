@@ -342,6 +342,23 @@ def test_how_to_load_the_compvis_file(file: str, load: str) -> None:
     assert ("import torch\n" in text) == file.endswith(".ckpt")
 
 
+def test_a_folder_of_something_else_gets_no_card(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("# My project\n")
+    for place, said in (
+        (tmp_path, "holds neither weights nor a manifest"),
+        (FIXTURES / "tiny-kl.ckpt", "is a file"),
+    ):
+        result = run_here("card", place)
+        assert (result.exit_code, result.stderr.count("\n")) == (3, 1) and said in result.stderr
+    assert (tmp_path / "README.md").read_text() == "# My project\n"
+
+
+def test_inputs_from_python(release: Path) -> None:
+    with pytest.raises(UsageError, match="it must be CardInputs"):
+        make_card(str(release))  # type: ignore[arg-type]
+    assert make_card(CardInputs(str(release))) == make_card(CardInputs(release))  # type: ignore[arg-type]
+
+
 def test_a_title_is_one_heading() -> None:
     (about,) = prose_sections("Two\nlines ", CardMeta(summary="Words."))
     assert about.text == "# Two lines\n\nWords."

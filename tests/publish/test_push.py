@@ -33,6 +33,7 @@ from tests.publish.pushes import (
     write_parity,
 )
 from tests.support.loopback_hub import FOREVER, Call, LoopbackHub, Repository, Status
+from vaeconv.cli.render.push import push_lines
 from vaeconv.errors import CheckFailedError, HubError, UsageError, one_line
 from vaeconv.publish import hub_session, pushing
 from vaeconv.publish.push_options import PushOptions, is_ref
@@ -177,6 +178,8 @@ def test_a_pull_request(pushes: Pushes) -> None:
     assert pushes.repo.pulls == {1: done.oid}
     assert pushes.repo.files("refs/pr/1") == pushes.contents
     assert done.url == f"{pushes.hub.endpoint}/{pushes.repo_id}/discussions/1"
+    said = push_lines(done, dry_run=False, names=False)[0]
+    assert said.startswith(f"opened a pull request to {pushes.repo_id} with ")
 
 
 def test_a_pull_request_that_is_open_is_not_made_again(pushes: Pushes) -> None:

@@ -134,7 +134,8 @@ def describe(value: object) -> str:
         return "a tensor"
     if value is None:
         return "None"
-    return f"a {type(value).__name__}"
+    kind = type(value).__name__
+    return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
 
 
 def _has_tensors(mapping: Mapping[object, object]) -> bool:

@@ -32,8 +32,10 @@ def pair(paths: list[str], out_dir: Path | None) -> list[tuple[str, str]]:
     targets = batch_targets(paths, out_dir)
     missing = [one for one in paths if not is_address(one) and not Path(one).exists()]
     raise_all([CheckpointNotFoundError("No such file or directory", where=one) for one in missing])
-    if not out_dir.is_dir():
-        raise OutputError("is not a folder", where=str(out_dir), hint=f"mkdir -p '{out_dir}'")
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot be made: {error.strerror}", where=str(out_dir)) from error
     return targets
 
 

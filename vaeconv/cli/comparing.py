@@ -31,8 +31,10 @@ def compare_job(job: CompareJob, options: CompareOptions, reading: Reading, sink
         VaeconvError: As :func:`~vaeconv.evaluation.comparing.compare`.
     """
     specs = job.specs()
-    if not specs or job.images is None or job.out is None:
-        raise UsageError("models, --images and --out are needed")
+    given = {"a model": specs, "--images": job.images, "--out": job.out}
+    if absent := [name for name, one in given.items() if not one]:
+        raise UsageError(f"missing: {', '.join(absent)}", hint="see vaeconv compare --help")
+    assert job.images is not None and job.out is not None
     check_ending(job.out, (), "--out")
     if job.html:
         check_page(job.html, overwrite=options.overwrite)

@@ -9,6 +9,7 @@ has no ``Doc``, such as a callback, keeps its default.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
@@ -18,7 +19,10 @@ from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_
 
 import typer
 
+from vaeconv.errors import UsageError
 from vaeconv.option_docs import Doc
+
+_FIRST_WORD = re.compile(r"^\w+")
 
 
 class Field(NamedTuple):
@@ -128,7 +132,21 @@ def _build(kind: Any, made: Mapping[str, Any]) -> Any:
             values[name] = made[name]
         elif _is_options(hints[name]):
             values[name] = _build(hints[name], made)
-    return kind(**values)
+    try:
+        return kind(**values)
+    except UsageError as error:
+        flags = {field.name: _first_flag(field) for field in documented(kind)}
+        error.what, *details = (
+            _FIRST_WORD.sub(lambda word: flags.get(word[0], word[0]), text)
+            for text in (error.what, *error.details)
+        )
+        error.details = tuple(details)
+        raise
+
+
+def _first_flag(field: Field) -> str:
+    flags = field.doc.flags or (_flag(field),)
+    return flags[0].strip(" /").partition("/")[0].strip()
 
 
 def _parsed(field: Field, value: Any) -> Any:
@@ -144,10 +162,12 @@ def _parameter(field: Field) -> inspect.Parameter:
     """Describe an option or argument as Typer wants it."""
     name, kind, doc, default = field
     is_argument = doc.is_argument or (default is inspect.Parameter.empty and not doc.flags)
+    is_negative = bool(doc.flags) and doc.flags[0].startswith(" /")
     shown: dict[str, Any] = {
         "help": doc.help,
         "metavar": doc.metavar,
-        "show_default": not field.is_many and default not in (None, "", inspect.Parameter.empty),
+        "show_default": not (field.is_many or is_negative)
+        and default not in (None, "", inspect.Parameter.empty),
         "rich_help_panel": doc.panel,
         "min": doc.least,
     }

@@ -129,7 +129,9 @@ class EvalJob:
             "FILE",
         ),
     ] = None
-    format: Annotated[Format, Doc("Form of the printed table.")] = Format.TABLE
+    format: Annotated[
+        Format, Doc("Form of the printed table: table, markdown, latex or json.", "FORM")
+    ] = Format.TABLE
     add: Annotated[
         tuple[Path, ...],
         Doc(

@@ -11,9 +11,10 @@ from importlib import import_module
 from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 from vaeconv._version import __version__
+from vaeconv.cli.help import Command, write_part
 from vaeconv.cli.output import print_error, print_json
 from vaeconv.cli.streams import BROKEN_PIPE, STDOUT, ReaderGone
 from vaeconv.errors import UsageError, VaeconvError
@@ -78,13 +79,18 @@ class Commands(TyperGroup):
         if cmd_name not in COMMANDS:
             return None
         if ctx is not None and not self._is_resolving:
-            return TyperCommand(cmd_name, help=COMMANDS[cmd_name])
+            return Command(cmd_name, help=COMMANDS[cmd_name])
         if cmd_name not in _SHORT:
             gc.enable()
-        single = typer.Typer(add_completion=False)
+        single = typer.Typer(add_completion=False, rich_markup_mode=None)
         name = cmd_name.replace("-", "_")
-        single.command(cmd_name)(getattr(import_module(f"vaeconv.cli.commands.{name}"), name))
+        function = getattr(import_module(f"vaeconv.cli.commands.{name}"), name)
+        single.command(cmd_name, cls=Command)(function)
         return typer.main.get_command(single)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the commands, each with all that is said of it."""
+        write_part(formatter, "Commands", COMMANDS.items())
 
     def invoke(self, ctx: Any) -> Any:
         """Run, and say of a stop what it is: Typer would end without a word."""
@@ -176,7 +182,7 @@ def _translate(error: Exception, command: str, args: Sequence[str]) -> VaeconvEr
     # The parser's own errors: Typer vendors its parser, and they are known by how they are shown.
     if hasattr(error, "format_message"):
         message = error.format_message()
-        what = message.rstrip(".").replace("\n", " ")
+        what = " ".join(message.rstrip(".").split())
         return UsageError(what, hint=_where_to_look(command, args)) if message else None
     if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
         return VaeconvError("out of memory", hint="try --batch-size 1 or --device cpu")
@@ -213,6 +219,7 @@ app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
     add_completion=True,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -24,6 +24,9 @@ from vaeconv.option_docs import (
 if TYPE_CHECKING:
     from vaeconv.parity.side import SideOptions
 
+# What a shell completes; the release's own list is imported with all of its work.
+_STEPS = ("convert", "prune", "verify", "eval", "compare", "card", "push")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
@@ -112,9 +115,12 @@ class ReleaseJob:
             "Do this step and those after it again, even if they are done.",
             "STEP",
             flags=("--from",),
+            suggested=_STEPS,
         ),
     ] = None
-    last: Annotated[str | None, Doc("Stop after this step.", "STEP", flags=("--until",))] = None
+    last: Annotated[
+        str | None, Doc("Stop after this step.", "STEP", flags=("--until",), suggested=_STEPS)
+    ] = None
     init: Annotated[
         bool, Doc("Write a release file with every key, its meaning and its default.")
     ] = False
@@ -130,7 +136,7 @@ class ReleaseJob:
     sign: Annotated[
         Path | None,
         Doc(
-            "Private key in PEM to sign what is published with (pip install 'vaeconv\\[sign]').",
+            "Private key in PEM to sign what is published with (pip install 'vaeconv[sign]').",
             "KEY",
         ),
     ] = None

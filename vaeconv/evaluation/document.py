@@ -185,7 +185,7 @@ def _distances(moments: Sequence[Moments], number: int, models: int) -> list[flo
 
 
 def _not_computed(meter: Meter, protocol: Protocol, number: int) -> dict[str, str]:
-    reasons = {name: str(error) for name, error in meter.missing.items()}
+    reasons = {name: error.text for name, error in meter.missing.items()}
     if "ssim" in meter.metrics and protocol.size < WINDOW:
         reasons["ssim"] = f"images are smaller than its window of {WINDOW} pixels"
     if "rfid" in meter.metrics and number < 2:

@@ -36,7 +36,7 @@ def number_or_auto(text: str) -> int | None:
     if text == "auto":
         return None
     if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"{text!r} is neither auto nor a whole number")
+        raise UsageError(f"--batch-size {text!r} is neither auto nor a whole number")
     return int(text)
 
 

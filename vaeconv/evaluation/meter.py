@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # Each metric of single pictures: how it is called in a table, and its digits there.
 COLUMNS = {"psnr": ("PSNR", 1), "ssim": ("SSIM", 2), "psim": ("PSIM (VGG, unweighted)", 2),
            "lpips": ("LPIPS", 3)}  # fmt: skip
+_LONGEST = 120  # characters of a reason
 METRICS = ("rfid", *COLUMNS)
 BETTER_IF_LARGER = frozenset({"psnr", "ssim"})
 UNITS = {"psnr": " dB"}  # what stands behind a number
@@ -118,7 +119,8 @@ class Meter:
             elif net is INCEPTION:
                 self._inception = _with_weights(InceptionV3(), weights, self.device)
         except (KeyError, RuntimeError) as error:
-            reason = str(error).split("\n")[0]
+            first, *more = str(error).split("\n")  # torch names what is wrong below a head line
+            reason = (more[0] if more else first).strip()[:_LONGEST]
             raise InputError(
                 f"not the weights of {net.name} ({reason})", where=str(weights.path)
             ) from error

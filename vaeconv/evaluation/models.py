@@ -128,6 +128,8 @@ def as_specs(models: Sequence[ModelSpec | str | os.PathLike[str]]) -> list[Model
     """
     if isinstance(models, str | os.PathLike) or not isinstance(models, Iterable):
         raise UsageError("models is one thing; it must be several: a list of paths")
+    if not (models := list(models)):
+        raise UsageError("models is empty; it must be one at least")
     return [
         one if isinstance(one, ModelSpec) else ModelSpec(path=path_text("a model", one))
         for one in models

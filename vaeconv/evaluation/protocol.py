@@ -115,6 +115,7 @@ class ProtocolOptions:
             "Preset: card-256, card-256-squash or card-256-sample; the options below change it.",
             "NAME",
             _PANEL,
+            suggested=("card-256", "card-256-squash", "card-256-sample"),
         ),
     ] = "card-256"
     size: Annotated[
@@ -125,35 +126,50 @@ class ProtocolOptions:
         str | None,
         Doc(
             "How images become square: shorter-side (then a centre crop), squash, or none (a "
-            "centre crop alone).",
+            "centre crop alone); by default as in the preset.",
             "HOW",
             _PANEL,
+            suggested=RESIZES,
         ),
     ] = None
     filter: Annotated[
         str | None,
         Doc(
-            "Antialiased filter that resizes: bicubic, lanczos, bilinear, box, hamming or nearest.",
+            "Antialiased filter that resizes: bicubic (in the presets), lanczos, bilinear, box, "
+            "hamming or nearest.",
             "NAME",
             _PANEL,
+            suggested=FILTERS,
         ),
     ] = None
     posterior: Annotated[
         str | None,
-        Doc("Latent to decode: mode (the posterior's mean) or sample.", "HOW", _PANEL),
+        Doc(
+            "Latent to decode: mode (the posterior's mean) or sample; by default as in the preset.",
+            "HOW",
+            _PANEL,
+            suggested=POSTERIORS,
+        ),
     ] = None
-    seed: Annotated[int | None, Doc("Random seed for posterior samples.", panel=_PANEL)] = None
+    seed: Annotated[
+        int | None, Doc("Random seed for posterior samples; 0 in the presets.", "N", _PANEL)
+    ] = None
     rounds: Annotated[
         bool | None,
         Doc(
-            "Round reconstructions to the 256 steps of uint8 before measuring.",
+            "Round reconstructions to the 256 steps of uint8 before measuring, as the presets do.",
             panel=_PANEL,
             flags=("--uint8/--no-uint8",),
         ),
     ] = None
     dtype: Annotated[
         str | None,
-        Doc("Type that the autoencoders run in: fp32, fp16 or bf16.", "TYPE", _PANEL),
+        Doc(
+            "Type that the autoencoders run in: fp32 (in the presets), fp16 or bf16.",
+            "TYPE",
+            _PANEL,
+            suggested=tuple(DTYPES),
+        ),
     ] = None
 
     def made(self) -> Protocol:

@@ -150,7 +150,7 @@ def joined_ranks(expected: int | None = None) -> Iterator[Ranks]:
     ranks = read_ranks()
     if expected is not None and ranks.world != expected:
         raise UsageError(
-            f"{ranks.world} processes are running, and {expected} are expected",
+            f"processes that run: {ranks.world}; expected: {expected}",
             hint="accelerate launch --cpu starts one; torchrun --nproc-per-node starts many",
         )
     if ranks.world == 1:

@@ -23,7 +23,7 @@ _LARGE = 1 << 24  # pixels of an image that is read alone, whatever else is read
 _STRIP = 64  # rows that are scaled at a time
 _TAIL = 8  # zeros end one byte in so many of a file that was cut short; in flat WebPs, one in 20
 
-OTHER_ENDING, HIDDEN = "its name has another ending", "hidden"
+OTHER_ENDING, HIDDEN = "with another ending", "hidden"
 FIRST_FRAME = "the first of several frames"
 
 

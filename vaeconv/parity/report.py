@@ -177,7 +177,8 @@ def worst_table(comparison: Comparison) -> tuple[Row, list[Row]]:
         failed = sum(one.problem is not None for one in found)
         rows.append((
             kind, dtype, f"{worst.name} {size_of(worst)}", f"{len(found)}",
-            _numbers(worst.distance, kind)[0],
+            _numbers(worst.distance, kind)[0] if worst.limit < math.inf or not worst.problem
+            else f"PSNR {_numbers(worst.distance, kind)[3]}",
             f"{worst.limit:.1e}" if 0 < worst.limit < math.inf else "-",
             f"{failed} FAILED" if failed else "ok" if worst.limit < math.inf else "not judged",
         ))  # fmt: skip

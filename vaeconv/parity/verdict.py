@@ -68,7 +68,11 @@ class Comparison(NamedTuple):
     def with_outcomes(self, outcomes: Sequence[Outcome]) -> Comparison:
         """Add what models made of references, and what is wrong with that."""
         problems = [outcome.problem for outcome in outcomes if outcome.problem]
-        differs = any(one.problem and one.distance.max_abs is not None for one in outcomes)
+        # A PSNR that is below what was asked for says nothing of a cause.
+        differs = any(
+            one.problem and one.distance.max_abs is not None and one.distance.max_abs > one.limit
+            for one in outcomes
+        )
         if differs and not self.problems:
             problems.insert(0, "the weights agree but the results do not: config or code differs")
         return self._replace(

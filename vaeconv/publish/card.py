@@ -14,7 +14,9 @@ from vaeconv.checkpoint.hub_environment import check_environment
 from vaeconv.checkpoint.text_file import read_text_file
 from vaeconv.errors import CheckpointNotFoundError, InputError, UsageError, counted
 from vaeconv.evaluation.meter import COLUMNS
-from vaeconv.names import is_utf8
+from vaeconv.manifest import MANIFEST
+from vaeconv.names import KINDS, is_utf8
+from vaeconv.option_checks import path_text
 from vaeconv.publish.card_rules import front_problems
 from vaeconv.publish.documents import read_document, read_manifest, variants_of
 from vaeconv.publish.front_matter import dump_front, read_card
@@ -62,6 +64,24 @@ class CardInputs(NamedTuple):
     template: Path | None = None
 
 
+def check_folder(folder: Path) -> None:
+    """Check that a folder is one to publish, before a card is written into it.
+
+    Raises:
+        InputError: It holds neither weights nor a manifest.
+    """
+    if folder.is_file():
+        raise InputError("is a file, and a card is for a folder", where=str(folder))
+    if folder.is_dir() and not any(
+        one.name == MANIFEST or one.suffix.lower() in KINDS for one in folder.iterdir()
+    ):
+        raise InputError(
+            "holds neither weights nor a manifest",
+            where=str(folder),
+            hint="name the folder that vaeconv convert or prune wrote",
+        )
+
+
 def make_card(inputs: CardInputs) -> str:
     """Write a card: a new one, or the one that is there with its generated parts made anew.
 
@@ -69,7 +89,7 @@ def make_card(inputs: CardInputs) -> str:
 
     Raises:
         InputError: The card that is there has broken front matter, or the template does not work.
-        UsageError: The facts do not fit the evaluation.
+        UsageError: The facts do not fit the evaluation, or these are no inputs of a card.
 
     Example:
         >>> from pathlib import Path
@@ -78,6 +98,13 @@ def make_card(inputs: CardInputs) -> str:
         >>> "license: mit" in text, "# My VAE" in text
         (True, True)
     """
+    if not isinstance(inputs, CardInputs):
+        raise UsageError(f"inputs is of type {type(inputs).__name__}; it must be CardInputs")
+    inputs = inputs._replace(
+        folder=Path(path_text("folder", inputs.folder)),
+        pictures=inputs.pictures and Path(path_text("pictures", inputs.pictures)),
+        template=inputs.template and Path(path_text("template", inputs.template)),
+    )
     try:
         sections = _sections(inputs)
         made = _card_data(inputs)

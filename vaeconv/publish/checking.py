@@ -88,7 +88,10 @@ def _reading_problems(path: Path, card: Card) -> Iterator[str]:
 
 def _absences(front: Mapping[str, Any]) -> Iterator[str]:
     if not front.get("license"):
-        yield "the front matter names no license"
+        yield (
+            'the front matter names no license: put license = "mit", or another, into card.toml, '
+            "or below [card] in the release file"
+        )
     if front.get("library_name") != "diffusers":
         yield "the front matter does not say library_name: diffusers"
 

@@ -62,7 +62,7 @@ class PushOptions:
         ),
     ] = None
     repo_type: Annotated[
-        str, Doc("Type of the repository; model is the only one.", "TYPE", choices=TYPES)
+        str, Doc("Type of the repository; model is the only one.", "TYPE", choices=TYPES[:1])
     ] = "model"
     include: Annotated[
         tuple[str, ...], Doc("Pattern of paths to publish, and no others; repeatable.", "GLOB")
@@ -106,7 +106,7 @@ class PushOptions:
     sign: Annotated[
         Path | None,
         Doc(
-            "Private key in PEM to sign the files with (pip install 'vaeconv\\[sign]').",
+            "Private key in PEM to sign the files with (pip install 'vaeconv[sign]').",
             "KEY",
             docs.CHECKS,
         ),
@@ -123,7 +123,7 @@ class PushOptions:
             least=1,
             rule=Range(0, is_open=True, most=_MOST_SECONDS),
         ),
-    ] = 3600.0
+    ] = 3600
     on_progress: Callable[[str, int, int], None] | None = None
 
     def __post_init__(self) -> None:
@@ -146,7 +146,9 @@ def check_options(repo_id: str, options: PushOptions) -> None:
     except HFValidationError:
         is_named = False
     if not is_named:
-        raise UsageError(f"{repo_id} is not owner/name")
+        is_path = bool(repo_id) and Path(repo_id).exists()
+        hint = "the folder comes first, then the repository" if is_path else None
+        raise UsageError(f"{repo_id} is not owner/name", hint=hint)
     if options.tag and options.tag == options.revision:
         raise UsageError(
             f"the tag {options.tag} would have the branch's name", hint="choose another tag"

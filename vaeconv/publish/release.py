@@ -158,7 +158,10 @@ def release(
         raise_all(problems, where="the release cannot begin")
         if dry_run:
             return Release(results, folder, (), destinations)
-        _make_folders([folder, work.project.diffusers, work.project.original])
+        has_original = bool(work.project.originals)
+        _make_folders(
+            [folder, work.project.diffusers, *([work.project.original] if has_original else [])]
+        )
         if not is_locked:
             stack.enter_context(_locked(folder))
         return _run(work, state, names, first, on_step, on_result)

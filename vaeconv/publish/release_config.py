@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -242,6 +243,12 @@ def read_release(path: Path, problems: list[VaeconvError] | None = None) -> Rele
     Raises:
         UsageError: It is no TOML; keys are unknown, of another type or missing: all are named.
     """
+    if not os.path.exists(path):  # noqa: PTH110 - any name
+        raise UsageError(
+            "No such file or directory",
+            where=str(path),
+            hint=f"vaeconv release --init {path} writes one",
+        )
     table = read_toml(path)
     if "source" not in table and not get_close_matches("source", table, 1):
         raise UsageError("[source] must be given", where=str(path), hint="see release --init")

@@ -21,7 +21,7 @@ from vaeconv.errors import (
 )
 from vaeconv.evaluation.images import ImageSet
 from vaeconv.evaluation.models import ModelSpec, name_models
-from vaeconv.evaluation.nets import NETS, check_weights
+from vaeconv.evaluation.nets import NETS, MissingWeightsError, Net, check_weights
 from vaeconv.evaluation.protocol import PRESETS
 from vaeconv.parity.devices import pick_device
 from vaeconv.parity.latents import load_set
@@ -216,7 +216,7 @@ class Preflight:
             is_judged = table.baseline is not None and "rfid" in metrics
             if metrics and (is_judged or not table.allow_missing_metrics):
                 given = self._project.networks.get(net.name)
-                self._attempt(lambda: check_weights(net, given))  # noqa: B023 - called at once
+                self._attempt(partial(_check_network, net, given))
         if table.baseline:
             baseline = self._project.path(table.baseline)
             self._attempt(lambda: read_rfid(baseline))
@@ -255,3 +255,17 @@ class Preflight:
 def _look_at_model(place: str, variant: str | None = None) -> None:
     with open_checkpoint(place, variant=variant) as checkpoint:
         survey_checkpoint(checkpoint)
+
+
+def _check_network(net: Net, given: Path | None) -> None:
+    """Check that a metric network is there, in the words of a release file.
+
+    Raises:
+        MissingWeightsError: It is not.
+    """
+    try:
+        check_weights(net, given)
+    except MissingWeightsError as error:
+        key = net.option.removeprefix("--").replace("-", "_")
+        error.hint = error.hint and error.hint.replace(net.option, f"{key} in [eval]")
+        raise

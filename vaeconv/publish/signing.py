@@ -174,7 +174,9 @@ def verify_signature(
         config = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
     except Exception as error:
         raise InputError(
-            f"not a key to check with ({type(error).__name__})", where=str(public_key)
+            "not the public half of a key",
+            where=str(public_key),
+            hint="openssl ec -in key.pem -pubout -out key.pub makes it of the private key",
         ) from error
     try:
         config.set_hashing_config(_hashing(hashing, folder, leave_out)).verify(folder, bundle)

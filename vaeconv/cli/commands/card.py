@@ -32,7 +32,7 @@ def card(
     from vaeconv.cli.following import NOTHING, after_card
     from vaeconv.cli.render.card import card_lines, show_check
     from vaeconv.notes import warning
-    from vaeconv.publish.card import CardInputs, card_title, make_card, write_card
+    from vaeconv.publish.card import CardInputs, card_title, check_folder, make_card, write_card
     from vaeconv.publish.checking import check_card
     from vaeconv.publish.documents import read_document
     from vaeconv.publish.meta import CardMeta, read_meta
@@ -43,6 +43,7 @@ def card(
     if options.check:
         show_check(folder, check_card(folder, evaluations), sink)
         return
+    check_folder(folder)
     inputs = CardInputs(
         folder,
         meta=read_meta(options.meta) if options.meta else CardMeta(),

@@ -33,7 +33,7 @@ def _lines(result: Pruning, *, seconds: float, verbose: bool) -> Iterator[Line]:
     time = f", in {seconds:.2f} s" if result.written else ""
     yield Styled(
         f"{verb} {result.source} ({result.container}, {human_size(result.size)}) "
-        f"to {result.output} ({human_size(result.plan.nbytes)}){time}",
+        f"to {result.output} (weights {human_size(result.plan.nbytes)}){time}",
         Style.STRONG,
         len(verb),
     )

@@ -9,6 +9,8 @@ from vaeconv.publish.access import visibility
 from vaeconv.publish.pushing import Pushed
 from vaeconv.wording import plural
 
+_IS_PULL = "/discussions/"  # in the address of a pull request
+
 
 def push_notes(done: Pushed) -> Iterator[Note]:
     """Say what the user should know beside the result."""
@@ -27,6 +29,8 @@ def push_lines(done: Pushed, *, dry_run: bool, names: bool) -> list[str]:
     else:
         files = plural(len(done.changed), "file")
         lines = [f"{verb} {files} to {done.repo_id}, branch {done.revision}"]
+        if _IS_PULL in done.url:
+            lines = [f"opened a pull request to {done.repo_id} with {files}: nothing is published"]
     if dry_run or done.creates:
         lines.append(f"  {_state(done, dry_run=dry_run)}")
     if names:

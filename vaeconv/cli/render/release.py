@@ -36,7 +36,9 @@ def steps_table(steps: Sequence[StepResult]) -> Table:
          _said({} if step.name == "push" else step.facts))
         for step in steps
     ]  # fmt: skip
-    return Table(("step", "outcome", "time", "result"), rows, left=2, last_left=True)
+    if any(row[2:] != ("", "") for row in rows):
+        return Table(("step", "outcome", "time", "result"), rows, left=2, last_left=True)
+    return Table(("step", "outcome"), [row[:2] for row in rows], left=2)
 
 
 def show_release_file(file: Path, sink: Sink) -> None:
