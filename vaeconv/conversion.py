@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ from vaeconv.effects import (
     variant_rule,
     writing_rules,
 )
-from vaeconv.errors import name_parameters
+from vaeconv.errors import UnmappedKeysError, name_parameters
 from vaeconv.executor import CopyOptions
 from vaeconv.metadata import Change, make_header
 from vaeconv.names import OutputKind, check_order, is_address, output_kind
@@ -207,12 +208,17 @@ def convert(
                 *pattern_rules("--drop", options.drop, checkpoint.tensors),
             ]
         )
-        survey = survey_checkpoint(
-            checkpoint,
-            prefix=_wanted_prefix(options, is_folder=is_folder),
-            config=options.config,
-            drop=options.drop,
-        )
+        try:
+            survey = survey_checkpoint(
+                checkpoint,
+                prefix=_wanted_prefix(options, is_folder=is_folder),
+                config=options.config,
+                drop=options.drop,
+            )
+        except UnmappedKeysError as error:
+            if options.drop:
+                error.hint = f"--drop {shlex.join(options.drop)} may have left them out"
+            raise
         layout = Layout.DIFFUSERS if is_folder else Layout.COMPVIS
         if layout is Layout.COMPVIS and survey.given:
             survey.given.check_compvis()

@@ -30,6 +30,7 @@ Each carries its facts as fields; the one line that a user sees is composed here
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 
 # Controls, marks that reorder text, characters that nobody sees, halves of pairs.
@@ -227,7 +228,7 @@ class UnmappedKeysError(InputError):
         super().__init__(
             "the autoencoder's keys do not match (" + "; ".join(parts) + ")",
             where=where,
-            hint="see all keys with: vaeconv inspect --keys",
+            hint=f"see all keys with: vaeconv inspect --keys {shlex.quote(where or 'FILE')}",
         )
 
 
