@@ -136,7 +136,7 @@ def test_what_cannot_be_signed_or_checked(signed: tuple[Path, Path], tmp_path: P
         sign_folder(folder, tmp_path / "none.pem")
     with pytest.raises(OutputError):
         sign_folder(tmp_path / "none", junk)
-    with pytest.raises(InputError, match="not a key to check with"):
+    with pytest.raises(InputError, match="not the public half of a key"):
         verify_signature(folder, junk)
     with pytest.raises(InputError, match="no such signature"):
         verify_signature(folder, public, tmp_path / "none.sig")

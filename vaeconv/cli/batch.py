@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,10 +33,9 @@ def pair(paths: list[str], out_dir: Path | None) -> list[tuple[str, str]]:
     targets = batch_targets(paths, out_dir)
     missing = [one for one in paths if not is_address(one) and not Path(one).exists()]
     raise_all([CheckpointNotFoundError("No such file or directory", where=one) for one in missing])
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot be made: {error.strerror}", where=str(out_dir)) from error
+    if not out_dir.is_dir():
+        what = "is not a folder" if out_dir.exists() else "no such folder"
+        raise OutputError(what, where=str(out_dir), hint=f"mkdir -p {shlex.quote(str(out_dir))}")
     return targets
 
 
