@@ -72,7 +72,8 @@ def test_ascii_is_as_pillow_draws_it() -> None:
 
 def test_what_no_font_has_is_spelled() -> None:
     assert spell("a😀b") == "aU+1F600b"
-    assert spell("\ue000 \U000e0041") == "U+E000 U+E0041"
+    assert spell("\ue000 \U000f0000") == "U+E000 U+F0000"
+    assert spell("\U000e0041\u200b") == r"\U000e0041\u200b", "nobody would see them"
     assert spell("tab\there\x00\ud800") == "tab\\there\\x00\\ud800"
     assert spell("e\u0301") == "é"
 

@@ -21,7 +21,8 @@ _LATEX = {char: f"\\{char}" for char in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
 }
 
-_MARKUP = re.compile(r"[\\`*_\[\]!|#~$]")
+# An underscore inside of a word, as in a file's name, means nothing.
+_MARKUP = re.compile(r"[\\`*\[\]!|#~$]|(?<![^\W_])_|_(?![^\W_])")
 _ADDRESS = re.compile(r"https?://[^\s|<>`\\]+")
 
 
