@@ -172,7 +172,13 @@ def test_lines_are_broken_between_words_only() -> None:
 def test_a_table_that_does_not_fit_becomes_paragraphs() -> None:
     table = Table(("name", "size", "sha256"), [("a", "1 kB", "f" * 64), ("b", "-", "")])
     assert table.lines(100)[0].split() == ["name", "size", "sha256"]
-    assert table.lines(60) == ["  a", "    size 1 kB, sha256", "      " + "f" * 64, "  b"]
+    assert table.lines(60) == [
+        "  name:",
+        "  a",
+        "    size 1 kB, sha256",
+        "      " + "f" * 64,
+        "  b",
+    ]
 
 
 def test_the_last_column_is_broken_where_that_is_enough() -> None:

@@ -64,7 +64,9 @@ class Table(NamedTuple):
         if width is not None and room is not None and room < widths[-1]:
             longest = max(len(word) for row in table for word in row[-1].split() or ("",))
             if not self.last_left or room < max(longest, _LEAST):
-                return [part for row in self.rows for part in self._paragraph(row, width)]
+                told = ", ".join(filter(None, self.head[: self.left]))
+                parts = [part for row in self.rows for part in self._paragraph(row, width)]
+                return [*(wrap(f"  {told}:", width) if told else ()), *parts]
             table = [part for row in table for part in _broken(row, room)]
         return [("  " + "  ".join(self._cells(row, widths))).rstrip() for row in table]
 

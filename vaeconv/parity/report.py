@@ -141,7 +141,8 @@ def weight_table(comparisons: Sequence[Comparison]) -> tuple[Row, list[Row]]:
                 absent = len(weights.missing) + len(weights.unexpected)
                 counts = [weights.number(match) for match in Match]
                 rows.append((labels, part, *map(str, (*counts, absent))))
-    return ("models", "tensors", *(match.value for match in Match), "in one model only"), rows
+    # As short as they can be: the table is to fit a terminal of 80 columns.
+    return ("models", "tensors", "bit-equal", "rounded", "different", "in one only"), rows
 
 
 def distance_table(comparison: Comparison) -> tuple[Row, list[Row]]:
@@ -182,7 +183,7 @@ def worst_table(comparison: Comparison) -> tuple[Row, list[Row]]:
             f"{worst.limit:.1e}" if 0 < worst.limit < math.inf else "-",
             f"{failed} FAILED" if failed else "ok" if worst.limit < math.inf else "not judged",
         ))  # fmt: skip
-    return ("computed", "dtype", "worst reference", "of", "max abs", "limit", ""), rows
+    return ("computed", "dtype", "worst reference", "references", "max abs", "limit", ""), rows
 
 
 def _strain(outcome: Outcome) -> tuple[bool, float]:
