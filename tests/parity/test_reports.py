@@ -443,7 +443,7 @@ def test_of_many_references_a_row_names_the_worst() -> None:
         "computed": "decode",
         "dtype": "fp32",
         "worst reference": "p3 3x8x8",
-        "of": "5",
+        "references": "5",
         "max abs": "1.0e-06",
         "limit": "1.0e-04",
         "": "1 FAILED",
