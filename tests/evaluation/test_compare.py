@@ -401,9 +401,9 @@ def test_pictures_of_which_none_can_be_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "code", "said"),
     [
-        (["--images", "{photos}", "--out", "{out}"], 2, "models, --images and --out"),
-        (["{kl}", "--out", "{out}"], 2, "models, --images and --out"),
-        (["{kl}", "--images", "{photos}"], 2, "models, --images and --out"),
+        (["--images", "{photos}", "--out", "{out}"], 2, "missing: a model;"),
+        (["{kl}", "--out", "{out}"], 2, "missing: --images;"),
+        (["{kl}", "--images", "{photos}"], 2, "missing: --out;"),
         (["{kl}", "--images", "{photos}", "--out", "{out}", "--format", "jpeg"], 2, "png, webp"),
         (["{kl}", "--images", "{photos}", "--out", "{out}", "--protocol", "x"], 2, "card-256"),
         (["{kl}", "{kl}", "--images", "{photos}", "--out", "{out}"], 2, "two models"),

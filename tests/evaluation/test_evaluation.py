@@ -537,7 +537,7 @@ def test_strict_fails_and_names_one(tmp_path: Path, damaged: Path) -> None:
     assert not (tmp_path / "o.json").exists()
     told = run_eval(KL, "--images", damaged, "--out", tmp_path / "o.json")
     assert told.exit_code == 0
-    assert told.stderr.startswith("note: 4 files are not used: 2 cut short; 1 with another")
+    assert told.stderr.startswith("note: 4 files are not used: 2 cut short; 1 not an image")
     assert "(--verbose names them)" in told.stderr
     named = run_eval(KL, "--images", damaged, "--out", tmp_path / "o.json", "--verbose")
     assert "note: 003a.png: cut short\n" in named.stderr
@@ -661,8 +661,8 @@ def test_a_run_that_would_measure_nothing_is_refused(tmp_path: Path, photos: Pat
     [
         (["{kl}", "--images", "{empty}", "--out", "{out}"], 3, "no images in it"),
         (["{kl}", "--images", "{empty}/none", "--out", "{out}"], 3, "no such folder"),
-        (["{kl}", "--images", "{kl}", "--out", "{out}"], 3, "no images in it"),
-        (["{kl}", "--images", "{raw}", "--out", "{out}"], 3, "neither a folder nor a zip"),
+        (["{kl}", "--images", "{kl}", "--out", "{out}"], 3, "is a checkpoint, and not images"),
+        (["{kl}", "--images", "{raw}", "--out", "{out}"], 3, "is a checkpoint, and not images"),
         (["{attn}", "--images", "{photos}", "--out", "{out}", "--size", "34"], 2, "factor 4"),
         (["{kl}", "{kl}", "--images", "{photos}", "--out", "{out}"], 2, "two models are called"),
         (["{kl}", "{grey}", "--images", "{photos}", "--out", "{out}"], 2, "channels"),

@@ -298,7 +298,7 @@ def test_an_unexpected_number_of_processes_is_refused(
     assert run_eval(*args, "--expect-world-size", 1).exit_code == 0
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("RANK", "0")
-    with pytest.raises(UsageError, match="3 processes"), joined_ranks(2):
+    with pytest.raises(UsageError, match="processes that run: 3"), joined_ranks(2):
         pass
 
 

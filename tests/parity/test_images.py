@@ -88,9 +88,7 @@ def test_every_file_is_an_image_or_left_out_for_a_reason(odd: Path) -> None:
     assert left_out == ODD
     files = [path for path in odd.rglob("*") if path.is_file()]
     assert len(names) + len(left_out) == len(files)
-    assert count_left_out(left_out) == (
-        "7 files are not used: 3 hidden; 4 its name has another ending"
-    )
+    assert count_left_out(left_out) == ("7 files are not used: 3 hidden; 4 with another ending")
 
 
 def test_what_cannot_be_reached_is_left_out(odd: Path, tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_every_problem_is_named_with_its_line(tmp_path: Path) -> None:
     path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
     with pytest.raises(UsageError) as caught:
         build(Outer, read_toml(path), str(path))
-    assert str(caught.value) == f"{path}: 5 problems"
+    assert caught.value.text == f"{path}: 5 problems"
     assert caught.value.details == (
         f"{path}:1: unknown key nmae; did you mean name?",
         f"{path}:2: texts: must be a list of texts",

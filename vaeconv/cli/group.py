@@ -180,6 +180,9 @@ def _report(failure: VaeconvError, command: str, *, is_json: bool) -> int:
 def _translate(error: Exception, command: str, args: Sequence[str]) -> VaeconvError | None:
     """Turn an error that is not of our own into one; None where there is nothing to say."""
     # The parser's own errors: Typer vendors its parser, and they are known by how they are shown.
+    if type(error).__name__ == "NoArgsIsHelpError":
+        sys.stdout.write(str(error.ctx.get_help()) + "\n")  # type: ignore[attr-defined]
+        return None
     if hasattr(error, "format_message"):
         message = error.format_message()
         what = " ".join(message.rstrip(".").split())

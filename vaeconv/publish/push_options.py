@@ -61,9 +61,7 @@ class PushOptions:
             flags=("--commit-message",),
         ),
     ] = None
-    repo_type: Annotated[
-        str, Doc("Type of the repository; model is the only one.", "TYPE", choices=TYPES[:1])
-    ] = "model"
+    repo_type: Annotated[str, docs.choice("Type of the repository", "TYPE", TYPES)] = "model"
     include: Annotated[
         tuple[str, ...], Doc("Pattern of paths to publish, and no others; repeatable.", "GLOB")
     ] = ()
