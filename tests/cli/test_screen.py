@@ -124,8 +124,15 @@ def test_each_command_names_the_one_that_follows(tmp_path: Path) -> None:
     assert shlex.split(line) == ["vaeconv", "push", str(out), "user/vae", "--dry-run"]
 
 
-def test_what_follows_a_pruning_passes(tmp_path: Path) -> None:
-    seen = CODES.sub("", see(80, ["prune", "--ema", CKPT, f"{tmp_path}/p.safetensors"]))
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--ema", CKPT, "{}/p.safetensors"],
+        ["--variant", "fp16", "fixtures/tiny-diffusers", "{}/out"],  # which the source has not
+    ],
+)
+def test_what_follows_a_pruning_passes(args: list[str], tmp_path: Path) -> None:
+    seen = CODES.sub("", see(80, ["prune", *(one.format(tmp_path) for one in args)]))
     _, *words = shlex.split(re.findall(r"^next: (.*)$", seen, re.MULTILINE)[0])
     assert through_a_pipe(*words, "--weights-only").stderr.count("next:") == 0
 

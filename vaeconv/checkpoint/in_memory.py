@@ -151,7 +151,7 @@ def _bytes_of(name: str, tensor: torch.Tensor, where: str) -> memoryview:
     try:
         plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
         return plain.reshape(-1).view(torch.uint8).numpy().data
-    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+    except (RuntimeError, ValueError, TypeError) as error:
         raise UnsupportedModelError(  # nested, not initialised, or another kind of its own
             f"tensor {name} is no plain tensor ({error})", where=where
         ) from error

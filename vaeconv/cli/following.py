@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,33 +20,38 @@ def after_conversion(result: Conversion, output: str, options: ConvertOptions) -
     """Prove that the output is the same autoencoder; nothing where it need not be."""
     if not result.written or options.drop or _differs(options):
         return NOTHING
-    scaling, is_folder = options.scaling, result.config is not None
-    flags = _flags(
-        ema=options.ema,
+    scaling = options.scaling
+    known = _flags(
         family=scaling.family,
         scaling_factor=scaling.scaling_factor,
         shift_factor=scaling.shift_factor,
         config=options.config,
-        variant_a=None if is_folder else options.variant,
-        variant_b=options.variant if is_folder else None,
-        allow_zeros=options.copy.allow_zeros,
-        salvage=options.salvage,
     )
-    return "verify", *flags, result.source, output
+    return _verification(result, output, options, known)
 
 
 def after_pruning(result: Pruning, output: str, options: PruneOptions) -> Words:
     """Prove that what was kept is the same autoencoder."""
     if not result.written or result.layout is None or options.vae or _differs(options):
         return NOTHING
+    return _verification(result, output, options)
+
+
+def _verification(
+    result: Conversion | Pruning,
+    output: str,
+    options: ConvertOptions | PruneOptions,
+    known: Sequence[object] = (),
+) -> Words:
+    is_folder = result.config is not None  # whose variant the options name, else the source's
     flags = _flags(
         ema=options.ema,
-        variant_a=options.variant,
-        variant_b=options.variant if result.config is not None else None,
+        variant_a=None if is_folder else options.variant,
+        variant_b=options.variant if is_folder else None,
         allow_zeros=options.copy.allow_zeros,
         salvage=options.salvage,
     )
-    return "verify", *flags, result.source, output
+    return "verify", *flags, *known, result.source, output
 
 
 def into_card(models: Iterable[str | None], flag: str, file: Path | None) -> Words:
