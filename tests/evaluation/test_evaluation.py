@@ -663,7 +663,8 @@ def test_a_run_that_would_measure_nothing_is_refused(tmp_path: Path, photos: Pat
         (["{kl}", "--images", "{empty}/none", "--out", "{out}"], 3, "no such folder"),
         (["{kl}", "--images", "{kl}", "--out", "{out}"], 3, "is a checkpoint, and not images"),
         (["{kl}", "--images", "{raw}", "--out", "{out}"], 3, "is a checkpoint, and not images"),
-        (["{attn}", "--images", "{photos}", "--out", "{out}", "--size", "34"], 2, "factor 4"),
+        (["{kl}", "--images", "{folder}", "--out", "{out}"], 3, "holds a checkpoint, and no ima"),
+        (["{attn}", "--images", "{photos}", "--out", "{out}", "--size", "34"], 2, "do not divide"),
         (["{kl}", "{kl}", "--images", "{photos}", "--out", "{out}"], 2, "two models are called"),
         (["{kl}", "{grey}", "--images", "{photos}", "--out", "{out}"], 2, "channels"),
         (["{odd}", "--images", "{photos}", "--out", "{out}"], 3, "contradiction"),
@@ -685,7 +686,8 @@ def test_refusals(tmp_path: Path, photos: Path, args: list[str], code: int, said
     empty, out = tmp_path / "empty", tmp_path / "eval.json"
     empty.mkdir()
     places = {"kl": KL, "raw": RAW, "photos": photos, "empty": empty, "out": out,
-              "attn": FIXTURES / "tiny-attn.ckpt", "grey": grey_model(tmp_path),
+              "attn": FIXTURES / "tiny-attn.ckpt", "folder": FIXTURES / "tiny-diffusers",
+              "grey": grey_model(tmp_path),
               "odd": other_groups(tmp_path)}  # fmt: skip
     given = [arg.format(**places) for arg in args]
     sized = "--size" in given

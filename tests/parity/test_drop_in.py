@@ -139,7 +139,7 @@ def test_what_makes_latents_may_not_differ(
         tuned, tmp_path / "a", weights=weights, config=lambda found: {**found, **config}
     )
     result = check(model, None, refs, drop_in_for=out)
-    assert "not the drop-in replacement" in failure_of(result)
+    assert "A is not a drop-in replacement for BASE" in failure_of(result)
     assert words in " ".join(result.problems)
     assert not any(one.problem for one in drop_in(result).outcomes if one.kind == "decode")
     moments = [one.problem for one in drop_in(result).outcomes if one.kind == "encode"]
@@ -261,7 +261,7 @@ def test_the_command_line_says_it(tmp_path: Path, out: Path, tuned: Path, refs: 
     result = run("verify", model, "--drop-in-for", out, *shared)
     assert result.exit_code == 4
     assert "A is not a drop-in replacement for BASE" in result.stdout
-    assert "error: not the drop-in replacement: " in result.stderr
+    assert "error: A is not a drop-in replacement for BASE: " in result.stderr
     assert "quant_conv.bias" in result.stderr
 
 

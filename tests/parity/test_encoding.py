@@ -287,11 +287,13 @@ def test_only_the_first_pictures_are_taken(tmp_path: Path, photos: Path) -> None
     assert run("latents", photos, out, "--model", MODEL, "--limit", 0).exit_code == 2
 
 
-def test_sizes_are_rounded_down_to_whole_latents(tmp_path: Path, photos: Path) -> None:
-    latents(photos, tmp_path / "r.safetensors", "--model", MODEL, "--size", 17)
-    assert load_file(tmp_path / "r.safetensors")["image.high"].shape == (3, 16, 16)
-    result = latents(photos, tmp_path / "s.safetensors", "--model", MODEL, "--size", 1, code=2)
-    assert "less than the 2 pixels of one latent" in result.stderr
+@pytest.mark.parametrize(("size", "nearest"), [(17, 16), (19, 20), (1, 2)])
+def test_a_size_that_does_not_divide_is_refused_with_the_nearest_that_does(
+    tmp_path: Path, photos: Path, size: int, nearest: int
+) -> None:
+    result = latents(photos, tmp_path / "r.safetensors", "--model", MODEL, "--size", size, code=2)
+    assert f"{size} pixels do not divide by 2" in result.stderr
+    assert f"use --size {nearest}\n" in result.stderr
 
 
 def test_an_output_that_is_there_stays(tmp_path: Path, photos: Path) -> None:

@@ -114,8 +114,17 @@ def test_page_of_the_same_autoencoder_says_so(same: Found) -> None:
     assert "✓ A and B are the same autoencoder" in page.text
     assert "FAIL" not in same.page
     verdicts = [one["class"] for one in page.all("section") if "verdict" in one.get("class", "")]
-    assert verdicts == ["verdict pass"]
+    assert verdicts == ["verdict doubt"]  # the scaling of a file that states none
     assert page.elements[0] == ("html", {"lang": "en"})
+
+
+def test_page_is_green_where_all_is_proved(same: Found) -> None:
+    assert same.result.same is not None
+    proved = same.result._replace(same=same.result.same._replace(unproven=()))
+    (verdict,) = (
+        one for one in Page(make_page(proved, [])).all("section") if "verdict" in one["class"]
+    )
+    assert verdict["class"] == "verdict pass"
 
 
 def test_page_says_what_was_compared(same: Found) -> None:
@@ -160,7 +169,7 @@ def test_page_of_another_decoder_says_what_differs(different: Found) -> None:
     assert "✗ A and B are not the same autoencoder" in page.text
     assert "✓ A is a drop-in replacement for BASE" in page.text
     verdicts = [one["class"] for one in page.all("section") if "verdict" in one.get("class", "")]
-    assert verdicts == ["verdict fail", "verdict pass"]
+    assert verdicts == ["verdict fail", "verdict doubt"]
     assert len(same.problems) > 5
     for problem in same.problems:
         assert problem in page.text

@@ -410,7 +410,8 @@ def test_the_terminal_shows_tables_and_the_verdict(small: Path, wrong: Path) -> 
     head, *_ = result.stdout.split("\n\n")
     count = sum(not line.startswith("  proved: ") for line in head.splitlines()[1:])
     assert count > 1
-    assert result.stderr.startswith("error: not the same autoencoder: activation differs: silu in")
+    said = "error: A and B are not the same autoencoder: activation differs: silu in"
+    assert result.stderr.startswith(said)
     assert result.stderr.endswith(f" (the first of {count} problems)\n")
     result = verify(FILE, BASE, "--weights-only")
     assert "by their weights; nothing was decoded" in result.stdout
@@ -538,7 +539,8 @@ def test_a_failure_is_annotated(
     result = verify(FILE, wrong, "--latents", small, *form, code=4)
     lines = [line for line in result.stderr.splitlines() if line.startswith("::")]
     (line,) = lines
-    assert line.startswith("::error title=vaeconv verify::not the same autoencoder: activation")
+    said = "A and B are not the same autoencoder: activation"
+    assert line.startswith(f"::error title=vaeconv verify::{said}")
     if form == ["--json"]:
         strict_loads(result.stdout)
     passed = verify(FILE, BASE, "--latents", small, *form)

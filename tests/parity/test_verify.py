@@ -46,7 +46,15 @@ from tests.support.samples import (
     weights_of,
     with_old_names,
 )
-from vaeconv import ConvertOptions, PruneOptions, ScalingOptions, convert, prune
+from vaeconv import (
+    ConvertOptions,
+    PruneOptions,
+    ScalingOptions,
+    VerifyOptions,
+    convert,
+    prune,
+    verify,
+)
 from vaeconv.errors import MalformedCheckpointError
 from vaeconv.parity.weights import Match
 
@@ -451,6 +459,23 @@ def test_scaling_that_differs(
     assert words in failure_of(result)
     assert same(result).weights.is_same
     assert not any(outcome.problem for outcome in same(result).outcomes)
+
+
+def test_models_that_agree_and_options_that_do_not(tmp_path: Path, out: Path) -> None:
+    copy = change_folder(out, tmp_path / "copy")
+    options = VerifyOptions(weights_only=True, scaling=ScalingOptions(scaling_factor=0.5))
+    result = verify(out, copy, options)
+    assert same(result).judgement == (
+        "A and B are the same autoencoder, but not with the scaling of the options"
+    )
+    assert result.problems == [
+        "scaling factor differs: 0.18215 in A and B (config.json), "
+        "0.5 in the options (--scaling-factor)"
+    ]
+    other = change_folder(copy, tmp_path / "other", config=lambda old: {**old, "act_fn": "relu"})
+    result = verify(out, other, options)
+    assert same(result).judgement == "A and B are not the same autoencoder"
+    assert len(result.problems) == 2
 
 
 def test_statistics_per_channel_that_differ(tmp_path: Path, out: Path, refs: Path) -> None:

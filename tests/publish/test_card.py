@@ -198,6 +198,10 @@ def test_the_command(release: Path) -> None:
     shown = run_here("card", release, *options, "--print").stdout
     assert "Evaluation" in shown and "23.8" in shown
     assert "library_name" not in shown and "<!--" not in shown
+    hashes = re.findall(r"[0-9a-f]{64}", text)
+    assert hashes
+    for digest in hashes:  # in pieces where the column is narrow, and never cut
+        assert digest in re.sub(r"\s", "", shown)
     assert run_here("card", release, *options, "--quiet").stdout == ""
 
 

@@ -47,6 +47,11 @@ class Topology(NamedTuple):
         return len(self.channels)
 
     @property
+    def downsampling(self) -> int:
+        """How many times shorter the sides of a latent are than those of its image."""
+        return 1 << (self.levels - 1)
+
+    @property
     def level_attention(self) -> tuple[bool, ...]:
         """Per level, whether either half has attention there; a CompVis config says no more."""
         return tuple(map(any, zip(self.encoder_attention, self.decoder_attention, strict=True)))

@@ -125,7 +125,7 @@ class EvalJob:
         Path | None,
         Doc(
             "JSON file to write the result to; what a run has found so far lies beside it in "
-            "FILE.parts, so that it can go on after a kill.",
+            "FILE.parts, so that it can go on after a kill; remove that when all is done.",
             "FILE",
         ),
     ] = None

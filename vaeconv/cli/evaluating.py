@@ -31,6 +31,7 @@ from vaeconv.evaluation.samples import Sample
 from vaeconv.evaluation.shards import OtherRunError
 from vaeconv.json_text import dump_json
 from vaeconv.names import check_ending
+from vaeconv.notes import Note, note
 from vaeconv.publish.places import hide_places, hide_places_in_text
 
 
@@ -47,6 +48,7 @@ def evaluate_job(job: EvalJob, options: EvalOptions, sink: Sink) -> None:
     _check_drawings(job, bool(specs) + len(earlier), earlier)
     samples: list[Sample] = []
     results, written = earlier, []
+    notes: list[Note] = []
     if specs:
         options = replace(options, on_sample=samples.append if job.html else None)
         result = run_evaluation(job, specs, options, sink)
@@ -54,12 +56,15 @@ def evaluate_job(job: EvalJob, options: EvalOptions, sink: Sink) -> None:
             return
         assert job.out is not None
         results, written = [result, *earlier], [job.out]
+        kept = parts_of(job.out)
+        notes.append(note(f"results of each image are kept in {kept}, which can be removed"))
     written += _draw(job, results, samples)
     names = [str(path) for path in written]
     sink.show(
         "eval",
         lambda: {**({"results": results} if job.add else results[0]), "written": names},
         lambda: print_results(results, job.format.value, names),
+        notes=notes,
         then=into_card([spec.path for spec in specs], "--eval", job.out),
     )
 

@@ -183,7 +183,10 @@ class VerifyJob:
 class PruneJob:
     """How the command prunes; each option says it."""
 
-    out_dir: Annotated[Path | None, Doc("Folder to prune several checkpoints into.", "DIR")] = None
+    out_dir: Annotated[
+        Path | None,
+        Doc("Folder, which must exist, to prune several checkpoints into.", "DIR"),
+    ] = None
     dry_run: DryRun = False
     probe: Annotated[
         bool,

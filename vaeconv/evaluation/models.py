@@ -257,11 +257,7 @@ def load_candidates(
 def _check_side(side: Side, protocol: Protocol) -> None:
     if side.problem:
         raise InputError(side.problem, where=side.name)
-    factor = 2 ** (side.topology.levels - 1)
-    if protocol.size % factor:
-        raise UsageError(
-            f"images of {protocol.size} pixels do not divide by {side.label}'s factor {factor}"
-        )
+    side.check_size(protocol.size)
     taken, made = side.topology.in_channels, side.topology.out_channels
     if taken != made:
         raise UnsupportedModelError(

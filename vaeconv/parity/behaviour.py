@@ -264,7 +264,7 @@ class Runner:
         return f"; the first layer that differs is {both}, by {parting.max_abs:.3g}"
 
     def _fitting(self, references: Sequence[Reference], kind: str) -> int:
-        factor = 2 ** (self._topology.levels - 1) if kind == DECODE else 1
+        factor = self._topology.downsampling if kind == DECODE else 1
         areas = [one.data.shape[1] * one.data.shape[2] for one in references]
         pixels = max(areas, default=1) * factor**2
         return fitting_batch(self._device, pixels, max(self._topology.channels[:2]))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from vaeconv.checkpoint.atomic import replace_small_file
 from vaeconv.checkpoint.in_memory import AnyModel, as_source
 from vaeconv.effects import reading_rules, refuse_idle
-from vaeconv.errors import InputError, UsageError
+from vaeconv.errors import InputError
 from vaeconv.names import check_ending, check_order, is_address
 from vaeconv.option_checks import MOST_PIXELS, Device, Range, check_arguments
 from vaeconv.output import check_target
@@ -86,6 +86,7 @@ def encode_images(
         on_progress: Called with what is being done, and how much of it is done of how much.
 
     Raises:
+        UsageError: The size does not divide by the model's downsampling.
         InputError: The model or an image cannot be read.
         OutputError: The output exists or cannot be written.
         MissingDependencyError: The device, torch or diffusers is missing.
@@ -134,9 +135,7 @@ def _encode(
     left_out: list[LeftOut],
 ) -> Encoded:
     topology = side.topology
-    factor = 2 ** (topology.levels - 1)
-    if size < factor:
-        raise UsageError(f"--size {size} is less than the {factor} pixels of one latent")
+    side.check_size(size)
     mode = image_mode(topology.in_channels, side.name)
     report("importing torch and diffusers", 0, 1)
     import_torch()
@@ -151,9 +150,7 @@ def _encode(
         model = side.load_checked()
         model.to(place, torch.float32)
         report("encoding images", 0, len(names))
-        pictures = read_images(
-            files.read, names, mode=mode, size=size, factor=factor, broken=left_out
-        )
+        pictures = read_images(files.read, names, mode=mode, size=size, broken=left_out)
         for done, picture in enumerate(pictures, 1):
             data = torch.from_numpy(from_uint8(picture.pixels))[None].to(place)
             mean = model.encode(data)[0, : topology.latent_channels].cpu().numpy()

@@ -37,14 +37,18 @@ def compare_files(one: Side, other: Side, *, is_drop_in: bool) -> Comparison:
             one.rows, other.rows, beginnings=DECODER_PARTS, allow_zeros=allow_zeros
         )
     scaling, unproven = _compare_scaling(one, other)
+    misstated = [] if scaling else _compare_with_options(one, other)
     problems = [
         *(f"{side.label}: {side.problem}" for side in (one, other) if side.problem),
         *_compare_topology(one, other, is_drop_in=is_drop_in),
         *scaling,
+        *misstated,
         *_weight_problems(one, other, weights),
     ]
     labels = one.label, other.label
-    return Comparison(labels, weights, (), tuple(problems), decoder, tuple(unproven))
+    return Comparison(
+        labels, weights, (), tuple(problems), decoder, tuple(unproven), tuple(misstated)
+    )
 
 
 _FACTORS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
@@ -52,16 +56,13 @@ _STATE = "pass --family or --scaling-factor"
 
 
 def _compare_scaling(one: Side, other: Side) -> tuple[list[str], list[str]]:
-    """Compare scaling: what is wrong with it, and what is unproven."""
+    """Compare the scaling of two models: what differs, and what is unproven."""
     doubts = [
         f"the scaling of {side.label}: its files state none, and {side.doubt}"
         for side in (one, other)
         if side.doubt
     ]
     problems = []
-    for side in (one, other):
-        if side.told and side.scaling:
-            problems += _differing(side.scaling, side.label, side.told, "the options")
     if one.scaling and other.scaling:
         found = _differing(one.scaling, one.label, other.scaling, other.label)
         assumed = [side.label for side in (one, other) if not side.is_stated]
@@ -72,6 +73,15 @@ def _compare_scaling(one: Side, other: Side) -> tuple[list[str], list[str]]:
         )
         problems += [f"{problem}{tail}" for problem in found]
     return problems, doubts
+
+
+def _compare_with_options(one: Side, other: Side) -> list[str]:
+    """Compare the scaling that configs state with what the options say of it."""
+    stating = [side for side in (one, other) if side.told]
+    if not stating or stating[0].told is None or stating[0].scaling is None:
+        return []
+    labels = " and ".join(side.label for side in stating)
+    return _differing(stating[0].scaling, labels, stating[0].told, "the options")
 
 
 def _differing(mine: Scaling, label: str, theirs: Scaling, other: str) -> list[str]:

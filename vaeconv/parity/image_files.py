@@ -11,14 +11,15 @@ from typing import Protocol
 from vaeconv.checkpoint.hub_address import HubLocation, parse_dataset
 from vaeconv.checkpoint.hub_dataset import Dataset
 from vaeconv.errors import CheckpointNotFoundError, InputError
-from vaeconv.names import KINDS
 from vaeconv.option_checks import path_text
 from vaeconv.parity.images import (
     SUFFIXES,
     LeftOut,
     check_head,
+    has_weights,
     list_images,
     no_images,
+    not_images,
     reason_by_name,
 )
 
@@ -88,12 +89,8 @@ def open_images(
         return FolderFiles(path, *list_images(path))
     if not os.path.isfile(path):  # noqa: PTH113
         raise CheckpointNotFoundError("no such folder, zip file or image", where=str(place))
-    if path.suffix.lower() in KINDS:
-        raise InputError(
-            "is a checkpoint, and not images",
-            where=str(place),
-            hint="see --help for their order",
-        )
+    if has_weights(path.name):
+        raise not_images(str(place), "is a checkpoint, and not images")
     if path.name.lower().endswith(SUFFIXES):
         return FolderFiles(path.parent, [path.name], [], label=path.name)
     return ZipFiles(path)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from vaeconv.errors import CheckpointNotFoundError, InputError, UnsupportedModelError
+from vaeconv.names import KINDS
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # Pillow knows more, and runs others
@@ -121,8 +122,20 @@ def _reason_by_kind(path: Path) -> str | None:
     return None if stat.S_ISREG(kind) else "not a regular file"
 
 
+def has_weights(name: str) -> bool:
+    """Tell by its name whether a file is a checkpoint."""
+    return Path(name).suffix.lower() in KINDS
+
+
+def not_images(place: str, what: str) -> CheckpointNotFoundError:
+    """Make the error of a checkpoint in the place of images."""
+    return CheckpointNotFoundError(what, where=place, hint="see --help for their order")
+
+
 def no_images(place: str, left_out: Sequence[LeftOut]) -> CheckpointNotFoundError:
     """Make the error of a folder or zip file without images; it says what is there instead."""
+    if any(has_weights(one.name) for one in left_out):
+        return not_images(place, "holds a checkpoint, and no images")
     there = f"; {count_left_out(left_out)}" if left_out else ""
     return CheckpointNotFoundError(
         f"no images in it{there}",
@@ -150,7 +163,6 @@ def read_images(
     *,
     mode: str,
     size: int,
-    factor: int,
     broken: list[LeftOut],
 ) -> Iterator[Picture]:
     """Read images, the shorter side resized, the middle cut out as a square.
@@ -161,11 +173,9 @@ def read_images(
         read: Reads one, by its name.
         names: Their paths in the folder.
         mode: Of Pillow, as :func:`image_mode` gives it.
-        size: Side of the result in pixels; rounded down to a multiple of ``factor``.
-        factor: How many times smaller a latent is.
+        size: Side of the result in pixels.
         broken: Where those that cannot be read are added.
     """
-    side = size // factor * factor
     used: set[str] = set()
     for name in names:
         stem = name.rpartition(".")[0] or name
@@ -175,7 +185,7 @@ def read_images(
             data = read(name)
             with quiet_pillow(), alone_if_large(data):
                 image, _ = decode(data, mode)
-                pixels = to_square(image, side)
+                pixels = to_square(image, size)
         except InputError as error:
             broken.append(LeftOut(name, error.what))
         else:

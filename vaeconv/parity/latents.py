@@ -92,7 +92,7 @@ def built_in_set(topology: Topology, scaling: Scaling) -> ReferenceSet:
             "numpy makes different reference latents here than elsewhere",
             hint="please report it with the version of numpy and the model of the processor",
         )
-    factor = 2 ** (topology.levels - 1)
+    factor = topology.downsampling
     latents = _unit_latents(topology.latent_channels, factor)
     return ReferenceSet(
         f"built-in set, seed {_SEED}, {describe_scaling(scaling)}",
@@ -242,9 +242,8 @@ def load_set(path: Path, topology: Topology) -> ReferenceSet:
             where=str(path),
             hint="vaeconv latents writes such a file",
         )
-    factor = 2 ** (topology.levels - 1)
     _check_shapes(latents, topology.latent_channels, 1, "latent", path)
-    _check_shapes(pictures, topology.in_channels, factor, "picture", path)
+    _check_shapes(pictures, topology.in_channels, topology.downsampling, "picture", path)
     for one in (*latents, *pictures):
         if not np.isfinite(one.data).all():
             raise MalformedCheckpointError(f"{one.name} holds NaN or infinity", where=str(path))

@@ -17,7 +17,7 @@ from vaeconv.parity.pictures import (
     heat_map,
     to_rgb,
 )
-from vaeconv.parity.report import comparisons_of, distance_table, judgement, outcome, weight_table
+from vaeconv.parity.report import comparisons_of, distance_table, outcome, weight_table
 from vaeconv.parity.verdict import Comparison, SideFacts, Verification
 from vaeconv.parity.weights import WeightResult
 from vaeconv.wording import plural
@@ -65,7 +65,7 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
     return {
         "labels": comparison.labels,
         "ok": not comparison.problems,
-        "verdict": judgement(comparison),
+        "verdict": comparison.judgement,
         "unproven": [] if comparison.problems else comparison.unproven,
         "problems": comparison.problems,
         "absent": _absent(comparison.weights, comparison.labels),

@@ -147,7 +147,18 @@ def weight_table(comparisons: Sequence[Comparison]) -> tuple[Row, list[Row]]:
 
 def distance_table(comparison: Comparison) -> tuple[Row, list[Row]]:
     """Head and rows of the table of distances: each reference, then the worst of each kind."""
-    head = ("", "reference", "max abs", "mean abs", "RMSE", "PSNR", "cosine", "pixels", "limit", "")
+    head = (
+        "",
+        "reference",
+        "max abs",
+        "mean abs",
+        "RMSE",
+        "PSNR",
+        "cosine",
+        "8-bit differ",
+        "limit",
+        "",
+    )
     summary = summarise(comparison.outcomes)
     rows = [
         (
@@ -210,24 +221,11 @@ def _numbers(distance: Distance, kind: str) -> Row:
     )  # fmt: skip
 
 
-def judgement(comparison: Comparison) -> str:
-    """Say whether it is so, without what is unproven."""
-    one, other = comparison.labels
-    is_drop_in = comparison.decoder is not None
-    what = f"a drop-in replacement for {other}" if is_drop_in else "the same autoencoder"
-    subject = one if is_drop_in else f"{one} and {other}"
-    verb = "is" if is_drop_in else "are"
-    if comparison.problems:
-        return f"{subject} {verb} not {what}"
-    by_weights = "" if comparison.outcomes else " by their weights; nothing was decoded"
-    return f"{subject} {verb} {what}{by_weights}"
-
-
 def verdict(comparison: Comparison) -> str:
     """Say the verdict in one line, with what is unproven."""
     reasons = " and ".join(comparison.unproven)
     is_open = reasons and not comparison.problems
-    return judgement(comparison) + (f", but not proved: {reasons}" if is_open else "")
+    return comparison.judgement + (f", but not proved: {reasons}" if is_open else "")
 
 
 def outcome(result: Verification) -> str:

@@ -16,7 +16,7 @@ from vaeconv.autoencoder.topology import Layout, Topology
 from vaeconv.averages import choose_average, no_average, shadow_of
 from vaeconv.checkpoint.base import Checkpoint
 from vaeconv.checkpoint.open import open_checkpoint
-from vaeconv.errors import AmbiguousInputError, ConfigMismatchError
+from vaeconv.errors import AmbiguousInputError, ConfigMismatchError, UsageError
 from vaeconv.option_checks import check_fields
 from vaeconv.parameters import weight_dtype
 from vaeconv.parity.loading import Model, check_module, load_compvis, load_diffusers, load_folder
@@ -150,6 +150,22 @@ class Side:
         if not self.allow_zeros:
             check_module(model.module, self.name)
         return model
+
+    def check_size(self, size: int) -> None:
+        """Check that square images of a size can be encoded and come back as large as they were.
+
+        Raises:
+            UsageError: The size in pixels is no multiple of :attr:`Topology.downsampling`.
+        """
+        factor = self.topology.downsampling
+        if size % factor:
+            nearest = max(1, round(size / factor)) * factor
+            raise UsageError(
+                f"the autoencoder makes latents {factor} times smaller than images, and {size} "
+                f"pixels do not divide by {factor}",
+                where=self.name,
+                hint=f"use --size {nearest}",
+            )
 
     def close(self) -> None:
         """Close its files."""

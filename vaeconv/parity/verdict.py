@@ -52,6 +52,8 @@ class Comparison(NamedTuple):
         problems: What is wrong, the cause before the consequence; empty where nothing is.
         decoder: Of the decoder's tensors, where they may differ; else None.
         unproven: What could not be compared, as one of the sides says nothing of it.
+        misstated: Those of the problems that only the options have: the models agree on a scaling,
+            and the options state another.
     """
 
     labels: tuple[str, str]
@@ -60,6 +62,21 @@ class Comparison(NamedTuple):
     problems: tuple[str, ...]
     decoder: WeightResult | None = None
     unproven: tuple[str, ...] = ()
+    misstated: tuple[str, ...] = ()
+
+    @property
+    def judgement(self) -> str:
+        """Whether it is so, in a sentence without what is unproven."""
+        one, other = self.labels
+        subject, what = f"{one} and {other} are", "the same autoencoder"
+        if self.decoder is not None:
+            subject, what = f"{one} is", f"a drop-in replacement for {other}"
+        if self.problems and self.problems == self.misstated:
+            return f"{subject} {what}, but not with the scaling of the options"
+        if self.problems:
+            return f"{subject} not {what}"
+        by_weights = "" if self.outcomes else " by their weights; nothing was decoded"
+        return f"{subject} {what}{by_weights}"
 
     def with_problem(self, problem: str) -> Comparison:
         """Add what is wrong."""
@@ -149,9 +166,9 @@ class Verification(NamedTuple):
             CheckFailedError: Its ``details`` list all of it.
         """
         if self.problems:
-            kind = "same autoencoder" if self.same and self.same.problems else "drop-in replacement"
+            failed = next(one for one in (self.same, self.drop_in) if one and one.problems)
             first, *more = self.problems
             tail = f" (the first of {len(self.problems)} problems)" if more else ""
             raise CheckFailedError(
-                f"not the {kind}: {first}{tail}", details=self.problems if more else ()
+                f"{failed.judgement}: {first}{tail}", details=self.problems if more else ()
             )

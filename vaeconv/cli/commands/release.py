@@ -74,6 +74,6 @@ def release(job: ReleaseJob, sink: Sink) -> None:
     sink.show(
         "release",
         lambda: release_document(done, dry_run=job.dry_run),
-        lambda: release_lines(done, dry_run=job.dry_run),
+        lambda: release_lines(done, dry_run=job.dry_run, verbose=sink.verbose),
         notes=release_notes(done),
     )

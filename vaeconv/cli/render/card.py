@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 from vaeconv.cli.output import Sink
 from vaeconv.errors import CheckFailedError, counted, printable
@@ -14,13 +15,27 @@ def card_lines(text: str, written: Sequence[Path], *, shown: bool, dry_run: bool
     """Print a card where that was asked for, and name the files that were written."""
     shown_text = printable(text, keep="\t\n")
     if shown:
-        from rich.console import Console
-        from rich.markdown import Markdown
-
-        Console().print(Markdown(shown_text.split("\n---\n", 1)[-1]))
+        _print_markdown(shown_text.split("\n---\n", 1)[-1])
     elif dry_run:
         sys.stdout.write(shown_text)
     return [f"wrote {path}" for path in written]
+
+
+def _print_markdown(text: str) -> None:
+    from rich.console import Console
+    from rich.markdown import Markdown, TableDataElement
+
+    class Cell(TableDataElement):
+        """A cell of which nothing is cut: a hash goes on in the next line."""
+
+        def __init__(self, justify: Any) -> None:
+            super().__init__(justify)
+            self.content.overflow = "fold"
+
+    class Card(Markdown):
+        elements: ClassVar = {**Markdown.elements, "td_open": Cell, "th_open": Cell}
+
+    Console().print(Card(text))
 
 
 def show_check(folder: Path, problems: Sequence[str], sink: Sink) -> None:

@@ -13,14 +13,17 @@ from vaeconv.publish.release import Release, StepResult
 from vaeconv.wording import plural
 
 
-def release_lines(done: Release, *, dry_run: bool) -> Iterator[Line]:
-    """Tell a person what was published, and what became of each step."""
+def release_lines(done: Release, *, dry_run: bool, verbose: bool) -> Iterator[Line]:
+    """Tell a person what was published, and what became of each step; verbosely, of each file."""
     for one in done.pushed:
         verb = "published" if one.is_new else "nothing changed:"
         tag = f", tag {one.tag}" if one.tag else ""
         files = f"{len(one.changed)} of {plural(len(one.changed) + len(one.unchanged), 'file')}"
         yield Styled(f"{verb} {one.repo_id} ({files} changed{tag})", Style.GOOD)
         yield from (f"  {fact}" for fact in (one.oid and f"commit {one.oid}", one.url) if fact)
+        if verbose:
+            yield from (f"  changed: {name}" for name in one.changed)
+            yield from (f"  unchanged: {name}" for name in one.unchanged)
     if dry_run:
         yield Styled("nothing is missing: this release can be made", Style.GOOD)
     yield from (f"  {one.describe()}" for one in done.destinations)
@@ -66,7 +69,7 @@ def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_plain(one)}" for key, one in value.items())
     if isinstance(value, list):
-        return ", ".join("plain" if one is None else _plain(one) for one in value)
+        return ", ".join("default" if one is None else _plain(one) for one in value)
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

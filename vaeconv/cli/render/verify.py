@@ -24,7 +24,6 @@ from vaeconv.parity.report import (
     check_summary,
     comparisons_of,
     distance_table,
-    judgement,
     junit,
     report_document,
     weight_table,
@@ -218,7 +217,7 @@ def _headline(comparison: Comparison) -> Styled:
         word, style = "FAILED", Style.BAD
     elif comparison.unproven:
         word, style = "passed, but not everything was proved", Style.DOUBTFUL
-    return Styled(f"{word}: {judgement(comparison)}", style)
+    return Styled(f"{word}: {comparison.judgement}", style)
 
 
 def _proved(comparison: Comparison) -> Iterator[str]:
