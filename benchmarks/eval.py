@@ -20,12 +20,12 @@ import torch
 from PIL import Image
 
 from benchmarks.verify import make_pair
-from vaeconv.evaluation.evaluation import EvalOptions, Evaluation
-from vaeconv.evaluation.images import ImageSet
+from vaeconv.evaluation.distributed import Ranks
+from vaeconv.evaluation.evaluate import EvalOptions, Evaluation
+from vaeconv.evaluation.image_set import ImageSet
 from vaeconv.evaluation.models import Candidate, ModelSpec
 from vaeconv.evaluation.protocol import DTYPES, PRESETS
-from vaeconv.evaluation.ranks import Ranks
-from vaeconv.parity.devices import pick_device, reproducible
+from vaeconv.models.devices import pick_device, reproducible
 
 
 def make_pictures(folder: Path, number: int) -> None:

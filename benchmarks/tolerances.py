@@ -2,7 +2,7 @@
 
 vaeconv's CompVis modules and diffusers' ``AutoencoderKL`` get the same random weights, scaled so
 that activations neither vanish nor grow, and run the built-in reference set in fp32, fp16 and bf16.
-The tolerances in ``vaeconv/parity/measure.py`` rest on what this prints.
+The tolerances in ``vaeconv/parity/distance.py`` rest on what this prints.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from tests.support.compvis import DDConfig
 from vaeconv.autoencoder.config import Scaling, build_config
 from vaeconv.autoencoder.keys import expand_rules
 from vaeconv.autoencoder.topology import Layout
-from vaeconv.parity.behaviour import DTYPES, Limits, Outcome, Runner
-from vaeconv.parity.compvis import CompVisAutoencoder
-from vaeconv.parity.devices import import_torch, pick_device, reproducible
-from vaeconv.parity.latents import DECODE, ENCODE, built_in_set
-from vaeconv.parity.loading import Model
+from vaeconv.models.compvis import CompVisAutoencoder
+from vaeconv.models.devices import import_torch, pick_device, reproducible
+from vaeconv.models.load import Model
+from vaeconv.parity.compare_outputs import DTYPES, Limits, Outcome, Runner
+from vaeconv.parity.references import DECODE, ENCODE, built_in_set
 
 SCALING = Scaling(0.18215)
 MODELS = {

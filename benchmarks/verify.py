@@ -19,10 +19,10 @@ import torch
 
 from vaeconv.autoencoder.config import Scaling
 from vaeconv.autoencoder.topology import Layout
-from vaeconv.parity.behaviour import DTYPES, Limits, Runner
-from vaeconv.parity.devices import describe_environment, pick_device, reproducible
-from vaeconv.parity.latents import DECODE, ReferenceSet, batches, built_in_set
-from vaeconv.parity.side import SideOptions, open_side
+from vaeconv.models.devices import describe_environment, pick_device, reproducible
+from vaeconv.models.open_model import SideOptions, open_side
+from vaeconv.parity.compare_outputs import DTYPES, Limits, Runner
+from vaeconv.parity.references import DECODE, ReferenceSet, batches, built_in_set
 
 VAECONV = str(Path(sys.executable).with_name("vaeconv"))
 

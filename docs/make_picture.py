@@ -15,7 +15,7 @@ from rich.text import Text
 
 from vaeconv.cli.render.inspect import inspection_lines
 from vaeconv.cli.screen import fitted
-from vaeconv.inspection import InspectOptions, inspect
+from vaeconv.weights.inspect import InspectOptions, inspect
 
 WIDTH = 100
 # rich links to a font on the web; a picture in a README should load nothing.

@@ -16,7 +16,7 @@ import yaml
 
 from tests.support.workflow_values import read_workflow
 from vaeconv import __version__
-from vaeconv.publish.release_config import commented_file, read_release
+from vaeconv.publish.release.config import commented_file, read_release
 
 ROOT = Path(__file__).parents[1]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))

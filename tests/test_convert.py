@@ -38,6 +38,7 @@ from tests.support.samples import (
     with_value,
 )
 from vaeconv import Conversion, ConvertOptions, CopyOptions, ScalingOptions, convert
+from vaeconv.common.notes import note
 from vaeconv.errors import (
     AmbiguousInputError,
     ConfigMismatchError,
@@ -51,7 +52,6 @@ from vaeconv.errors import (
     UnsupportedModelError,
     UsageError,
 )
-from vaeconv.notes import note
 
 
 def warnings_of(result: Conversion) -> list[str]:

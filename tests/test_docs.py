@@ -21,9 +21,9 @@ from vaeconv.cli.render.release import release_document
 from vaeconv.cli.stopping import SIGNALS
 from vaeconv.cli.streams import BROKEN_PIPE
 from vaeconv.evaluation.models import read_models_file
-from vaeconv.publish.meta import CardMeta, read_meta
-from vaeconv.publish.pushing import Pushed
-from vaeconv.publish.release import Release, StepResult
+from vaeconv.publish.card.meta import CardMeta, read_meta
+from vaeconv.publish.hub.push import Pushed
+from vaeconv.publish.release.release import Release, StepResult
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

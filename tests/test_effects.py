@@ -15,8 +15,8 @@ from vaeconv import ConvertOptions, CopyOptions, PruneOptions, convert, prune
 from vaeconv.autoencoder.scaling import ScalingOptions
 from vaeconv.cli import app
 from vaeconv.errors import UsageError
-from vaeconv.inspection import InspectOptions, inspect
-from vaeconv.parts import Part
+from vaeconv.weights.inspect import InspectOptions, inspect
+from vaeconv.weights.parts import Part
 
 
 @pytest.fixture(scope="module")

@@ -28,12 +28,13 @@ from typer.testing import CliRunner, Result
 
 from tests.support.faults import Call, NoExchange, Watch
 from tests.support.lacking import IS_POSIX, needs_no_root, open_can_be_replaced
-from vaeconv.checkpoint import atomic, system
-from vaeconv.checkpoint.source import FileSource
+from vaeconv.checkpoint import system
+from vaeconv.checkpoint.local_source import FileSource
+from vaeconv.checkpoint.writers import atomic
 from vaeconv.cli import app
-from vaeconv.conversion import ConvertOptions, convert
 from vaeconv.errors import InputError
-from vaeconv.executor import CopyOptions
+from vaeconv.weights.convert import ConvertOptions, convert
+from vaeconv.weights.execute import CopyOptions
 
 ROOT = Path(__file__).parents[1]
 CKPT = ROOT / "fixtures" / "tiny-kl.ckpt"
@@ -503,7 +504,7 @@ def test_a_folder_without_a_name_of_its_own_is_refused(name, tmp_path, monkeypat
         raise AssertionError("something is being written")
 
     monkeypatch.setattr(atomic, "staged_folder", fail)
-    monkeypatch.setattr("vaeconv.output.staged_folder", fail)
+    monkeypatch.setattr("vaeconv.weights.output.staged_folder", fail)
     assert_one_error(run("convert", CKPT, name, "--overwrite"))
     assert snapshot(place) == {"sub": None}
 
@@ -651,7 +652,7 @@ def test_an_input_that_changes_during_the_run_is_an_error_and_no_output(
     source = tmp_path / "in.ckpt"
     shutil.copy(CKPT, source)
     os.utime(source, (1e9, 1e9))
-    monkeypatch.setattr("vaeconv.executor._PIECE", 64 << 10)
+    monkeypatch.setattr("vaeconv.weights.execute._PIECE", 64 << 10)
     changes: list[int] = []
 
     def change_once() -> None:

@@ -15,7 +15,7 @@ from fixtures.compare import compare, is_same
 from tests.support.closeness import assert_near
 from tests.support.compvis import DDConfig
 from tests.support.lightning import CALLBACK_MODULE, fake_lightning
-from vaeconv.parity.compvis import CompVisAutoencoder
+from vaeconv.models.compvis import CompVisAutoencoder
 
 FOLDER = make.FOLDER
 

@@ -22,7 +22,13 @@ from vaeconv.errors import (
     OutputExistsError,
     UsageError,
 )
-from vaeconv.names import OutputKind, batch_targets, check_ending, ending_of, output_kind
+from vaeconv.weights.output_names import (
+    OutputKind,
+    batch_targets,
+    check_ending,
+    ending_of,
+    output_kind,
+)
 
 ENTRY = Path(sys.executable).with_name("vaeconv")
 

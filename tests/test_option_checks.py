@@ -11,24 +11,18 @@ from typing import Any, get_type_hints
 import pytest
 
 from vaeconv.autoencoder.scaling import ScalingOptions
-from vaeconv.conversion import ConvertOptions
 from vaeconv.errors import UsageError
-from vaeconv.evaluation.comparing import CompareOptions
-from vaeconv.evaluation.evaluation import EvalOptions
+from vaeconv.evaluation.compare import CompareOptions
+from vaeconv.evaluation.evaluate import EvalOptions
 from vaeconv.evaluation.models import ModelSpec
 from vaeconv.evaluation.protocol import Protocol, preset
-from vaeconv.executor import CopyOptions
-from vaeconv.inspection import InspectOptions
-from vaeconv.parity.behaviour import Limits
-from vaeconv.parity.encoding import encode_images
-from vaeconv.parity.side import SideOptions
-from vaeconv.parity.verification import VerifyOptions
-from vaeconv.parts import Part
-from vaeconv.prune_options import PruneOptions
-from vaeconv.publish.meta import CardMeta
-from vaeconv.publish.push_options import PushOptions
-from vaeconv.publish.release import release
-from vaeconv.publish.release_config import (
+from vaeconv.models.open_model import SideOptions
+from vaeconv.parity.compare_outputs import Limits
+from vaeconv.parity.encode import encode_images
+from vaeconv.parity.verify import VerifyOptions
+from vaeconv.publish.card.meta import CardMeta
+from vaeconv.publish.hub.push_options import PushOptions
+from vaeconv.publish.release.config import (
     CompareTable,
     EvalTable,
     OutputTable,
@@ -38,6 +32,12 @@ from vaeconv.publish.release_config import (
     VerifyTable,
     read_release,
 )
+from vaeconv.publish.release.release import release
+from vaeconv.weights.convert import ConvertOptions
+from vaeconv.weights.execute import CopyOptions
+from vaeconv.weights.inspect import InspectOptions
+from vaeconv.weights.parts import Part
+from vaeconv.weights.prune_options import PruneOptions
 
 TABLES = [OutputTable, VerifyTable, EvalTable, CompareTable, PushTable]
 KINDS: list[type] = [

@@ -19,7 +19,7 @@ from fixtures.make_fixtures import make_weights, random_tensor
 from tests.support.closeness import LIMITS, gap
 from tests.support.compvis import DDConfig
 from vaeconv import ConvertOptions, ScalingOptions, convert
-from vaeconv.parity.compvis import CompVisAutoencoder
+from vaeconv.models.compvis import CompVisAutoencoder
 
 SD = DDConfig(ch=32)
 UPSCALER = DDConfig(ch=32, ch_mult=(1, 2, 4))

@@ -28,9 +28,9 @@ import sys, torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from diffusers import AutoencoderKL
 from vaeconv.evaluation.inception import InceptionV3
-from vaeconv.evaluation.pixels import ssim
-from vaeconv.evaluation.vgg import VGG16
-from vaeconv.parity.compvis import CompVisAutoencoder
+from vaeconv.evaluation.psnr_ssim import ssim
+from vaeconv.evaluation.perceptual import VGG16
+from vaeconv.models.compvis import CompVisAutoencoder
 from fixtures import make_fixtures as make
 
 inside, seen, missed = sys.modules["sitecustomize"]._inside, set(), set()

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from tests.support.samples import SHAPED, WEIGHTS, in_diffusers, save_ckpt, weights_of
 from vaeconv import ConvertOptions, CopyOptions, convert
 from vaeconv.autoencoder.scaling import ScalingOptions
-from vaeconv.conversion import Conversion
-from vaeconv.prune_options import PruneOptions
-from vaeconv.pruning import prune
+from vaeconv.publish.card.sections import provenance_section
 from vaeconv.publish.documents import read_manifest
-from vaeconv.publish.sections import provenance_section
+from vaeconv.weights.convert import Conversion
+from vaeconv.weights.prune import prune
+from vaeconv.weights.prune_options import PruneOptions
 
 FP16 = "diffusion_pytorch_model.fp16.safetensors"
 

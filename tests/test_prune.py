@@ -40,6 +40,7 @@ from tests.support.samples import (
 )
 from vaeconv import CopyOptions, PruneOptions, Pruning, prune
 from vaeconv.cli import app
+from vaeconv.common.notes import note
 from vaeconv.errors import (
     CheckFailedError,
     ConfigMismatchError,
@@ -49,8 +50,7 @@ from vaeconv.errors import (
     UnmappedKeysError,
     UsageError,
 )
-from vaeconv.notes import note
-from vaeconv.parts import Part
+from vaeconv.weights.parts import Part
 
 BIG = "decoder.mid.block_1.conv2.weight"
 ENTRY = Path(sys.executable).with_name("vaeconv")
@@ -381,7 +381,7 @@ def test_excepted_keys_keep_their_dtype(tmp_path: Path) -> None:
 def test_an_overflow_names_the_tensor_and_its_largest_value(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vaeconv.executor._PIECE", 4096)  # the largest is in a later piece
+    monkeypatch.setattr("vaeconv.weights.execute._PIECE", 4096)  # the largest is in a later piece
     state = with_value(-70000.0)
     state[BIG].view(-1)[-1] = 123456.0
     with pytest.raises(DTypeOverflowError, match=rf"{BIG}.*123456") as caught:
@@ -497,7 +497,7 @@ def black(tmp_path: Path) -> Path:
 
 
 def test_a_probe_that_finds_fp16_enough_turns_upcasting_off(tmp_path: Path) -> None:
-    from vaeconv.parity.probe import probe_decoder
+    from vaeconv.models.probe import probe_decoder
 
     result = prune(diffusers_folder(tmp_path), tmp_path / "out", PruneOptions(probe=probe_decoder))
     assert result.probe is not None and result.probe.is_finite
@@ -511,7 +511,7 @@ def test_a_probe_that_finds_fp16_enough_turns_upcasting_off(tmp_path: Path) -> N
 
 
 def test_a_probe_that_finds_an_overflow_names_the_layer(tmp_path: Path) -> None:
-    from vaeconv.parity.probe import probe_decoder
+    from vaeconv.models.probe import probe_decoder
 
     result = prune(black(tmp_path), tmp_path / "out", PruneOptions(probe=probe_decoder))
     assert result.probe is not None and not result.probe.is_finite
@@ -541,7 +541,7 @@ def test_a_probe_of_a_model_that_is_not_even_finite_in_fp32(tmp_path: Path) -> N
 
 def test_a_probe_undoes_scaling_as_pipelines_do(tmp_path: Path) -> None:
     """With shift and statistics of channels; else it decodes what no diffusion model makes."""
-    from vaeconv.parity.probe import probe_decoder
+    from vaeconv.models.probe import probe_decoder
 
     folder, rows, peaks = diffusers_folder(tmp_path), [], []
 
@@ -580,7 +580,7 @@ def test_a_device_that_is_not_there_is_no_silent_fallback(tmp_path: Path) -> Non
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 def test_a_probe_runs_on_the_gpu(tmp_path: Path) -> None:
-    from vaeconv.parity.probe import probe_decoder
+    from vaeconv.models.probe import probe_decoder
 
     result = prune(black(tmp_path), tmp_path / "o.ckpt", PruneOptions(probe=probe_decoder))
     assert result.probe is not None

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from tests.autoencoder.topologies import make_topology
-from vaeconv.conversion import ConvertOptions, convert
 from vaeconv.errors import AmbiguousInputError, EmaError, NotACheckpointError, UsageError
-from vaeconv.inspection import InspectOptions, inspect
-from vaeconv.parity.compvis import CompVisAutoencoder
-from vaeconv.prune_options import PruneOptions
-from vaeconv.pruning import prune
+from vaeconv.models.compvis import CompVisAutoencoder
+from vaeconv.weights.convert import ConvertOptions, convert
+from vaeconv.weights.inspect import InspectOptions, inspect
+from vaeconv.weights.prune import prune
+from vaeconv.weights.prune_options import PruneOptions
 
 State = dict[str, Tensor]
 RAW, EMA, THIRD = 1.0, 2.0, 3.0
@@ -315,7 +315,7 @@ def test_one_state_dict_under_many_keys_is_bounded(tmp_path: Path) -> None:
 
 
 def test_names_of_averages() -> None:
-    from vaeconv.ema_names import names_average
+    from vaeconv.common.ema_names import names_average
 
     for name in ("ema", "model_ema.", "EMACallback", "netEMA.x", "a.swa_model", "averaging_state",
                  "shadow_params", "callbacks.EMA.ema_weights", "ema_0.9999", "EMA"):  # fmt: skip

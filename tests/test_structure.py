@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from graphlib import CycleError, TopologicalSorter
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
@@ -22,53 +23,29 @@ PACKAGE = Path(vaeconv.__file__).parent
 # From the ground up; a module imports from lower floors, and within its own room. Rooms on one
 # floor do not know each other. A new module gets its place here, or nobody may import it.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    (
-        "vaeconv.errors",
-        "vaeconv._version",
-        "vaeconv.ema_names",
-        "vaeconv.json_text",
-        "vaeconv.leftovers",
-        "vaeconv.nearby",
-        "vaeconv.parts",
-        "vaeconv.wording",
-    ),
-    ("vaeconv.notes", "vaeconv.option_checks"),
-    ("vaeconv.option_docs",),
+    ("vaeconv.errors", "vaeconv._version"),
+    ("vaeconv.common",),
     ("vaeconv.autoencoder", "vaeconv.checkpoint"),
-    ("vaeconv.names", "vaeconv.plan", "vaeconv.schema"),
-    (
-        "vaeconv.candidates", "vaeconv.parameters", "vaeconv.position_ids", "vaeconv.shards",
-        "vaeconv.workers", "vaeconv.zeros",
-    ),
-    ("vaeconv.survey",),
-    ("vaeconv.averages", "vaeconv.executor", "vaeconv.manifest", "vaeconv.metadata"),
-    ("vaeconv.effects", "vaeconv.output"),
-    ("vaeconv.prune_options",),
-    ("vaeconv.prune_plan",),
-    ("vaeconv.conversion", "vaeconv.inspection", "vaeconv.prune", "vaeconv.pruning"),
-    ("vaeconv.pages",),
-    ("vaeconv.parity",),
-    ("vaeconv.evaluation",),
+    ("vaeconv.weights", "vaeconv.pages"),
+    ("vaeconv.models",),
+    ("vaeconv.parity", "vaeconv.evaluation"),
     ("vaeconv.publish",),
     ("vaeconv.cli",),
     ("vaeconv.__main__", "vaeconv"),
-)  # fmt: skip
+)
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # What is not in the standard library, by room; other rooms have none of it.
 EXTERNAL: dict[str, set[str]] = {
     "vaeconv.autoencoder": {"yaml"},
-    "vaeconv.schema": {"tomli"},
-    "vaeconv.checkpoint": {"numpy", "huggingface_hub", "isal", "numkong", "torch"},
-    "vaeconv.pages": {"jinja2"},
-    "vaeconv.parity": {"torch", "diffusers", "numpy", "safetensors", "PIL"},
-    "vaeconv.evaluation": {
-        "torch", "torchvision", "torchmetrics", "diffusers", "accelerate", "lpips", "numpy",
-        "scipy", "safetensors", "PIL", "matplotlib",
-    },
+    "vaeconv.checkpoint": {"numpy", "huggingface_hub", "isal", "numkong", "torch", "tomli"},
+    "vaeconv.pages": {"jinja2", "numpy", "PIL"},
+    "vaeconv.models": {"torch", "diffusers", "numpy", "safetensors", "PIL"},
+    "vaeconv.parity": {"torch", "numpy", "safetensors", "PIL"},
+    "vaeconv.evaluation": {"torch", "numpy", "safetensors", "PIL", "matplotlib"},
     "vaeconv.publish": {"huggingface_hub", "jinja2", "yaml", "model_signing", "cryptography"},
     "vaeconv.cli": {"typer", "rich"},
-}  # fmt: skip
+}
 # They cost more to import than most commands take to run.
 LATE = {
     "torch", "diffusers", "numpy", "rich", "huggingface_hub", "yaml", "click", "PIL", "jinja2",
@@ -76,10 +53,10 @@ LATE = {
 # Modules that are themselves imported late.
 EARLY = {
     ("vaeconv.checkpoint.cast", "numpy"),
-    ("vaeconv.parity.compvis", "torch"),
+    ("vaeconv.models.compvis", "torch"),
     ("vaeconv.evaluation.inception", "torch"),
-    ("vaeconv.evaluation.vgg", "torch"),
-    ("vaeconv.parity.half", "torch"),
+    ("vaeconv.evaluation.perceptual", "torch"),
+    ("vaeconv.models.half", "torch"),
 }
 RESOLVERS = {"vaeconv", "vaeconv.cli.group"}  # import parts of their own by name, as late as can be
 
@@ -189,6 +166,22 @@ def complaint(found: Import) -> str | None:
     return None
 
 
+def circles(package: Path) -> list[str]:
+    """Find modules that import each other, at whatever time and by whatever way."""
+    paths = {module_name(path, package): path for path in package.rglob("*.py")}
+    graph = {
+        module: {
+            one.imported for one in imports_of(path, package, set(paths)) if one.imported in paths
+        }
+        for module, path in paths.items()
+    }
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        return [f"{' -> '.join(reversed(error.args[1]))}: imports in a circle"]
+    return []
+
+
 def complaints(package: Path, paths: Sequence[Path] = ()) -> list[str]:
     """Look at these modules of a package, or at all of them."""
     everything = sorted(package.rglob("*.py"))
@@ -212,6 +205,10 @@ def test_imports_go_down_only_and_costly_ones_come_late() -> None:
     assert complaints(PACKAGE) == []
 
 
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    assert circles(PACKAGE) == []
+
+
 def test_nothing_private_of_others_is_used(tmp_path: Path) -> None:
     """What a library keeps to itself may be gone with its next version."""
     assert [name for path in PACKAGE.rglob("*.py") for name in private_names(path)] == []
@@ -233,10 +230,10 @@ def test_every_module_is_looked_at() -> None:
         for statement in imports_of(path, PACKAGE, modules)
     }
     edges = {(one.importer, one.imported) for one in found}
-    assert ("vaeconv.conversion", "vaeconv.plan") in edges
+    assert ("vaeconv.weights.convert", "vaeconv.weights.plan") in edges
     assert ("vaeconv.checkpoint.cast", "numpy") in edges
     late = {one.imported for one in found if not one.is_early}
-    assert {"yaml", "huggingface_hub", "rich.progress", "vaeconv.conversion"} <= late
+    assert {"yaml", "huggingface_hub", "rich.progress", "vaeconv.weights.convert"} <= late
 
 
 def test_costly_modules_stay_out_when_all_is_imported() -> None:
@@ -245,7 +242,7 @@ def test_costly_modules_stay_out_when_all_is_imported() -> None:
         name
         for name in (module_name(path, PACKAGE) for path in PACKAGE.rglob("*.py"))
         if name not in {"vaeconv.checkpoint.cast", "vaeconv.__main__"}
-        and room_of(name) not in {"vaeconv.parity", "vaeconv.evaluation", "vaeconv.publish"}
+        and room_of(name) not in {f"vaeconv.{room}" for room in ("models", "parity", "evaluation")}
     )
     code = f"import sys, {', '.join(modules)}; print(*sorted({LATE!r} & sys.modules.keys()))"
     done = subprocess.run(
@@ -363,47 +360,53 @@ def copy(tmp_path: Path) -> Path:
 
 
 PLANTED = [
-    ("checkpoint/base.py", "import vaeconv.autoencoder.keys", "must not know vaeconv.autoencoder"),
-    ("checkpoint/base.py", "from vaeconv.plan import Row", "must not know vaeconv.plan"),
-    ("checkpoint/base.py", "from ..autoencoder import keys", "must not know vaeconv.autoencoder"),
-    ("checkpoint/base.py", "from .. import plan", "must not know vaeconv.plan"),
-    ("checkpoint/base.py", "from vaeconv import plan", "must not know vaeconv.plan"),
-    ("checkpoint/base.py", "from vaeconv import convert", "must not know vaeconv"),
-    ("checkpoint/base.py", "import vaeconv", "must not know vaeconv"),
-    ("checkpoint/base.py", "import numpy as np", "imports numpy early"),
-    ("checkpoint/base.py", "if True:\n    import numpy.linalg", "imports numpy early"),
-    ("checkpoint/base.py", "try:\n    import numpy\nexcept ImportError:\n    pass", "numpy early"),
-    ("checkpoint/base.py", "class A:\n    import numpy", "imports numpy early"),
-    ("checkpoint/base.py", "def f():\n    import diffusers", "imports diffusers"),
-    ("checkpoint/base.py", "from huggingface_hub import HfApi", "imports huggingface_hub early"),
-    ("checkpoint/base.py", "from typer import echo", "imports typer"),
+    ("checkpoint/types.py", "import vaeconv.autoencoder.keys", "must not know vaeconv.autoencoder"),
+    (
+        "checkpoint/types.py",
+        "from vaeconv.weights.plan import Row",
+        "must not know vaeconv.weights",
+    ),
+    ("checkpoint/types.py", "from ..autoencoder import keys", "must not know vaeconv.autoencoder"),
+    ("checkpoint/types.py", "from ..weights import plan", "must not know vaeconv.weights"),
+    ("checkpoint/types.py", "from vaeconv import weights", "must not know vaeconv.weights"),
+    ("checkpoint/types.py", "from vaeconv import convert", "must not know vaeconv"),
+    ("checkpoint/types.py", "import vaeconv", "must not know vaeconv"),
+    ("checkpoint/types.py", "import numpy as np", "imports numpy early"),
+    ("checkpoint/types.py", "if True:\n    import numpy.linalg", "imports numpy early"),
+    ("checkpoint/types.py", "try:\n    import numpy\nexcept ImportError:\n    pass", "numpy early"),
+    ("checkpoint/types.py", "class A:\n    import numpy", "imports numpy early"),
+    ("checkpoint/types.py", "def f():\n    import diffusers", "imports diffusers"),
+    ("checkpoint/types.py", "from huggingface_hub import HfApi", "imports huggingface_hub early"),
+    ("checkpoint/types.py", "from typer import echo", "imports typer"),
     ("checkpoint/cast.py", "import torch", "imports torch"),
     ("checkpoint/cast.py", "def f():\n    __import__('torch')", "imports by name"),
-    ("checkpoint/new.py", "import vaeconv.conversion", "must not know vaeconv.conversion"),
-    ("autoencoder/keys.py", "def f():\n    import vaeconv.checkpoint.base", "must not know"),
-    ("autoencoder/keys.py", "from vaeconv.checkpoint import base", "must not know"),
+    ("checkpoint/hub/new.py", "import vaeconv.weights.convert", "must not know vaeconv.weights"),
+    ("common/notes.py", "import vaeconv.checkpoint.types", "must not know vaeconv.checkpoint"),
+    ("autoencoder/keys.py", "def f():\n    import vaeconv.checkpoint.types", "must not know"),
+    ("autoencoder/keys.py", "from vaeconv.checkpoint import types", "must not know"),
     ("autoencoder/config.py", "import yaml", "imports yaml early"),
     ("autoencoder/config.py", "import numpy", "imports numpy"),
-    ("plan.py", "from vaeconv.executor import copy_rows", "must not know vaeconv.executor"),
-    ("plan.py", "def f():\n    from vaeconv.cli import app", "must not know vaeconv.cli"),
-    ("conversion.py", "import vaeconv.inspection", "must not know vaeconv.inspection"),
-    ("conversion.py", "import importlib\nimportlib.import_module('torch')", "imports by name"),
-    ("output.py", "import safetensors", "imports safetensors"),
-    ("errors.py", "import vaeconv.plan", "must not know vaeconv.plan"),
+    ("weights/plan.py", "def f():\n    from vaeconv.cli import app", "must not know vaeconv.cli"),
+    ("weights/convert.py", "from vaeconv.models import load", "must not know vaeconv.models"),
+    ("weights/convert.py", "import importlib\nimportlib.import_module('torch')", "by name"),
+    ("weights/output.py", "import safetensors", "imports safetensors"),
+    ("models/probe.py", "import vaeconv.parity.references", "must not know vaeconv.parity"),
+    ("evaluation/page.py", "import vaeconv.parity.result", "must not know vaeconv.parity"),
+    ("errors.py", "import vaeconv.weights.plan", "must not know vaeconv.weights"),
     ("cli/output.py", "import rich.progress", "imports rich early"),
     ("cli/declare.py", "import click", "imports click"),
     ("cli/declare.py", "def f():\n    import click", "imports click"),
     ("cli/commands/convert.py", "import torch", "imports torch"),
     ("helpers.py", "", "has no place in the table of rooms"),
-    ("survey.py", "import vaeconv.helpers", "no place in the table of rooms"),
+    ("weights/detect.py", "import vaeconv.helpers", "no place in the table of rooms"),
     ("parity/__init__.py", "import torch", "imports torch early"),
-    ("parity/__init__.py", "import vaeconv.publish.card", "must not know vaeconv.publish"),
+    ("parity/__init__.py", "import vaeconv.publish.card.card", "must not know vaeconv.publish"),
 ]
 
 
 def plant(package: Path, file: str, planted: str) -> Path:
     path = package / file
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     before = path.read_text() if path.exists() else ""
     path.write_text(f"{before}\n{planted}\n")
     return path
@@ -418,6 +421,20 @@ def test_planted_import_is_found(copy: Path, file: str, planted: str, said: str)
     assert said in found[0]
 
 
+@pytest.mark.parametrize(
+    ("file", "planted"),
+    [
+        ("checkpoint/tensor.py", "def f():\n    import vaeconv.checkpoint.open"),
+        ("weights/plan.py", "from vaeconv.weights.execute import copy_rows"),
+    ],
+)
+def test_planted_circle_is_found(copy: Path, file: str, planted: str) -> None:
+    assert circles(copy) == []
+    path = plant(copy, file, planted)
+    (found,) = circles(copy)
+    assert module_name(path, copy) in found
+
+
 def test_planted_import_is_found_among_all_modules(copy: Path) -> None:
     assert complaints(copy) == []
     plant(copy, "checkpoint/tensor.py", "import vaeconv.autoencoder.keys")
@@ -429,15 +446,18 @@ def test_planted_import_is_found_among_all_modules(copy: Path) -> None:
 
 
 ALLOWED = [
-    ("checkpoint/base.py", "def f():\n    import numpy"),
-    ("checkpoint/base.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import numpy"),
-    ("checkpoint/base.py", "from . import tensor"),
-    ("checkpoint/base.py", "from ..errors import InputError"),
+    ("checkpoint/types.py", "def f():\n    import numpy"),
+    (
+        "checkpoint/types.py",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import numpy",
+    ),
+    ("checkpoint/types.py", "from . import tensor"),
+    ("checkpoint/types.py", "from ..errors import InputError"),
     ("parity/__init__.py", "def f():\n    import torch"),
-    ("parity/decode.py", "from vaeconv.conversion import convert"),
-    ("evaluation/metrics.py", "from vaeconv.parity import latents"),
-    ("publish/release.py", "import vaeconv.evaluation, vaeconv.parity, vaeconv.prune"),
-    ("prune.py", "from vaeconv.prune_plan import Group"),
+    ("parity/decode.py", "from vaeconv.weights.convert import convert"),
+    ("evaluation/metrics.py", "from vaeconv.models import images"),
+    ("publish/release/new.py", "import vaeconv.evaluation, vaeconv.parity, vaeconv.weights.prune"),
+    ("weights/prune.py", "from vaeconv.weights.prune_plan import Group"),
     ("cli/commands/push.py", "import typer\nfrom vaeconv.publish import card"),
 ]
 

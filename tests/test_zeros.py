@@ -20,15 +20,15 @@ from tests.support.pairs import run
 from vaeconv.autoencoder.scaling import ScalingOptions
 from vaeconv.checkpoint.dtypes import BY_CODE
 from vaeconv.checkpoint.scan import find_zeros
-from vaeconv.conversion import ConvertOptions, convert
 from vaeconv.errors import CheckFailedError, ZeroWeightsError
-from vaeconv.executor import CopyOptions
-from vaeconv.inspection import inspect
-from vaeconv.parity.compvis import CompVisAutoencoder
-from vaeconv.prune_options import PruneOptions
-from vaeconv.pruning import prune
-from vaeconv.publish.push_options import PushOptions
-from vaeconv.publish.pushing import checked_files
+from vaeconv.models.compvis import CompVisAutoencoder
+from vaeconv.publish.hub.push import checked_files
+from vaeconv.publish.hub.push_options import PushOptions
+from vaeconv.weights.convert import ConvertOptions, convert
+from vaeconv.weights.execute import CopyOptions
+from vaeconv.weights.inspect import inspect
+from vaeconv.weights.prune import prune
+from vaeconv.weights.prune_options import PruneOptions
 
 State = dict[str, Tensor]
 KNOWN = ScalingOptions(scaling_factor=0.5)
@@ -164,7 +164,7 @@ def test_no_numpy_is_imported_to_look(tmp_path: Path) -> None:
     blanked = blank(saved(tmp_path, weights()).rename(tmp_path / "z.safetensors"), 0.5)
     saved(tmp_path, weights())
     code = (
-        "import sys\nfrom vaeconv.conversion import convert\n"
+        "import sys\nfrom vaeconv.weights.convert import convert\n"
         "from vaeconv.errors import ZeroWeightsError\n"
         f"convert({str(source)!r}, {str(tmp_path / 'a.safetensors')!r})\n"
         f"try:\n    convert({str(blanked)!r}, {str(tmp_path / 'b.safetensors')!r})\n"

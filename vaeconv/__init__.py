@@ -11,31 +11,31 @@ TYPE_CHECKING = False  # typing takes longer to import than everything here
 
 if TYPE_CHECKING:
     from vaeconv.autoencoder.scaling import ScalingOptions
-    from vaeconv.checkpoint.base import Checkpoint
     from vaeconv.checkpoint.open import open_checkpoint
-    from vaeconv.conversion import Conversion, ConvertOptions, convert
+    from vaeconv.checkpoint.types import Checkpoint
+    from vaeconv.common.notes import Level, Note, VaeconvWarning
     from vaeconv.errors import VaeconvError
-    from vaeconv.evaluation.comparing import Compared, CompareOptions, compare
+    from vaeconv.evaluation.compare import Compared, CompareOptions, compare
     from vaeconv.evaluation.eval_options import EvalOptions
-    from vaeconv.evaluation.evaluation import EvalResult, evaluate
+    from vaeconv.evaluation.evaluate import EvalResult, evaluate
     from vaeconv.evaluation.models import ModelSpec
     from vaeconv.evaluation.protocol import Protocol
-    from vaeconv.executor import CopyOptions
-    from vaeconv.inspection import Inspection, InspectOptions, inspect
-    from vaeconv.notes import Level, Note, VaeconvWarning
-    from vaeconv.parity.behaviour import Limits
-    from vaeconv.parity.encoding import Encoded, encode_images
-    from vaeconv.parity.side import SideOptions
-    from vaeconv.parity.verdict import Verification
-    from vaeconv.parity.verification import VerifyOptions, verify
-    from vaeconv.prune_options import PruneOptions
-    from vaeconv.pruning import Pruning, prune
-    from vaeconv.publish.card import CardInputs, make_card
-    from vaeconv.publish.meta import CardMeta
-    from vaeconv.publish.push_options import PushOptions
-    from vaeconv.publish.pushing import Pushed, push
-    from vaeconv.publish.release import Release, release
-    from vaeconv.publish.release_config import ReleaseConfig
+    from vaeconv.models.open_model import SideOptions
+    from vaeconv.parity.compare_outputs import Limits
+    from vaeconv.parity.encode import Encoded, encode_images
+    from vaeconv.parity.result import Verification
+    from vaeconv.parity.verify import VerifyOptions, verify
+    from vaeconv.publish.card.card import CardInputs, make_card
+    from vaeconv.publish.card.meta import CardMeta
+    from vaeconv.publish.hub.push import Pushed, push
+    from vaeconv.publish.hub.push_options import PushOptions
+    from vaeconv.publish.release.config import ReleaseConfig
+    from vaeconv.publish.release.release import Release, release
+    from vaeconv.weights.convert import Conversion, ConvertOptions, convert
+    from vaeconv.weights.execute import CopyOptions
+    from vaeconv.weights.inspect import Inspection, InspectOptions, inspect
+    from vaeconv.weights.prune import Pruning, prune
+    from vaeconv.weights.prune_options import PruneOptions
 
 __all__ = [
     "CardInputs",
@@ -83,47 +83,47 @@ __all__ = [
 ]
 
 _HOMES = {
-    "CardInputs": "vaeconv.publish.card",
-    "CardMeta": "vaeconv.publish.meta",
-    "Checkpoint": "vaeconv.checkpoint.base",
-    "Compared": "vaeconv.evaluation.comparing",
-    "CompareOptions": "vaeconv.evaluation.comparing",
-    "Conversion": "vaeconv.conversion",
-    "ConvertOptions": "vaeconv.conversion",
-    "CopyOptions": "vaeconv.executor",
-    "Encoded": "vaeconv.parity.encoding",
-    "EvalResult": "vaeconv.evaluation.evaluation",
+    "CardInputs": "vaeconv.publish.card.card",
+    "CardMeta": "vaeconv.publish.card.meta",
+    "Checkpoint": "vaeconv.checkpoint.types",
+    "Compared": "vaeconv.evaluation.compare",
+    "CompareOptions": "vaeconv.evaluation.compare",
+    "Conversion": "vaeconv.weights.convert",
+    "ConvertOptions": "vaeconv.weights.convert",
+    "CopyOptions": "vaeconv.weights.execute",
+    "Encoded": "vaeconv.parity.encode",
+    "EvalResult": "vaeconv.evaluation.evaluate",
     "EvalOptions": "vaeconv.evaluation.eval_options",
-    "InspectOptions": "vaeconv.inspection",
-    "Inspection": "vaeconv.inspection",
-    "Level": "vaeconv.notes",
-    "Limits": "vaeconv.parity.behaviour",
+    "InspectOptions": "vaeconv.weights.inspect",
+    "Inspection": "vaeconv.weights.inspect",
+    "Level": "vaeconv.common.notes",
+    "Limits": "vaeconv.parity.compare_outputs",
     "ModelSpec": "vaeconv.evaluation.models",
-    "Note": "vaeconv.notes",
+    "Note": "vaeconv.common.notes",
     "Protocol": "vaeconv.evaluation.protocol",
-    "PruneOptions": "vaeconv.prune_options",
-    "Pruning": "vaeconv.pruning",
-    "PushOptions": "vaeconv.publish.push_options",
-    "Pushed": "vaeconv.publish.pushing",
-    "Release": "vaeconv.publish.release",
-    "ReleaseConfig": "vaeconv.publish.release_config",
+    "PruneOptions": "vaeconv.weights.prune_options",
+    "Pruning": "vaeconv.weights.prune",
+    "PushOptions": "vaeconv.publish.hub.push_options",
+    "Pushed": "vaeconv.publish.hub.push",
+    "Release": "vaeconv.publish.release.release",
+    "ReleaseConfig": "vaeconv.publish.release.config",
     "ScalingOptions": "vaeconv.autoencoder.scaling",
-    "SideOptions": "vaeconv.parity.side",
+    "SideOptions": "vaeconv.models.open_model",
     "VaeconvError": "vaeconv.errors",
-    "VaeconvWarning": "vaeconv.notes",
-    "Verification": "vaeconv.parity.verdict",
-    "VerifyOptions": "vaeconv.parity.verification",
-    "compare": "vaeconv.evaluation.comparing",
-    "convert": "vaeconv.conversion",
-    "encode_images": "vaeconv.parity.encoding",
-    "evaluate": "vaeconv.evaluation.evaluation",
-    "inspect": "vaeconv.inspection",
-    "make_card": "vaeconv.publish.card",
+    "VaeconvWarning": "vaeconv.common.notes",
+    "Verification": "vaeconv.parity.result",
+    "VerifyOptions": "vaeconv.parity.verify",
+    "compare": "vaeconv.evaluation.compare",
+    "convert": "vaeconv.weights.convert",
+    "encode_images": "vaeconv.parity.encode",
+    "evaluate": "vaeconv.evaluation.evaluate",
+    "inspect": "vaeconv.weights.inspect",
+    "make_card": "vaeconv.publish.card.card",
     "open_checkpoint": "vaeconv.checkpoint.open",
-    "prune": "vaeconv.pruning",
-    "push": "vaeconv.publish.pushing",
-    "release": "vaeconv.publish.release",
-    "verify": "vaeconv.parity.verification",
+    "prune": "vaeconv.weights.prune",
+    "push": "vaeconv.publish.hub.push",
+    "release": "vaeconv.publish.release.release",
+    "verify": "vaeconv.parity.verify",
 }
 
 

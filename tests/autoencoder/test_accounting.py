@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.autoencoder.topologies import SD1, Shapes, topologies
-from vaeconv.autoencoder.accounting import DropReason, find_autoencoder, find_prefixes
 from vaeconv.autoencoder.keys import expand_rules
+from vaeconv.autoencoder.match import DropReason, find_autoencoder, find_prefixes
 from vaeconv.autoencoder.topology import Layout, Topology
 from vaeconv.errors import InputError, UnmappedKeysError
 

@@ -23,7 +23,7 @@ from vaeconv.autoencoder.config import (
     build_config,
     dump_config,
 )
-from vaeconv.autoencoder.given_config import parse_config
+from vaeconv.autoencoder.provided_config import parse_config
 from vaeconv.autoencoder.topology import Topology
 from vaeconv.errors import (
     ConfigMismatchError,

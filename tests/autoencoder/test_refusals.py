@@ -18,7 +18,7 @@ from tests.autoencoder.topologies import (
     make_topology,
     shapes_of,
 )
-from vaeconv.autoencoder.accounting import find_autoencoder, find_prefixes, no_autoencoder
+from vaeconv.autoencoder.match import find_autoencoder, find_prefixes, no_autoencoder
 from vaeconv.errors import InputError, UnmappedKeysError, UnsupportedModelError
 
 # diffusers' audio autoencoders use it.

@@ -13,7 +13,7 @@ from torch import nn
 
 from vaeconv.autoencoder.config import Scaling, build_config
 from vaeconv.autoencoder.topology import Topology
-from vaeconv.parity.compvis import CompVisAutoencoder
+from vaeconv.models.compvis import CompVisAutoencoder
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from vaeconv import leftovers
-from vaeconv.checkpoint import atomic, system
+from vaeconv.checkpoint import system
+from vaeconv.checkpoint.writers import atomic
+from vaeconv.common import leftovers
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from tests.support.corpus import FIXTURES, Member, safetensors_bytes, torch_zip, zipped
-from vaeconv.checkpoint.folder import are_weights
-from vaeconv.checkpoint.hub_address import parse_location, suggest_address
+from vaeconv.checkpoint.hub.address import parse_location, suggest_address
 from vaeconv.checkpoint.open import open_checkpoint
+from vaeconv.checkpoint.readers.folder import are_weights
 from vaeconv.errors import NotACheckpointError, UsageError, VaeconvError
 
 SOURCE = FIXTURES / "tiny-diffusers"

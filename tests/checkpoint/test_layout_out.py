@@ -24,20 +24,20 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from vaeconv.checkpoint import layout_out
 from vaeconv.checkpoint.dtypes import BY_CODE, BY_OPTION, DTYPES, DType
-from vaeconv.checkpoint.layout_out import (
+from vaeconv.checkpoint.local_source import FileSource
+from vaeconv.checkpoint.open import open_checkpoint
+from vaeconv.checkpoint.readers.safetensors import open_safetensors
+from vaeconv.checkpoint.writers import layout as layout_out
+from vaeconv.checkpoint.writers.layout import (
     OutputFile,
     Spec,
     lay_out_safetensors,
     lay_out_torch_zip,
     pickle_state_dict,
 )
-from vaeconv.checkpoint.open import open_checkpoint
-from vaeconv.checkpoint.safetensors_file import open_safetensors
-from vaeconv.checkpoint.source import FileSource
-from vaeconv.executor import Copied, CopyOptions, copy_rows
-from vaeconv.plan import Row
+from vaeconv.weights.execute import Copied, CopyOptions, copy_rows
+from vaeconv.weights.plan import Row
 
 QUIET = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 WIDE = (1 << 32) - 1  # from here on a number does not fit the short fields
@@ -183,7 +183,7 @@ def test_pickle_is_well_formed(state: State) -> None:
 HASH_BOTH = """
 import hashlib
 from vaeconv.checkpoint.dtypes import DTYPES
-from vaeconv.checkpoint.layout_out import lay_out_safetensors, lay_out_torch_zip
+from vaeconv.checkpoint.writers.layout import lay_out_safetensors, lay_out_torch_zip
 specs = [(f"{d.code}.{i}", d, (i, 3)) for d in DTYPES if d.storage for i in range(9)]
 crcs = {name: 7 for name, _, _ in specs}
 for lay_out in (lay_out_torch_zip, lay_out_safetensors):

@@ -17,9 +17,9 @@ from picklescan import scanner
 from tests.support import corpus
 from tests.support.corpus import call, named, number, text, tuple_of
 from vaeconv.checkpoint.open import open_checkpoint
-from vaeconv.checkpoint.pickle_globals import Verdict, judge
-from vaeconv.checkpoint.pickle_refused import _STANDARD, _TABLE, why_refused
-from vaeconv.checkpoint.unpickle import Placeholder, unpickle
+from vaeconv.checkpoint.unpickle.interpreter import Placeholder, unpickle
+from vaeconv.checkpoint.unpickle.policy import Verdict, judge
+from vaeconv.checkpoint.unpickle.refused import _STANDARD, _TABLE, why_refused
 from vaeconv.errors import UnsafeCheckpointError
 
 # Dangerous to picklescan for what it may be given: it does nothing by itself, checkpoints hold
@@ -235,7 +235,7 @@ def test_no_table_hides_plain_data() -> None:
 
 
 def test_planted_hole_in_the_table_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vaeconv.checkpoint import pickle_refused
+    from vaeconv.checkpoint.unpickle import refused as pickle_refused
 
     holed = {k: v for k, v in pickle_refused._REASONS.items() if k != "torch._dynamo"}
     monkeypatch.setattr(pickle_refused, "_REASONS", holed)

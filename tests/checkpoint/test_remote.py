@@ -17,9 +17,9 @@ import pytest
 
 from tests.support.range_hub import Content, RangeHub, point_client_at
 from vaeconv.checkpoint import system
-from vaeconv.checkpoint.hub_http import Retry
-from vaeconv.checkpoint.intervals import Intervals
-from vaeconv.checkpoint.remote import RangeSource
+from vaeconv.checkpoint.hub.http import Retry
+from vaeconv.checkpoint.hub.intervals import Intervals
+from vaeconv.checkpoint.hub.range_source import RangeSource
 from vaeconv.checkpoint.source import read_bytes
 from vaeconv.errors import HubError, MalformedCheckpointError, OutputError
 

@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.torch import save, save_file
 
-from vaeconv.checkpoint import layout_out, safetensors_file
-from vaeconv.checkpoint.base import Checkpoint
 from vaeconv.checkpoint.dtypes import BY_CODE, BY_TORCH_NAME, DTYPES, DType
-from vaeconv.checkpoint.layout_out import lay_out_safetensors
-from vaeconv.checkpoint.safetensors_file import MAX_HEADER, build_header, open_safetensors
-from vaeconv.checkpoint.source import FileSource
+from vaeconv.checkpoint.local_source import FileSource
+from vaeconv.checkpoint.readers import safetensors as safetensors_file
+from vaeconv.checkpoint.readers.safetensors import MAX_HEADER, build_header, open_safetensors
+from vaeconv.checkpoint.types import Checkpoint
+from vaeconv.checkpoint.writers import layout as layout_out
+from vaeconv.checkpoint.writers.layout import lay_out_safetensors
 from vaeconv.errors import MalformedCheckpointError, VaeconvError
 
 QUIET = settings(

@@ -29,10 +29,10 @@ from hypothesis import HealthCheck, example, given, settings
 from omegaconf import OmegaConf
 
 from vaeconv.checkpoint.dtypes import DTYPES, DType
-from vaeconv.checkpoint.pickle_globals import GlobalUse, Verdict, judge
-from vaeconv.checkpoint.source import FileSource
-from vaeconv.checkpoint.torch_legacy import open_torch_legacy
-from vaeconv.checkpoint.unpickle import Placeholder, StorageRef, TensorRef, unpickle
+from vaeconv.checkpoint.local_source import FileSource
+from vaeconv.checkpoint.readers.torch_legacy import open_torch_legacy
+from vaeconv.checkpoint.unpickle.interpreter import Placeholder, StorageRef, TensorRef, unpickle
+from vaeconv.checkpoint.unpickle.policy import GlobalUse, Verdict, judge
 from vaeconv.errors import MalformedCheckpointError, UnsafeCheckpointError, VaeconvError
 
 PROTOCOLS = range(6)
@@ -922,7 +922,7 @@ def test_speed():
 
 def test_import_is_light():
     code = (
-        "import sys, vaeconv.checkpoint.unpickle\n"
+        "import sys, vaeconv.checkpoint.unpickle.interpreter\n"
         "heavy = {'pickle', '_pickle', 'pickletools', 'torch', 'numpy', 'importlib.metadata'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

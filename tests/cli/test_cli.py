@@ -162,7 +162,7 @@ def test_an_internal_error_is_one_line_and_exit_code_1(tmp_path, monkeypatch):
     def fail(*args: object, **kwargs: object) -> None:
         raise ZeroDivisionError("planted")
 
-    monkeypatch.setattr("vaeconv.conversion.convert", fail)
+    monkeypatch.setattr("vaeconv.weights.convert.convert", fail)
     result = run("convert", CKPT, tmp_path / "out")
     assert result.exit_code == 1
     assert result.stderr.startswith("error: internal error: ZeroDivisionError: planted")

@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 from vaeconv.cli import jobs
 from vaeconv.cli.declare import declare, documented
 from vaeconv.cli.group import COMMANDS, app
+from vaeconv.common.option_checks import check_fields
+from vaeconv.common.option_docs import Doc, byte_size, key_texts, with_dot
 from vaeconv.errors import UsageError
-from vaeconv.option_checks import check_fields
-from vaeconv.option_docs import Doc, byte_size, key_texts, with_dot
-from vaeconv.publish.release_steps import STEPS
+from vaeconv.publish.release.steps import STEPS
 
 
 class Part(str, Enum):

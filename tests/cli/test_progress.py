@@ -11,8 +11,8 @@ import pytest
 
 from tests.evaluation.runs import FOLDER, KL, SIZE, environment, write_tiles
 from tests.support.terminal import Shown, run_in_terminal
-from vaeconv.checkpoint.hub_client import hidden_bars
-from vaeconv.parity.loading import load_folder
+from vaeconv.checkpoint.hub.client import hidden_bars
+from vaeconv.models.load import load_folder
 
 # rich is there already: how long its import takes depends on the machine.
 HEAD = """

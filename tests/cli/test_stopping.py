@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from vaeconv import leftovers
+from vaeconv.common import leftovers
 
 if not hasattr(signal, "SIGHUP"):
     pytest.skip("needs the signals of POSIX", allow_module_level=True)
@@ -77,7 +77,7 @@ def assert_stopped(done: subprocess.CompletedProcess[str], code: int = 130) -> N
 
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
 @pytest.mark.parametrize(
-    "name", ["typer", "vaeconv.cli.group", "vaeconv.cli.declare", "vaeconv.conversion"]
+    "name", ["typer", "vaeconv.cli.group", "vaeconv.cli.declare", "vaeconv.weights.convert"]
 )
 def test_a_stop_during_an_import(name, number, code, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(_SITE.format(name=name, number=number, times=1))
@@ -88,7 +88,7 @@ def test_a_stop_during_an_import(name, number, code, tmp_path):
 
 @pytest.mark.parametrize("times", [2, 5])
 def test_more_stops_than_one(times, tmp_path):
-    site = _SITE.format(name="vaeconv.executor", number=signal.SIGINT, times=times)
+    site = _SITE.format(name="vaeconv.weights.execute", number=signal.SIGINT, times=times)
     (tmp_path / "sitecustomize.py").write_text(site)
     assert_stopped(run(tmp_path, "convert", SAMPLES / "tiny-kl.ckpt", tmp_path / "out"))
 
@@ -102,7 +102,7 @@ def test_an_extension_that_makes_another_error_of_a_stop(module, tmp_path):
 
 def test_a_stop_that_was_to_be_ignored(tmp_path):
     """As in a shell's background job, or under nohup."""
-    site = _SITE.format(name="vaeconv.conversion", number=signal.SIGINT, times=1)
+    site = _SITE.format(name="vaeconv.weights.convert", number=signal.SIGINT, times=1)
     ignore = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
     (tmp_path / "sitecustomize.py").write_text(ignore + site)
     done = run(tmp_path, "convert", SAMPLES / "tiny-kl.ckpt", tmp_path / "out")

@@ -18,11 +18,11 @@ import numpy as np
 
 from tests.evaluation.runs import KL, SMALL, shrink_inception, spec
 from vaeconv.errors import InputError, VaeconvError
-from vaeconv.evaluation.evaluation import EvalOptions, evaluate
+from vaeconv.evaluation.distributed import Ranks, joined_ranks
+from vaeconv.evaluation.evaluate import EvalOptions, evaluate
 from vaeconv.evaluation.frechet import moments_of
 from vaeconv.evaluation.models import ModelSpec
-from vaeconv.evaluation.ranks import Ranks, joined_ranks
-from vaeconv.evaluation.shards import ShardWriter
+from vaeconv.evaluation.partial_results import ShardWriter
 
 
 def main(folder: Path) -> None:

@@ -27,7 +27,7 @@ from fixtures.make_fixtures import FOLDER as FIXTURES
 from tests.support.closeness import near, near_metric
 from vaeconv.cli import app
 from vaeconv.evaluation import inception
-from vaeconv.evaluation.evaluation import EvalOptions, evaluate
+from vaeconv.evaluation.evaluate import EvalOptions, evaluate
 from vaeconv.evaluation.models import ModelSpec
 from vaeconv.evaluation.protocol import Protocol, preset
 
@@ -87,7 +87,7 @@ def tiles(width: int, height: int) -> Iterator[Image.Image]:
 
 def write_nets(folder: Path) -> dict[str, Path]:
     """Write random weights of the metric nets whose features do not vanish."""
-    from vaeconv.evaluation.vgg import VGG16, WIDTHS
+    from vaeconv.evaluation.perceptual import VGG16, WIDTHS
 
     torch.manual_seed(12)
     paths = {name: folder / f"{name.split()[0]}.pth" for name in ("inception", "vgg16")}

@@ -33,8 +33,9 @@ from vaeconv.cli import reproduce as reproduced
 from vaeconv.cli.reproduce import comparison_document, comparison_lines
 from vaeconv.cli.screen import fitted
 from vaeconv.errors import HubError, UsageError
-from vaeconv.evaluation import card
-from vaeconv.evaluation.card import (
+from vaeconv.evaluation import published_card as card
+from vaeconv.evaluation.protocol import PRESETS, Protocol
+from vaeconv.evaluation.published_card import (
     CARD,
     PROTOCOLS,
     Difference,
@@ -47,7 +48,6 @@ from vaeconv.evaluation.card import (
     plan_downloads,
     protocol_file,
 )
-from vaeconv.evaluation.protocol import PRESETS, Protocol
 
 # The card's table as it was published, but for spaces.
 TABLE = """

@@ -19,7 +19,7 @@ from typer.testing import Result
 from tests.evaluation.runs import FOLDER, KL, RAW, SIZE, SMALL, Rows, prepared, rebuilt, run, spec
 from tests.support.closeness import near
 from vaeconv.errors import OutputExistsError, UsageError
-from vaeconv.evaluation.comparing import CompareOptions, compare
+from vaeconv.evaluation.compare import CompareOptions, compare
 from vaeconv.evaluation.grids import (
     Panel,
     contact_sheet,

@@ -44,8 +44,9 @@ from tests.support.closeness import assert_near, gap, magnitude, near, near_metr
 from tests.support.samples import save_ckpt, weights_of
 from vaeconv import PruneOptions, prune
 from vaeconv.errors import CheckFailedError, InputError, MissingDependencyError, UsageError
-from vaeconv.evaluation import evaluation, inception
-from vaeconv.evaluation.meter import METRICS
+from vaeconv.evaluation import evaluate as evaluation
+from vaeconv.evaluation import inception
+from vaeconv.evaluation.metrics import METRICS
 from vaeconv.evaluation.models import Candidate
 from vaeconv.evaluation.protocol import Protocol
 
@@ -632,7 +633,7 @@ def test_channels_that_no_image_has_are_refused_before_the_work(
     from dataclasses import replace
 
     from tests.support.samples import TINY
-    from vaeconv.parity.side import Side
+    from vaeconv.models.open_model import Side
 
     def fail(side: Side) -> None:
         raise AssertionError("it was loaded")

@@ -17,7 +17,7 @@ from PIL import Image
 from tests.evaluation.runs import FOLDER, KL, SIZE
 from tests.support.loopback_hub import FOREVER, Call, LoopbackHub, Status
 from tests.support.loopback_hub.client import Client, start
-from vaeconv.checkpoint.hub_address import HubLocation, parse_dataset
+from vaeconv.checkpoint.hub.address import HubLocation, parse_dataset
 from vaeconv.errors import UsageError
 
 SET = "hf://datasets/user/set"
@@ -70,7 +70,7 @@ def client(hub: LoopbackHub, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 LOOK = """
-from vaeconv.parity.image_files import open_images
+from vaeconv.models.image_files import open_images
 files = open_images(place)
 found = {
     "names": files.names,

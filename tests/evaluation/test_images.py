@@ -20,8 +20,8 @@ import skimage.data
 from PIL import Image
 
 from vaeconv.errors import CheckpointNotFoundError, InputError
-from vaeconv.evaluation import images
-from vaeconv.evaluation.images import ImageSet, Item
+from vaeconv.evaluation import image_set as images
+from vaeconv.evaluation.image_set import ImageSet, Item
 from vaeconv.evaluation.protocol import FILTERS, Protocol
 
 SIZE = 32
@@ -590,7 +590,7 @@ def test_not_more_is_read_than_asked_for(
             asked.append(index)
             return super().submit(function, index, *args)
 
-    monkeypatch.setattr("vaeconv.evaluation.images.ThreadPoolExecutor", Pool)
+    monkeypatch.setattr("vaeconv.evaluation.image_set.ThreadPoolExecutor", Pool)
     stream = numbered.stream(range(40), SMALL, 3, workers=4, ahead=5)
     assert asked == []
     for number in range(3):

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from tests.support.closeness import assert_near
 from vaeconv.evaluation.inception import InceptionV3, resize_as_tensorflow_1
-from vaeconv.evaluation.meter import Meter
+from vaeconv.evaluation.metrics import Meter
 
 CPU = torch.device("cpu")
 

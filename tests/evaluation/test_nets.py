@@ -19,8 +19,7 @@ from safetensors.torch import save_file
 
 from tests.support.samples import save_ckpt
 from vaeconv.errors import InputError, MissingDependencyError, UnsafeCheckpointError
-from vaeconv.evaluation.meter import Meter
-from vaeconv.evaluation.nets import (
+from vaeconv.evaluation.metric_networks import (
     INCEPTION,
     LPIPS_HEADS,
     NETS,
@@ -30,6 +29,7 @@ from vaeconv.evaluation.nets import (
     Weights,
     find_weights,
 )
+from vaeconv.evaluation.metrics import Meter
 
 CPU = torch.device("cpu")
 VARIABLE = "VAECONV_SMALL_WEIGHTS"
@@ -426,10 +426,10 @@ def test_nets_that_are_fetched_by_the_meter(
 ) -> None:
     host.content = nets["lpips heads"].read_bytes()
     net = LPIPS_HEADS._replace(url=host.url("/v0.1/vgg.pth"), sha256_prefix=prefix_of(host.content))
-    monkeypatch.setattr("vaeconv.evaluation.nets.LPIPS_HEADS", net)
-    monkeypatch.setattr("vaeconv.evaluation.meter.LPIPS_HEADS", net)
-    monkeypatch.setattr("vaeconv.evaluation.meter.NETS", (VGG, net))
-    monkeypatch.setattr("vaeconv.evaluation.nets._shipped_heads", lambda: None)
+    monkeypatch.setattr("vaeconv.evaluation.metric_networks.LPIPS_HEADS", net)
+    monkeypatch.setattr("vaeconv.evaluation.metrics.LPIPS_HEADS", net)
+    monkeypatch.setattr("vaeconv.evaluation.metrics.NETS", (VGG, net))
+    monkeypatch.setattr("vaeconv.evaluation.metric_networks._shipped_heads", lambda: None)
     given = {"vgg16": nets["vgg16"]}
     meter = Meter(("lpips",), given, CPU, may_download=True, quiet=True)
     assert meter.metrics == ("lpips",)

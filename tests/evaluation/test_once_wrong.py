@@ -79,7 +79,7 @@ def test_latents_that_are_not_finite_have_no_scaling(tmp_path: Path, photos: Pat
 
 def test_processes_join_again_and_again(tmp_path: Path) -> None:
     (tmp_path / "joins.py").write_text(
-        "from vaeconv.evaluation.ranks import joined_ranks\n"
+        "from vaeconv.evaluation.distributed import joined_ranks\n"
         "for _ in range(8):\n"
         "    with joined_ranks(2) as ranks:\n"
         "        for _ in range(3):\n"

@@ -16,8 +16,9 @@ from typer.testing import Result
 from tests.evaluation.runs import KL, ROOT, SIZE, environment, measure, run, run_eval
 from tests.evaluation.test_resume import lines_of
 from vaeconv.errors import OutputError
-from vaeconv.evaluation import card, evaluation
-from vaeconv.evaluation.shards import ShardWriter
+from vaeconv.evaluation import evaluate as evaluation
+from vaeconv.evaluation import published_card as card
+from vaeconv.evaluation.partial_results import ShardWriter
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("it began to work")
 
     monkeypatch.setattr(evaluation, "load_candidates", fail)
-    monkeypatch.setattr("vaeconv.evaluation.comparing.load_candidates", fail)
+    monkeypatch.setattr("vaeconv.evaluation.compare.load_candidates", fail)
 
 
 def full(*args: object, **how: object) -> Any:

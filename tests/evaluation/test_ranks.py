@@ -37,11 +37,11 @@ from tests.evaluation.runs import (
 from tests.evaluation.test_resume import ALL, DAMAGED, cut, lines_of
 from tests.support.closeness import assert_near, near_metric
 from vaeconv.errors import InputError, OutputError, UsageError
-from vaeconv.evaluation import shards
+from vaeconv.evaluation import partial_results as shards
+from vaeconv.evaluation.distributed import Ranks, joined_ranks, read_ranks
 from vaeconv.evaluation.frechet import moments_of
-from vaeconv.evaluation.meter import METRICS
-from vaeconv.evaluation.ranks import Ranks, joined_ranks, read_ranks
-from vaeconv.evaluation.shards import ShardWriter
+from vaeconv.evaluation.metrics import METRICS
+from vaeconv.evaluation.partial_results import ShardWriter
 
 
 @pytest.fixture(autouse=True)
@@ -391,7 +391,7 @@ def test_a_run_does_not_go_on_beside_another(
 def test_a_process_ends_with_its_launcher(tmp_path: Path) -> None:
     """Python that starts Python that watches its parent, which is then killed."""
     inner = (
-        "import time, os; from vaeconv.evaluation.ranks import _stop_with_launcher;"
+        "import time, os; from vaeconv.evaluation.distributed import _stop_with_launcher;"
         "_stop_with_launcher(); print(os.getpid(), flush=True); time.sleep(60)"
     )
     outer = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', sys.argv[1]]);"

@@ -35,9 +35,9 @@ from tests.evaluation.runs import (
 from tests.support.faults import Call, Watch
 from vaeconv.errors import UsageError
 from vaeconv.evaluation.batches import BatchRunner
-from vaeconv.evaluation.images import ImageSet
+from vaeconv.evaluation.image_set import ImageSet
+from vaeconv.evaluation.partial_results import ShardWriter, read_shards
 from vaeconv.evaluation.protocol import Protocol
-from vaeconv.evaluation.shards import ShardWriter, read_shards
 
 ALL = ("rfid", "psnr", "ssim")
 DAMAGED = "not an image of a known format, or cut short"

@@ -17,7 +17,7 @@ from tests.support.closeness import assert_near, gap
 from tests.support.compvis import DDConfig
 from vaeconv.autoencoder.keys import expand_rules
 from vaeconv.autoencoder.topology import Layout
-from vaeconv.parity.compvis import (
+from vaeconv.models.compvis import (
     AttnBlock,
     CompVisAutoencoder,
     Downsample,
@@ -25,9 +25,9 @@ from vaeconv.parity.compvis import (
     ResnetBlock,
     Upsample,
 )
-from vaeconv.parity.loading import load_compvis, load_diffusers
-from vaeconv.parity.side import SideOptions, open_side
-from vaeconv.plan import Row
+from vaeconv.models.load import load_compvis, load_diffusers
+from vaeconv.models.open_model import SideOptions, open_side
+from vaeconv.weights.plan import Row
 
 # The published shapes, at a quarter of their width.
 MODELS = {

@@ -30,10 +30,10 @@ from tests.support.pairs import (
     run,
 )
 from tests.support.samples import average, in_diffusers, save_ckpt, save_folder, weights_of
-from vaeconv.parity.behaviour import Decoded
-from vaeconv.parity.report import report_document
-from vaeconv.parity.verdict import Comparison, Verification
-from vaeconv.parity.weights import Match
+from vaeconv.parity.compare_outputs import Decoded
+from vaeconv.parity.compare_weights import Match
+from vaeconv.parity.report.report import report_document
+from vaeconv.parity.result import Comparison, Verification
 
 DECODER = ("decoder.", "post_quant_conv.")
 

@@ -19,10 +19,10 @@ from tests.support.pairs import (
     run,
     same,
 )
-from vaeconv.parity.behaviour import Decoded
-from vaeconv.parity.devices import describe_environment, pick_device, reproducible
-from vaeconv.parity.measure import TOLERANCES
-from vaeconv.parity.report import report_document
+from vaeconv.models.devices import describe_environment, pick_device, reproducible
+from vaeconv.parity.compare_outputs import Decoded
+from vaeconv.parity.distance import TOLERANCES
+from vaeconv.parity.report.report import report_document
 
 pytestmark = [
     pytest.mark.gpu,

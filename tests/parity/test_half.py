@@ -13,9 +13,9 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from fixtures.make_fixtures import FOLDER as FIXTURES
-from vaeconv.parity.half import fp32_sums
-from vaeconv.parity.loading import Model
-from vaeconv.parity.side import SideOptions, open_side
+from vaeconv.models.half import fp32_sums
+from vaeconv.models.load import Model
+from vaeconv.models.open_model import SideOptions, open_side
 
 SUMMING = ("conv2d", "linear", "bmm", "scaled_dot_product_attention")
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}

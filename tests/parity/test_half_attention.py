@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from tests.autoencoder.topologies import make_topology
 from vaeconv.autoencoder.scaling import ScalingOptions
 from vaeconv.autoencoder.topology import Topology
-from vaeconv.conversion import ConvertOptions, convert
-from vaeconv.parity.compvis import CompVisAutoencoder
+from vaeconv.models.compvis import CompVisAutoencoder
+from vaeconv.weights.convert import ConvertOptions, convert
 
 BASE = make_topology((1, 2), 4, ch=32, layers=1)
 HALVES = [

@@ -16,9 +16,9 @@ from PIL import Image, ImageFile
 
 from tests.evaluation.runs import tiles
 from vaeconv.errors import CheckpointNotFoundError, InputError, UnsupportedModelError
-from vaeconv.evaluation.images import ImageSet
-from vaeconv.parity.image_files import open_images
-from vaeconv.parity.images import (
+from vaeconv.evaluation.image_set import ImageSet
+from vaeconv.models.image_files import open_images
+from vaeconv.models.images import (
     FIRST_FRAME,
     HIDDEN,
     OTHER_ENDING,

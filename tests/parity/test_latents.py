@@ -26,8 +26,9 @@ from vaeconv.errors import (
     UsageError,
     VaeconvError,
 )
-from vaeconv.parity.compvis import CompVisAutoencoder
-from vaeconv.parity.latents import (
+from vaeconv.models.compvis import CompVisAutoencoder
+from vaeconv.models.latents import unscale
+from vaeconv.parity.references import (
     Reference,
     ReferenceSet,
     batches,
@@ -35,7 +36,6 @@ from vaeconv.parity.latents import (
     describe_scaling,
     from_uint8,
     load_set,
-    unscale,
 )
 
 UNIT = Scaling(1.0)
@@ -87,7 +87,7 @@ def test_a_machine_that_makes_other_values_is_refused(monkeypatch: pytest.Monkey
     def noise(generator: np.random.Generator, height: int, width: int) -> Any:
         return generator.random((height, width))
 
-    monkeypatch.setattr("vaeconv.parity.latents._noise", noise)
+    monkeypatch.setattr("vaeconv.parity.references._noise", noise)
     with pytest.raises(VaeconvError, match="different reference latents here"):
         built_in_set(topology_of(z=3), UNIT)
 

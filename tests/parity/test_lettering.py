@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 
-from vaeconv.parity.lettering import ELLIPSIS, Lettering, spell, wrap
+from vaeconv.pages.lettering import ELLIPSIS, Lettering, spell, wrap
 
 TEXTS = {
     "ascii": "ft-EMA 24.31 dB",

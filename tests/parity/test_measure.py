@@ -10,7 +10,7 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
-from vaeconv.parity.measure import Distance, combine, measure, to_uint8
+from vaeconv.parity.distance import Distance, combine, measure, to_uint8
 
 
 def picture(seed: int, *shape: int) -> Tensor:

@@ -17,14 +17,14 @@ from safetensors.torch import load_file, save_file
 from fixtures.make_fixtures import FOLDER as FIXTURES
 from tests.support.browser import measure, needs_browser
 from tests.support.pages import HOSTILE, POLICY, Page
-from vaeconv.notes import note
-from vaeconv.parity.behaviour import Decoded
-from vaeconv.parity.measure import to_uint8
-from vaeconv.parity.page import make_page
-from vaeconv.parity.pictures import heat_map
-from vaeconv.parity.report import comparisons_of, distance_table, weight_table
-from vaeconv.parity.verdict import Verification
-from vaeconv.parity.verification import VerifyOptions, verify
+from vaeconv.common.notes import note
+from vaeconv.parity.compare_outputs import Decoded
+from vaeconv.parity.distance import to_uint8
+from vaeconv.parity.report.page import make_page
+from vaeconv.parity.report.panels import heat_map
+from vaeconv.parity.report.report import comparisons_of, distance_table, weight_table
+from vaeconv.parity.result import Verification
+from vaeconv.parity.verify import VerifyOptions, verify
 
 TINY, FOLDER = FIXTURES / "tiny-kl.safetensors", FIXTURES / "tiny-diffusers"
 

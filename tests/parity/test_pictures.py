@@ -16,14 +16,13 @@ import torch
 from PIL import Image
 
 from vaeconv.errors import OutputError
-from vaeconv.parity.behaviour import Decoded, Outcome
-from vaeconv.parity.lettering import Lettering
-from vaeconv.parity.measure import measure, to_uint8
-from vaeconv.parity.pictures import (
+from vaeconv.pages.lettering import Lettering
+from vaeconv.pages.png import encode_png, enlargement
+from vaeconv.parity.compare_outputs import Decoded, Outcome
+from vaeconv.parity.distance import measure, to_uint8
+from vaeconv.parity.report.panels import (
     ANCHORS,
     NOT_FINITE,
-    encode_png,
-    enlargement,
     heat_map,
     to_rgb,
     write_pictures,
@@ -360,9 +359,9 @@ DRAW = """
 import sys
 from pathlib import Path
 import numpy as np
-from vaeconv.parity.behaviour import Decoded, Outcome
-from vaeconv.parity.measure import Distance
-from vaeconv.parity.pictures import write_pictures
+from vaeconv.parity.compare_outputs import Decoded, Outcome
+from vaeconv.parity.distance import Distance
+from vaeconv.parity.report.panels import write_pictures
 
 one, other = np.load(sys.argv[1]), np.load(sys.argv[2])
 outcome = Outcome("decode", "fp32", "noise", one.shape, Distance(1.0, 1.0, 1.0, 9.0), 1.0, None)

@@ -15,8 +15,8 @@ from torch import Tensor
 from fixtures.make_fixtures import FOLDER as FIXTURES
 from tests.support.closeness import assert_near, gap
 from vaeconv import ConvertOptions, ScalingOptions, convert
-from vaeconv.parity.loading import Model, load_compvis
-from vaeconv.parity.side import SideOptions, open_side
+from vaeconv.models.load import Model, load_compvis
+from vaeconv.models.open_model import SideOptions, open_side
 
 SCALING = 0.3
 SIZE = 32  # pixels; latents have half of it

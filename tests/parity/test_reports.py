@@ -23,9 +23,9 @@ from tests.support.closeness import assert_near
 from tests.support.compvis import DDConfig
 from tests.support.pairs import add_to, change_folder, run
 from tests.support.samples import WEIGHTS
-from vaeconv.parity.behaviour import Outcome
-from vaeconv.parity.measure import Distance
-from vaeconv.parity.report import distance_table, worst_table
+from vaeconv.parity.compare_outputs import Outcome
+from vaeconv.parity.distance import Distance
+from vaeconv.parity.report.report import distance_table, worst_table
 from vaeconv.publish.places import hide_places
 
 Environment = Callable[..., Path]
@@ -427,8 +427,8 @@ def test_quiet_says_nothing_but_the_failure(small: Path, wrong: Path) -> None:
 
 
 def test_of_many_references_a_row_names_the_worst() -> None:
-    from vaeconv.parity.verdict import Comparison
-    from vaeconv.parity.weights import WeightResult
+    from vaeconv.parity.compare_weights import WeightResult
+    from vaeconv.parity.result import Comparison
 
     fine = Distance(1e-6, 1e-7, 1e-7, 120.0, 1.0, 0.0, 1.0)
     outcomes = tuple(
@@ -580,7 +580,7 @@ def test_hostile_names_stay_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_annotation_is_one_line_with_its_percent_signs(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vaeconv.parity.report import annotation
+    from vaeconv.parity.report.report import annotation
 
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     assert annotation("50%\r\nof it: a, b\x1b[31m\x9b\u202e") == (

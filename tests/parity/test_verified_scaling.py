@@ -16,7 +16,7 @@ from tests.support.pairs import change_folder, failure_of, run
 from tests.support.samples import TINY, save_ckpt, weights_of
 from vaeconv import ConvertOptions, ScalingOptions, VerifyOptions, convert, verify
 from vaeconv.errors import AmbiguousInputError, ConfigMismatchError
-from vaeconv.parity.report import verdict
+from vaeconv.parity.report.report import verdict
 
 FLUX = DDConfig(ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1, z_channels=16, quant=False)
 KL = DDConfig(ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1)

@@ -56,7 +56,7 @@ from vaeconv import (
     verify,
 )
 from vaeconv.errors import MalformedCheckpointError
-from vaeconv.parity.weights import Match
+from vaeconv.parity.compare_weights import Match
 
 Config = dict[str, Any]
 DTYPES = ("keep", "fp32", "fp16", "bf16")

@@ -40,13 +40,13 @@ from tests.support.range_hub import RangeHub, point_client_at
 from tests.support.samples import SHAPED, WEIGHTS, prefixed, save_ckpt, weights_of
 from vaeconv import ConvertOptions, ScalingOptions, convert
 from vaeconv.errors import InputError, MissingDependencyError, UsageError, VaeconvError
-from vaeconv.parity.behaviour import Decoded, Outcome
-from vaeconv.parity.compvis import CompVisAutoencoder
-from vaeconv.parity.devices import pick_device, reproducible
-from vaeconv.parity.loading import Model
-from vaeconv.parity.measure import MIXED, TOLERANCES
-from vaeconv.parity.report import report_document
-from vaeconv.parity.verdict import Verification
+from vaeconv.models.compvis import CompVisAutoencoder
+from vaeconv.models.devices import pick_device, reproducible
+from vaeconv.models.load import Model
+from vaeconv.parity.compare_outputs import Decoded, Outcome
+from vaeconv.parity.distance import MIXED, TOLERANCES
+from vaeconv.parity.report.report import report_document
+from vaeconv.parity.result import Verification
 
 MIB = 1 << 20
 
@@ -423,7 +423,7 @@ def test_a_side_that_cannot_be_read_is_bad_input(
 def test_a_report_in_a_folder_that_is_not_there_fails_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vaeconv.parity.verification.verify", lambda *_, **__: pytest.fail("ran"))
+    monkeypatch.setattr("vaeconv.parity.verify.verify", lambda *_, **__: pytest.fail("ran"))
     for option in ("--report", "--junit", "--html", "--pictures"):
         result = run("verify", "a", "b", option, tmp_path / "none" / "file")
         assert result.exit_code == 5
@@ -720,7 +720,7 @@ def test_a_file_on_the_hub_verifies_by_its_autoencoder_alone(
 
 def test_both_sides_on_the_hub(hub: RangeHub, refs: Path, out: Path) -> None:
     fetched: list[int] = []
-    from vaeconv.parity.side import SideOptions
+    from vaeconv.models.open_model import SideOptions
 
     side = SideOptions(on_fetch=fetched.append)
     result = check("hf://o/full/full.ckpt", "hf://o/vae", refs, a=side)

@@ -31,14 +31,14 @@ from tests.support.samples import (
 from vaeconv.autoencoder.keys import IDENTITY, NamePair
 from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.errors import MalformedCheckpointError
-from vaeconv.parity.side import SideOptions, open_side
-from vaeconv.parity.weights import Match, TensorResult, WeightResult, compare_weights
-from vaeconv.plan import Row
+from vaeconv.models.open_model import SideOptions, open_side
+from vaeconv.parity.compare_weights import Match, TensorResult, WeightResult, compare_weights
+from vaeconv.weights.plan import Row
 
 F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
 NARROWER = [(F64, F32), (F64, F16), (F64, BF16), (F32, F16), (F32, BF16)]
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-PIECE = 1 << 16  # elements; see vaeconv/parity/weights.py
+PIECE = 1 << 16  # elements; see vaeconv/parity/compare_weights.py
 NAN, INF = math.nan, math.inf
 
 

@@ -24,10 +24,11 @@ from typer.testing import CliRunner, Result
 from fixtures.make_fixtures import FOLDER as FIXTURES
 from tests.support.loopback_hub import Account, LoopbackHub, Repository
 from vaeconv.cli import app
-from vaeconv.publish import committing, hub_session
-from vaeconv.publish.push_options import PushOptions
-from vaeconv.publish.pushing import Pushed, push_files
-from vaeconv.publish.release_files import ReleaseFile, list_release
+from vaeconv.publish.files import ReleaseFile, list_release
+from vaeconv.publish.hub import commit as committing
+from vaeconv.publish.hub import session as hub_session
+from vaeconv.publish.hub.push import Pushed, push_files
+from vaeconv.publish.hub.push_options import PushOptions
 
 TOKEN = "hf_secretTokenOfTheTests"
 TOKENS: dict[str, str | Account] = {

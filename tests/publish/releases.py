@@ -21,8 +21,8 @@ from typing import Any
 
 from fixtures.make_fixtures import FOLDER as FIXTURES
 from tests.publish.pushes import contents_of
-from vaeconv.publish.release import Release, release
-from vaeconv.publish.release_config import ReleaseConfig, read_release
+from vaeconv.publish.release.config import ReleaseConfig, read_release
+from vaeconv.publish.release.release import Release, release
 
 ROOT = FIXTURES.parent
 NAME = "vae-ft-tiny-ema-pruned"

@@ -17,11 +17,10 @@ import pytest
 from fixtures.make_fixtures import FOLDER as FIXTURES
 from tests.publish.pushes import FP16, PLAIN, parity_of, run_here, write_manifest
 from vaeconv.errors import InputError, UsageError
-from vaeconv.publish.card import CardInputs, make_card, write_card
-from vaeconv.publish.checking import check_card, without_code
-from vaeconv.publish.documents import read_document
-from vaeconv.publish.meta import CardMeta, read_meta
-from vaeconv.publish.sections import (
+from vaeconv.publish.card.card import CardInputs, make_card, write_card
+from vaeconv.publish.card.check import check_card, without_code
+from vaeconv.publish.card.meta import CardMeta, read_meta
+from vaeconv.publish.card.sections import (
     PROSE,
     Section,
     find_sections,
@@ -29,6 +28,7 @@ from vaeconv.publish.sections import (
     original_section,
     prose_sections,
 )
+from vaeconv.publish.documents import read_document
 
 DATA = FIXTURES / "card"
 COCO, LAION = DATA / "coco.json", DATA / "laion.json"

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from tests.publish.pushes import make_release, run_here
 from vaeconv.errors import InputError, UsageError
-from vaeconv.publish.card import CardInputs, write_card
-from vaeconv.publish.card_rules import LICENSES, front_problems
-from vaeconv.publish.checking import check_card
-from vaeconv.publish.front_matter import join_card, split_card
-from vaeconv.publish.meta import CardMeta
+from vaeconv.publish.card.card import CardInputs, write_card
+from vaeconv.publish.card.check import check_card
+from vaeconv.publish.card.front_matter import join_card, split_card
+from vaeconv.publish.card.meta import CardMeta
+from vaeconv.publish.card.rules import LICENSES, front_problems
 
 FRONT = {"license": "openrail", "library_name": "diffusers", "extra_gated_prompt": "agree"}
 LINES = "license: openrail\nlibrary_name: diffusers\nextra_gated_prompt: agree\n"

@@ -6,7 +6,7 @@ import pytest
 
 from vaeconv.autoencoder.families import BY_NAME
 from vaeconv.autoencoder.topology import Layout
-from vaeconv.publish.meta import CardMeta
+from vaeconv.publish.card.meta import CardMeta
 from vaeconv.publish.modelspec import modelspec
 
 META = CardMeta(license="mit", repo_id="user/tiny", summary="Words.\n", tags=("a", "b"))

@@ -19,18 +19,18 @@ from tests.publish.pushes import (
     state_of,
 )
 from tests.support.loopback_hub import Drop, LoopbackHub, Repository, Status
-from vaeconv.conversion import ConvertOptions, convert
 from vaeconv.errors import VaeconvError
-from vaeconv.parity.report import report_document, write_report
-from vaeconv.parity.verification import VerifyOptions, verify
-from vaeconv.prune_options import PruneOptions
-from vaeconv.pruning import prune
-from vaeconv.publish.card import CardInputs, write_card
-from vaeconv.publish.meta import CardMeta
-from vaeconv.publish.originals import Original, push_both
+from vaeconv.parity.report.report import report_document, write_report
+from vaeconv.parity.verify import VerifyOptions, verify
+from vaeconv.publish.card.card import CardInputs, write_card
+from vaeconv.publish.card.meta import CardMeta
+from vaeconv.publish.card.sections import Section, find_sections
+from vaeconv.publish.hub.originals import Original, push_both
+from vaeconv.publish.hub.push_options import PushOptions
 from vaeconv.publish.places import hide_places
-from vaeconv.publish.push_options import PushOptions
-from vaeconv.publish.sections import Section, find_sections
+from vaeconv.weights.convert import ConvertOptions, convert
+from vaeconv.weights.prune import prune
+from vaeconv.weights.prune_options import PruneOptions
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:Use 'content=:DeprecationWarning")
 FILE = "vae-tiny-ema-pruned.safetensors"

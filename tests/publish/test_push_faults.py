@@ -37,8 +37,8 @@ from tests.support.loopback_hub import (
     Trickle,
 )
 from vaeconv.errors import HubError
-from vaeconv.publish import hub_session
-from vaeconv.publish.hub_session import Deadline
+from vaeconv.publish.hub import session as hub_session
+from vaeconv.publish.hub.session import Deadline
 
 # The client's own, of how it uploads.
 pytestmark = pytest.mark.filterwarnings(r"ignore:Use 'content=:DeprecationWarning")

@@ -23,12 +23,12 @@ from tests.publish.pushes import (
 )
 from tests.support.loopback_hub import Account, Call, LoopbackHub, Status
 from vaeconv.errors import CheckFailedError, HubError
-from vaeconv.publish.card_merge import merge_cards
-from vaeconv.publish.front_matter import split_card
-from vaeconv.publish.push_options import PushOptions
-from vaeconv.publish.pushing import push
-from vaeconv.publish.sections import Section
-from vaeconv.publish.stale import loaded_file, twofold_problems, weights_of, winning_files
+from vaeconv.publish.card.front_matter import split_card
+from vaeconv.publish.card.merge import merge_cards
+from vaeconv.publish.card.sections import Section
+from vaeconv.publish.hub.push import push
+from vaeconv.publish.hub.push_options import PushOptions
+from vaeconv.publish.hub.stale import loaded_file, twofold_problems, weights_of, winning_files
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:Use 'content=:DeprecationWarning")
 
@@ -162,7 +162,7 @@ def test_a_pull_request_that_deletes(hub: LoopbackHub, release: Path, repo_id: s
 def test_verify_sees_what_somebody_put_in_front(
     hub: LoopbackHub, release: Path, repo_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vaeconv.publish import published
+    from vaeconv.publish.hub import published
 
     hub.create_repo(repo_id, {f"{PLAIN}.index.json": b"{}"})
     monkeypatch.setattr(published, "winning_files", lambda *_: [])

@@ -55,14 +55,17 @@ from tests.support.lightning import fake_lightning
 from tests.support.litema import ema_name
 from tests.support.loopback_hub import Hang, LoopbackHub
 from vaeconv.errors import CheckFailedError, HubError, InputError, UsageError
-from vaeconv.parity.compvis import CompVisAutoencoder
-from vaeconv.publish import release as chain
-from vaeconv.publish import release_preflight, release_results, release_steps, release_weights
-from vaeconv.publish.meta import CardMeta
-from vaeconv.publish.release import check_steps
-from vaeconv.publish.release_config import ReleaseConfig, commented_file, read_release
-from vaeconv.publish.release_gates import check_metrics
-from vaeconv.publish.release_state import State
+from vaeconv.models.compvis import CompVisAutoencoder
+from vaeconv.publish.card.meta import CardMeta
+from vaeconv.publish.release import preflight as release_preflight
+from vaeconv.publish.release import release as chain
+from vaeconv.publish.release import results as release_results
+from vaeconv.publish.release import steps as release_steps
+from vaeconv.publish.release import weights as release_weights
+from vaeconv.publish.release.config import ReleaseConfig, commented_file, read_release
+from vaeconv.publish.release.gates import check_metrics
+from vaeconv.publish.release.release import check_steps
+from vaeconv.publish.release.state import State
 from vaeconv.publish.signing import verify_signature
 
 # The client's own, of how it uploads.

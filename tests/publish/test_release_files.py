@@ -19,7 +19,7 @@ from tests.publish.pushes import (
     write_parity,
 )
 from vaeconv.errors import CheckpointNotFoundError, OutputError
-from vaeconv.publish.release_files import check_release, hash_file, list_release, parity_reports
+from vaeconv.publish.files import check_release, hash_file, list_release, parity_reports
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 
 from tests.evaluation.test_tables import model, result
 from vaeconv.errors import CheckFailedError, InputError
-from vaeconv.publish.release_config import EvalTable
-from vaeconv.publish.release_gates import check_metrics, read_rfid
+from vaeconv.publish.release.config import EvalTable
+from vaeconv.publish.release.gates import check_metrics, read_rfid
 
 
 def psnr(mean: float | None, **counts: int) -> dict[str, Any]:

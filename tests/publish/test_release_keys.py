@@ -29,11 +29,11 @@ from tests.support.loopback_hub import LoopbackHub
 from tests.support.samples import SHAPED, in_diffusers, weights_of
 from vaeconv.autoencoder.scaling import ScalingOptions
 from vaeconv.autoencoder.topology import Layout
-from vaeconv.conversion import ConvertOptions, convert
 from vaeconv.errors import MissingDependencyError, OutputError
-from vaeconv.evaluation.nets import NETS
-from vaeconv.publish.release_preflight import Preflight
-from vaeconv.publish.release_project import Project
+from vaeconv.evaluation.metric_networks import NETS
+from vaeconv.publish.release.preflight import Preflight
+from vaeconv.publish.release.project import Project
+from vaeconv.weights.convert import ConvertOptions, convert
 
 # The client's own, of how it uploads.
 pytestmark = pytest.mark.filterwarnings(r"ignore:Use 'content=:DeprecationWarning")

@@ -28,13 +28,13 @@ from tests.support.lacking import needs_no_root
 from tests.support.loopback_hub import LoopbackHub, Repository
 from vaeconv.checkpoint import system
 from vaeconv.errors import HubError, OutputError, UsageError, VaeconvError
-from vaeconv.evaluation.nets import NETS
-from vaeconv.names import KINDS
-from vaeconv.publish import release_preflight
-from vaeconv.publish.access import _may_write
-from vaeconv.publish.release import release
-from vaeconv.publish.release_config import ReleaseConfig
-from vaeconv.publish.release_values import fill_in
+from vaeconv.evaluation.metric_networks import NETS
+from vaeconv.publish.hub.access import _may_write
+from vaeconv.publish.release import preflight as release_preflight
+from vaeconv.publish.release.config import ReleaseConfig
+from vaeconv.publish.release.release import release
+from vaeconv.publish.release.values import fill_in
+from vaeconv.weights.output_names import KINDS
 
 # The client's own, of how it uploads.
 pytestmark = pytest.mark.filterwarnings(r"ignore:Use 'content=:DeprecationWarning")

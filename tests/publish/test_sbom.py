@@ -12,11 +12,11 @@ import pytest
 from fixtures.make_fixtures import FOLDER as FIXTURES
 from tests.publish.pushes import run_here
 from vaeconv._version import __version__
-from vaeconv.conversion import ConvertOptions, convert
 from vaeconv.errors import InputError, UsageError
-from vaeconv.publish.meta import CardMeta
+from vaeconv.publish.card.meta import CardMeta
 from vaeconv.publish.sbom import SBOM, make_sbom, write_sbom
 from vaeconv.publish.source_date import source_date
+from vaeconv.weights.convert import ConvertOptions, convert
 
 META = CardMeta(license="mit", repo_id="user/tiny", base_model="a b/c", summary="For „tests“.")
 PLAIN = "diffusion_pytorch_model.safetensors"

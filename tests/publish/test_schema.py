@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from vaeconv.checkpoint.toml_file import build, read_toml
 from vaeconv.errors import UsageError
-from vaeconv.publish.meta import CardMeta, read_meta
-from vaeconv.schema import build, read_toml
+from vaeconv.publish.card.meta import CardMeta, read_meta
 
 
 @dataclass(frozen=True, kw_only=True)

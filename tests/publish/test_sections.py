@@ -7,7 +7,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vaeconv.publish.sections import PROSE, Section, find_sections, inner_text, merge_sections
+from vaeconv.publish.card.sections import PROSE, Section, find_sections, inner_text, merge_sections
 
 NAMES = [*PROSE, "usage", "original", "evaluation", "pictures", "provenance"]
 words = st.text("ab \n#`|<>-!", min_size=1, max_size=12).filter(lambda text: text.strip())

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from tests.publish.pushes import PLAIN, make_release, run_here
 from vaeconv.errors import CheckFailedError
-from vaeconv.publish import pushing
-from vaeconv.publish.push_options import PushOptions
-from vaeconv.publish.release_files import ReleaseFile
+from vaeconv.publish.files import ReleaseFile
+from vaeconv.publish.hub import push as pushing
+from vaeconv.publish.hub.push_options import PushOptions
 from vaeconv.publish.selection import is_never_published, select_files
 
 LEFTOVERS = [

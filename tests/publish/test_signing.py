@@ -14,8 +14,8 @@ import pytest
 from tests.publish.pushes import make_release, run_push, sha256_of
 from tests.support.loopback_hub import LoopbackHub
 from vaeconv.errors import CheckFailedError, InputError, MissingDependencyError, OutputError
-from vaeconv.publish.push_options import PushOptions
-from vaeconv.publish.pushing import push
+from vaeconv.publish.hub.push import push
+from vaeconv.publish.hub.push_options import PushOptions
 from vaeconv.publish.signing import SIGNATURE, read_signed, sign_folder, verify_signature
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from vaeconv.autoencoder.topology import Topology
-from vaeconv.parity.compvis import CompVisAutoencoder
+from vaeconv.models.compvis import CompVisAutoencoder
 
 
 @dataclass(frozen=True, slots=True)

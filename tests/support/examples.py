@@ -20,7 +20,7 @@ from pathlib import Path
 from diffusers import AutoencoderKL
 
 import vaeconv
-from vaeconv.publish.release_config import SourceTable
+from vaeconv.publish.release.config import SourceTable
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 CARD = "---\nlicense: mit\nlibrary_name: diffusers\n---\n# My VAE\n"

@@ -16,8 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vaeconv import executor
-from vaeconv.checkpoint import atomic, system
+from vaeconv.checkpoint import system
+from vaeconv.checkpoint.writers import atomic
+from vaeconv.weights import execute as executor
 
 # How many of a call's first arguments are paths or descriptors.
 _PLACES = {

@@ -20,10 +20,10 @@ from tests.support.compvis import DDConfig
 from tests.support.samples import WEIGHTS, config_of
 from vaeconv.cli import app
 from vaeconv.errors import CheckFailedError
-from vaeconv.parity.behaviour import Limits
-from vaeconv.parity.side import SideOptions
-from vaeconv.parity.verdict import Comparison, Verification
-from vaeconv.parity.verification import VerifyOptions, verify
+from vaeconv.models.open_model import SideOptions
+from vaeconv.parity.compare_outputs import Limits
+from vaeconv.parity.result import Comparison, Verification
+from vaeconv.parity.verify import VerifyOptions, verify
 
 State = dict[str, Tensor]
 # The levels of SD 1, and attention in one of them.

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from vaeconv.autoencoder.topology import Topology
+from vaeconv.common.notes import Note, note
 from vaeconv.errors import ConfigMismatchError, UnsupportedModelError
-from vaeconv.notes import Note, note
 
 CLASS_NAME = "AutoencoderKL"
 # The diffusers release whose constructor the fields below are; a constant, so that the bytes of

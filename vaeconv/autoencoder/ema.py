@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from vaeconv.ema_names import names_average
+from vaeconv.common.ema_names import names_average
 
 PREFIX = "model_ema."
 DECAY, NUM_UPDATES = "decay", "num_updates"  # behind the prefix

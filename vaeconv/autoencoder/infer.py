@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from vaeconv.autoencoder.keys import RULES, Leaf, Shape
-from vaeconv.autoencoder.refusals import refuse
 from vaeconv.autoencoder.topology import Layout, Topology
+from vaeconv.autoencoder.unsupported import refuse
 from vaeconv.errors import UnmappedKeysError, UnsupportedModelError
 
 # Published autoencoders have at most 6 levels and 4 blocks; an index beyond these is not one.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Annotated, NamedTuple
 
-from vaeconv import option_docs as docs
 from vaeconv.autoencoder.config import GivenConfig, Scaling
 from vaeconv.autoencoder.families import (
     ALIASES,
@@ -17,8 +16,9 @@ from vaeconv.autoencoder.families import (
     fitting_families,
 )
 from vaeconv.autoencoder.topology import Topology
+from vaeconv.common import option_docs as docs
+from vaeconv.common.option_checks import Range, check_fields
 from vaeconv.errors import AmbiguousInputError, ConfigMismatchError
-from vaeconv.option_checks import Range, check_fields
 
 DEFAULT_SAMPLE_SIZE = 256
 

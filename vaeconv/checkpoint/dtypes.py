@@ -110,9 +110,17 @@ UNSUPPORTED: tuple[DType, ...] = (
     DType("", 1, "quint2x4", "QUInt2x4"),
 )
 
+# Bits of a number behind the point; the 8-bit floats are not compared by value.
+MANTISSA_BITS = {"F64": 52, "F32": 23, "F16": 10, "BF16": 7}
+
 BY_CODE = {dtype.code: dtype for dtype in DTYPES}
 BY_TORCH_NAME = {dtype.torch_name: dtype for dtype in DTYPES}
 BY_STORAGE = {
     f"{dtype.storage}Storage": dtype for dtype in (*DTYPES, *UNSUPPORTED) if dtype.storage
 }
 BY_OPTION = {dtype.option: dtype for dtype in DTYPES if dtype.option}
+
+
+def narrower(one: DType, other: DType) -> DType:
+    """Tell which of two types holds fewer bits of a number."""
+    return one if MANTISSA_BITS.get(one.code, 0) <= MANTISSA_BITS.get(other.code, 0) else other

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vaeconv.checkpoint.remote import RangeSource
+    from vaeconv.checkpoint.hub.range_source import RangeSource
 
 
 @dataclass(slots=True)

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vaeconv.leftovers import removed_when_stopped
+from vaeconv.common.leftovers import removed_when_stopped
 
 _fcntl: Any = None
 _msvcrt: Any = None

@@ -32,7 +32,7 @@ def main() -> None:
     stop_on_signals()
     import warnings
 
-    from vaeconv.notes import VaeconvWarning
+    from vaeconv.common.notes import VaeconvWarning
 
     warnings.simplefilter("ignore", VaeconvWarning)  # notes are printed
     # One short run makes no garbage worth collecting, and the system frees memory faster than

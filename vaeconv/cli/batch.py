@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from vaeconv.cli.output import Sink
+from vaeconv.common.wording import plural
 from vaeconv.errors import CheckpointNotFoundError, OutputError, UsageError, raise_all
-from vaeconv.names import batch_targets, is_address, output_kind
-from vaeconv.plan import Row
-from vaeconv.prune_options import Probe, Probed, PruneOptions
-from vaeconv.pruning import Pruning, prune
-from vaeconv.wording import plural
+from vaeconv.weights.output_names import batch_targets, is_address, output_kind
+from vaeconv.weights.plan import Row
+from vaeconv.weights.prune import Pruning, prune
+from vaeconv.weights.prune_options import Probe, Probed, PruneOptions
 
 
 def pair(paths: list[str], out_dir: Path | None) -> list[tuple[str, str]]:
@@ -58,7 +58,7 @@ def make_probe(device: str) -> Probe:
     """Make what decodes in fp16 and fp32 before anything is written."""
 
     def probe(rows: Sequence[Row], config: Mapping[str, Any]) -> Probed:
-        from vaeconv.parity.probe import probe_decoder
+        from vaeconv.models.probe import probe_decoder
 
         return probe_decoder(rows, config, device=device)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from vaeconv.checkpoint.atomic import replace_small_file
+from vaeconv.checkpoint.writers.atomic import replace_small_file
 from vaeconv.cli.eval_files import check_page
 from vaeconv.cli.eval_jobs import CompareJob
 from vaeconv.cli.following import into_card
@@ -13,14 +13,14 @@ from vaeconv.cli.jobs import Reading
 from vaeconv.cli.left_out import left_out_notes
 from vaeconv.cli.output import Sink
 from vaeconv.cli.render.compare import compare_document, compare_lines
-from vaeconv.effects import reading_rules, refuse_idle
+from vaeconv.common.notes import note
 from vaeconv.errors import UsageError
-from vaeconv.evaluation.comparing import Compared, CompareOptions, compare, write_comparison
+from vaeconv.evaluation.compare import Compared, CompareOptions, compare, write_comparison
 from vaeconv.evaluation.protocol import preset
 from vaeconv.evaluation.samples import COMPARED, Extremes, Sample
-from vaeconv.names import check_ending
-from vaeconv.notes import note
 from vaeconv.publish.places import hide_places, hide_places_in_text
+from vaeconv.weights.idle_options import reading_rules, refuse_idle
+from vaeconv.weights.output_names import check_ending
 
 
 def compare_job(job: CompareJob, options: CompareOptions, reading: Reading, sink: Sink) -> None:
@@ -28,7 +28,7 @@ def compare_job(job: CompareJob, options: CompareOptions, reading: Reading, sink
 
     Raises:
         UsageError: Something that is needed was not named.
-        VaeconvError: As :func:`~vaeconv.evaluation.comparing.compare`.
+        VaeconvError: As :func:`~vaeconv.evaluation.compare.compare`.
     """
     specs = job.specs()
     given = {"a model": specs, "--images": job.images, "--out": job.out}

@@ -19,8 +19,8 @@ from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_
 
 import typer
 
+from vaeconv.common.option_docs import Doc
 from vaeconv.errors import UsageError
-from vaeconv.option_docs import Doc
 
 _FIRST_WORD = re.compile(r"^\w+")
 

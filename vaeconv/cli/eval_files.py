@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from vaeconv.checkpoint.text_file import read_text_file
-from vaeconv.checkpoint.writable import check_writable
+from vaeconv.checkpoint.writers.writable import check_writable
 from vaeconv.cli.output import print_notes
 from vaeconv.cli.render.eval import table_lines
+from vaeconv.common.notes import note
 from vaeconv.errors import InputError, OutputExistsError
-from vaeconv.evaluation.shards import read_digest
+from vaeconv.evaluation.partial_results import read_digest
 from vaeconv.evaluation.tables import format_latex, format_markdown, identity_of
-from vaeconv.names import check_ending
-from vaeconv.notes import note
 from vaeconv.publish.documents import MAX_REPORT, read_document
+from vaeconv.weights.output_names import check_ending
 
 
 def parts_of(out: Path) -> Path:

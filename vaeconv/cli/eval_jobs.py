@@ -8,9 +8,9 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from vaeconv.effects import Rule, refuse_idle
+from vaeconv.common.option_docs import Doc, Images
 from vaeconv.errors import UsageError
-from vaeconv.option_docs import Doc, Images
+from vaeconv.weights.idle_options import Rule, refuse_idle
 
 if TYPE_CHECKING:
     from vaeconv.cli.jobs import Reading

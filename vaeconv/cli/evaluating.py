@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vaeconv.checkpoint.atomic import replace_small_file
+from vaeconv.checkpoint.writers.atomic import replace_small_file
 from vaeconv.cli.eval_files import (
     another_result,
     check_page,
@@ -22,24 +22,24 @@ from vaeconv.cli.following import into_card
 from vaeconv.cli.output import SCHEMA_VERSION, Sink, print_notes
 from vaeconv.cli.progress import ByteProgress, StepProgress
 from vaeconv.cli.render.eval import print_results, result_notes
+from vaeconv.common.json_text import dump_json
+from vaeconv.common.notes import Note, note
 from vaeconv.errors import UsageError
+from vaeconv.evaluation.distributed import read_ranks
 from vaeconv.evaluation.eval_options import EvalOptions
-from vaeconv.evaluation.evaluation import evaluate
+from vaeconv.evaluation.evaluate import evaluate
 from vaeconv.evaluation.models import ModelSpec
-from vaeconv.evaluation.ranks import read_ranks
+from vaeconv.evaluation.partial_results import OtherRunError
 from vaeconv.evaluation.samples import Sample
-from vaeconv.evaluation.shards import OtherRunError
-from vaeconv.json_text import dump_json
-from vaeconv.names import check_ending
-from vaeconv.notes import Note, note
 from vaeconv.publish.places import hide_places, hide_places_in_text
+from vaeconv.weights.output_names import check_ending
 
 
 def evaluate_job(job: EvalJob, options: EvalOptions, sink: Sink) -> None:
     """Evaluate the models of a job, add earlier results, and print and write what was found.
 
     Raises:
-        VaeconvError: As :func:`~vaeconv.evaluation.evaluation.evaluate`.
+        VaeconvError: As :func:`~vaeconv.evaluation.evaluate.evaluate`.
     """
     earlier = [read_result(path) for path in job.add]
     specs = job.specs()

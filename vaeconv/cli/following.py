@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vaeconv.conversion import Conversion, ConvertOptions
-    from vaeconv.prune_options import PruneOptions
-    from vaeconv.pruning import Pruning
-    from vaeconv.publish.meta import CardMeta
+    from vaeconv.publish.card.meta import CardMeta
+    from vaeconv.weights.convert import Conversion, ConvertOptions
+    from vaeconv.weights.prune import Pruning
+    from vaeconv.weights.prune_options import PruneOptions
 
 Words = tuple[object, ...]
 NOTHING: Words = ()

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vaeconv.errors import OutputError, VaeconvError, one_line
-from vaeconv.publish.release import Release, StepResult
+from vaeconv.publish.release.release import Release, StepResult
 
 
 def annotate(error: VaeconvError) -> None:
     """Show the failure at the job, where this runs in one."""
-    from vaeconv.parity.report import annotation
+    from vaeconv.parity.report.report import annotation
 
     said = annotation("\n".join([error.text, *error.details]), "release")
     if said:

@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from vaeconv.effects import Rule, refuse_idle
-from vaeconv.option_docs import (
+from vaeconv.common.option_docs import (
     EXPERT,
     PROBE,
     AllowZeros,
@@ -20,9 +19,10 @@ from vaeconv.option_docs import (
     SourcePrefix,
     Variant,
 )
+from vaeconv.weights.idle_options import Rule, refuse_idle
 
 if TYPE_CHECKING:
-    from vaeconv.parity.side import SideOptions
+    from vaeconv.models.open_model import SideOptions
 
 # What a shell completes; the release's own list is imported with all of its work.
 _STEPS = ("convert", "prune", "verify", "eval", "compare", "card", "push")
@@ -39,7 +39,7 @@ class Reading:
 
     def options(self, on_fetch: Callable[[int], None] | None = None) -> SideOptions:
         """Make the library's options of it."""
-        from vaeconv.parity.side import SideOptions
+        from vaeconv.models.open_model import SideOptions
 
         return SideOptions(**asdict(self), on_fetch=on_fetch)
 

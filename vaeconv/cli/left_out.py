@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vaeconv.notes import Note, note
-from vaeconv.parity.images import LeftOut, count_left_out
+from vaeconv.common.notes import Note, note
+from vaeconv.models.images import LeftOut, count_left_out
 
 
 def left_out_notes(left_out: Sequence[LeftOut], *, verbose: bool) -> list[Note]:

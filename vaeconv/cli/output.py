@@ -11,10 +11,10 @@ from typing import Annotated, Any, NamedTuple
 from vaeconv.cli.following import NOTHING, Words
 from vaeconv.cli.progress import ByteProgress, StepProgress
 from vaeconv.cli.screen import Line, Style, Styled, fitted
+from vaeconv.common.json_text import dump_json
+from vaeconv.common.notes import Level, Note
+from vaeconv.common.option_docs import Doc
 from vaeconv.errors import VaeconvError, one_line
-from vaeconv.json_text import dump_json
-from vaeconv.notes import Level, Note
-from vaeconv.option_docs import Doc
 
 SCHEMA_VERSION = 1
 _OF_LEVEL = {Level.NOTE: Style.STRONG, Level.WARNING: Style.DOUBTFUL}

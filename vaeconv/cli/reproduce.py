@@ -14,7 +14,8 @@ from vaeconv.cli.output import Sink
 from vaeconv.cli.render.eval import written_lines
 from vaeconv.cli.screen import Line, Table
 from vaeconv.errors import UsageError
-from vaeconv.evaluation.card import (
+from vaeconv.evaluation.eval_options import EvalOptions
+from vaeconv.evaluation.published_card import (
     PROTOCOLS,
     Difference,
     card_specs,
@@ -26,7 +27,6 @@ from vaeconv.evaluation.card import (
     plan_downloads,
     protocol_file,
 )
-from vaeconv.evaluation.eval_options import EvalOptions
 
 _TITLES = {"rfid": "rFID", "psnr": "PSNR", "ssim": "SSIM", "psim": "PSIM"}
 

@@ -38,7 +38,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
         signal.signal(other, signal.SIG_IGN)
     if os.getpid() == _process:  # a fork has its parent's temporaries in its memory
         # One that is being imported right now has made nothing yet.
-        remove_all = getattr(sys.modules.get("vaeconv.leftovers"), "remove_all", None)
+        remove_all = getattr(sys.modules.get("vaeconv.common.leftovers"), "remove_all", None)
         if remove_all is not None:
             remove_all()
         bar = "\r\x1b[K\x1b[?25h" if "rich.live" in sys.modules and os.isatty(2) else ""

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vaeconv.evaluation.images import Item
-from vaeconv.evaluation.meter import Meter
+from vaeconv.evaluation.image_set import Item
+from vaeconv.evaluation.metrics import Meter
 from vaeconv.evaluation.models import Candidate
+from vaeconv.evaluation.partial_results import Record
 from vaeconv.evaluation.protocol import Protocol
-from vaeconv.evaluation.shards import Record
 from vaeconv.evaluation.summary import INFINITE
 
 if TYPE_CHECKING:

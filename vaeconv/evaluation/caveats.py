@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from vaeconv.evaluation.meter import COLUMNS
-from vaeconv.parity.images import LeftOut, count_left_out
-from vaeconv.wording import plural
+from vaeconv.common.wording import plural
+from vaeconv.evaluation.metrics import COLUMNS
+from vaeconv.models.images import LeftOut, count_left_out
 
 _USUAL = 50_000  # images behind a Fréchet distance in papers
 _FEATURES = 2048  # with fewer images than that, their covariance has no full rank

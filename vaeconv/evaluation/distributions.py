@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, quantiles
 from typing import Any, NamedTuple
 
-from vaeconv.evaluation.meter import COLUMNS, explain_metric
-from vaeconv.wording import plural
+from vaeconv.common.wording import plural
+from vaeconv.evaluation.metrics import COLUMNS, explain_metric
 
 BINS = 40
 _FEW = 60  # images; so many or fewer are shown as points

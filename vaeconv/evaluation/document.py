@@ -9,13 +9,13 @@ from typing import Any
 
 from vaeconv.errors import CheckFailedError, InputError
 from vaeconv.evaluation.frechet import Moments, factor_of, frechet_distance
-from vaeconv.evaluation.images import ImageSet
+from vaeconv.evaluation.image_set import ImageSet
 from vaeconv.evaluation.merging import Merged
-from vaeconv.evaluation.meter import Meter
+from vaeconv.evaluation.metrics import Meter
 from vaeconv.evaluation.models import Candidate
-from vaeconv.evaluation.pixels import WINDOW
+from vaeconv.evaluation.partial_results import Record
 from vaeconv.evaluation.protocol import Protocol
-from vaeconv.evaluation.shards import Record
+from vaeconv.evaluation.psnr_ssim import WINDOW
 from vaeconv.evaluation.summary import (
     INFINITE,
     count_reasons,
@@ -23,7 +23,7 @@ from vaeconv.evaluation.summary import (
     summarise_metric,
     summarise_model,
 )
-from vaeconv.parity.images import LeftOut
+from vaeconv.models.images import LeftOut
 
 
 def check_records(records: Sequence[Record], place: str, *, strict: bool) -> None:

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from vaeconv import option_docs as docs
+from vaeconv.common import option_docs as docs
+from vaeconv.common.option_checks import check_fields
+from vaeconv.common.option_docs import Doc
 from vaeconv.errors import UsageError
-from vaeconv.evaluation.meter import METRICS
-from vaeconv.evaluation.pixels import WINDOW
+from vaeconv.evaluation.metrics import METRICS
 from vaeconv.evaluation.protocol import PRESETS, Protocol
+from vaeconv.evaluation.psnr_ssim import WINDOW
 from vaeconv.evaluation.samples import Sample
-from vaeconv.option_checks import check_fields
-from vaeconv.option_docs import Doc
-from vaeconv.parity.side import OfOneModel, SideOptions
+from vaeconv.models.open_model import OfOneModel, SideOptions
 
 _METRICS_PANEL, _SPEED = "Metrics", "Speed"
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vaeconv.checkpoint.atomic import replace_small_file
+from vaeconv.checkpoint.writers.atomic import replace_small_file
 from vaeconv.errors import OutputError
-from vaeconv.parity.lettering import Lettering, wrap
+from vaeconv.pages.lettering import Lettering, wrap
 
 if TYPE_CHECKING:
     import numpy as np

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from vaeconv.evaluation.distributed import Ranks
 from vaeconv.evaluation.frechet import Moments, moments_of, no_moments
-from vaeconv.evaluation.ranks import Ranks
-from vaeconv.evaluation.shards import Record, Shard, indices_of
+from vaeconv.evaluation.partial_results import Record, Shard, indices_of
 
 
 class Merged(NamedTuple):

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vaeconv.checkpoint.source import hash_bytes
+from vaeconv.checkpoint.toml_file import build, read_toml
+from vaeconv.common.option_checks import Range, check_fields, path_text
 from vaeconv.errors import InputError, UnsupportedModelError, UsageError
 from vaeconv.evaluation.protocol import DTYPES, Protocol
-from vaeconv.option_checks import Range, check_fields, path_text
-from vaeconv.parity.images import image_mode
-from vaeconv.parity.loading import Model
-from vaeconv.parity.side import Side, SideOptions, check_averages, open_side
-from vaeconv.schema import build, read_toml
+from vaeconv.models.images import image_mode
+from vaeconv.models.load import Model
+from vaeconv.models.open_model import Side, SideOptions, check_averages, open_side
 
 if TYPE_CHECKING:
     import torch

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from vaeconv.effects import Rule, refuse_idle
-from vaeconv.evaluation.nets import NETS
-from vaeconv.option_docs import Doc
+from vaeconv.common.option_docs import Doc
+from vaeconv.evaluation.metric_networks import NETS
+from vaeconv.weights.idle_options import Rule, refuse_idle
 
 _METRICS = "Metrics"
 INCEPTION_FILE = Doc("Weights of torch-fidelity's Inception v3, for rFID.", "FILE", _METRICS)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from vaeconv._version import __version__
 from vaeconv.evaluation.caveats import caveats_of
 from vaeconv.evaluation.distributions import axes_of
-from vaeconv.evaluation.meter import COLUMNS, UNITS, explain_metric
+from vaeconv.evaluation.metrics import COLUMNS, UNITS, explain_metric
 from vaeconv.evaluation.samples import Sample, judge_of
 from vaeconv.evaluation.summary import INFINITE
 from vaeconv.evaluation.tables import make_tables
 from vaeconv.pages.frame import DataUri, png_address, render
-from vaeconv.parity.pictures import encode_png, enlargement
+from vaeconv.pages.png import encode_png, enlargement
 
 if TYPE_CHECKING:
     from vaeconv.evaluation.samples import Pixels

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vaeconv.checkpoint.atomic import replace_small_file
-from vaeconv.checkpoint.writable import check_writable, make_folder
+from vaeconv.checkpoint.writers.atomic import replace_small_file
+from vaeconv.checkpoint.writers.writable import check_writable, make_folder
 from vaeconv.errors import MissingDependencyError, OutputExistsError
 from vaeconv.evaluation.distributions import finite_values
-from vaeconv.evaluation.meter import COLUMNS, explain_metric
+from vaeconv.evaluation.metrics import COLUMNS, explain_metric
 
 _BINS = 40
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, NamedTuple
 
-from vaeconv.effects import Rule, refuse_idle
-from vaeconv.option_checks import MOST_PIXELS, Range, check_fields, check_value
-from vaeconv.option_docs import Doc
+from vaeconv.common.option_checks import MOST_PIXELS, Range, check_fields, check_value
+from vaeconv.common.option_docs import Doc
+from vaeconv.weights.idle_options import Rule, refuse_idle
 
 FILTERS = ("bicubic", "lanczos", "bilinear", "box", "hamming", "nearest")
 _PANEL = "Protocol"

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vaeconv.evaluation.meter import BETTER_IF_LARGER
+from vaeconv.evaluation.metrics import BETTER_IF_LARGER
 from vaeconv.evaluation.summary import INFINITE
-from vaeconv.parity.images import flatten
+from vaeconv.models.images import flatten
 
 if TYPE_CHECKING:
     import numpy as np

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from vaeconv.evaluation.images import ImageSet
+from vaeconv.evaluation.image_set import ImageSet
 from vaeconv.evaluation.models import Candidate
+from vaeconv.evaluation.partial_results import Record
 from vaeconv.evaluation.protocol import Protocol
 from vaeconv.evaluation.samples import SHOWN, Sample, pick_extremes, to_levels, to_rgb
-from vaeconv.evaluation.shards import Record
-from vaeconv.parity.devices import reproducible
+from vaeconv.models.devices import reproducible
 
 if TYPE_CHECKING:
     import torch

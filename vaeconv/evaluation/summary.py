@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from vaeconv.evaluation.meter import COLUMNS
-from vaeconv.evaluation.shards import Record
+from vaeconv.evaluation.metrics import COLUMNS
+from vaeconv.evaluation.partial_results import Record
 
 INFINITE = "inf"  # what a record has for the PSNR of two equal pictures
 

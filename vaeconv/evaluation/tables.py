@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from vaeconv.common.wording import plural
 from vaeconv.errors import printable
-from vaeconv.evaluation.meter import COLUMNS
-from vaeconv.wording import plural
+from vaeconv.evaluation.metrics import COLUMNS
 
 FORMATS = ("table", "markdown", "latex", "json")
 _LATEX = {char: f"\\{char}" for char in "&%$#_{}"} | {
@@ -48,7 +48,7 @@ def make_tables(results: Sequence[Mapping[str, Any]]) -> list[Table]:
     """Make a table of every protocol and set of pictures.
 
     Args:
-        results: Documents, as :func:`~vaeconv.evaluation.evaluation.evaluate` gives them.
+        results: Documents, as :func:`~vaeconv.evaluation.evaluate.evaluate` gives them.
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for at, result in enumerate(results):

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vaeconv.checkpoint.folder import STEM
+from vaeconv.checkpoint.readers.folder import STEM
 from vaeconv.checkpoint.text_file import read_text_file
 from vaeconv.errors import InputError
-from vaeconv.manifest import MANIFEST, MAX_MANIFEST
+from vaeconv.weights.manifest import MANIFEST, MAX_MANIFEST
 
 MAX_REPORT = 64 << 20
 """Bytes; an evaluation has some 200 for each image of each model."""

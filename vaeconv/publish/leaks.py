@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vaeconv.names import KINDS, OutputKind
 from vaeconv.publish.places import places_in
+from vaeconv.weights.output_names import KINDS, OutputKind
 
 SAFETENSORS = tuple(name for name, kind in KINDS.items() if kind is OutputKind.SAFETENSORS)
 

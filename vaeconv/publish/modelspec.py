@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from vaeconv.autoencoder.families import Family
 from vaeconv.autoencoder.topology import Layout
-from vaeconv.publish.meta import CardMeta
+from vaeconv.publish.card.meta import CardMeta
 from vaeconv.publish.source_date import source_date
 
 _VERSION = "1.0.1"

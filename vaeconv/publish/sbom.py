@@ -14,13 +14,13 @@ from typing import Any
 from urllib.parse import quote
 
 from vaeconv._version import __version__
-from vaeconv.checkpoint.atomic import replace_small_file
+from vaeconv.checkpoint.writers.atomic import replace_small_file
+from vaeconv.common.json_text import dump_json
 from vaeconv.errors import InputError
-from vaeconv.json_text import dump_json
-from vaeconv.manifest import MANIFEST
+from vaeconv.publish.card.meta import CardMeta
 from vaeconv.publish.documents import read_manifest
-from vaeconv.publish.meta import CardMeta
 from vaeconv.publish.source_date import source_date
+from vaeconv.weights.manifest import MANIFEST
 
 SBOM = "sbom.cdx.json"
 _SPEC = "1.6"

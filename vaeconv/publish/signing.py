@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vaeconv.common.leftovers import scratch_folder
 from vaeconv.errors import CheckFailedError, InputError, MissingDependencyError, OutputError
-from vaeconv.leftovers import scratch_folder
-from vaeconv.publish.card import CARD
+from vaeconv.publish.card.card import CARD
 
 SIGNATURE = "model.sig"
 # What the Hub adds to a repository, and its client to a download.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from vaeconv.cli.declare import declare
 from vaeconv.cli.jobs import CardJob
 from vaeconv.cli.output import Sink
-from vaeconv.option_docs import Doc
+from vaeconv.common.option_docs import Doc
 
 
 @declare
@@ -30,12 +30,18 @@ def card(
         vaeconv card out/ --check --eval coco.json
     """
     from vaeconv.cli.following import NOTHING, after_card
-    from vaeconv.cli.render.card import card_lines, show_check
-    from vaeconv.notes import warning
-    from vaeconv.publish.card import CardInputs, card_title, check_folder, make_card, write_card
-    from vaeconv.publish.checking import check_card
+    from vaeconv.cli.render.card import card_document, card_lines, show_check
+    from vaeconv.common.notes import warning
+    from vaeconv.publish.card.card import (
+        CardInputs,
+        card_title,
+        check_folder,
+        make_card,
+        write_card,
+    )
+    from vaeconv.publish.card.check import check_card
+    from vaeconv.publish.card.meta import CardMeta, read_meta
     from vaeconv.publish.documents import read_document
-    from vaeconv.publish.meta import CardMeta, read_meta
     from vaeconv.publish.sbom import write_sbom
 
     options.refuse_idle(json=sink.json)
@@ -58,18 +64,11 @@ def card(
         written, problems = [write_card(inputs)], check_card(folder, evaluations)
         if options.sbom:
             written.append(write_sbom(folder, inputs.meta, card_title(inputs)))
-    facts: dict[str, Any] = {
-        "path": str(folder / "README.md"),
-        "written": [str(path) for path in written],
-        "dry_run": options.dry_run,
-        "text": text,
-        "problems": problems,
-    }
     notes = [warning(f"push refuses this card: {problem}") for problem in problems]
     then = NOTHING if problems or options.dry_run else after_card(folder, inputs.meta)
     sink.show(
         "card",
-        lambda: facts,
+        lambda: card_document(folder, text, written, problems, dry_run=options.dry_run),
         lambda: card_lines(text, written, shown=options.show, dry_run=options.dry_run),
         notes=notes,
         then=then,

@@ -6,7 +6,7 @@ from vaeconv.cli.declare import declare
 from vaeconv.cli.eval_jobs import CompareJob
 from vaeconv.cli.jobs import Reading
 from vaeconv.cli.output import Sink
-from vaeconv.evaluation.comparing import CompareOptions
+from vaeconv.evaluation.compare import CompareOptions
 
 
 @declare

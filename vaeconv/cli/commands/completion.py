@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Annotated
 
 from vaeconv.cli.declare import declare
-from vaeconv.option_docs import Doc
+from vaeconv.common.option_docs import Doc
 
 
 class Shell(str, Enum):

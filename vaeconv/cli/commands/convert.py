@@ -9,8 +9,8 @@ from typing import Annotated
 
 from vaeconv.cli.declare import declare
 from vaeconv.cli.output import Sink
-from vaeconv.conversion import ConvertOptions
-from vaeconv.option_docs import Doc, DryRun, Source
+from vaeconv.common.option_docs import Doc, DryRun, Source
+from vaeconv.weights.convert import ConvertOptions
 
 Output = Annotated[
     str,
@@ -49,7 +49,7 @@ def convert(
     """
     from vaeconv.cli.following import after_conversion
     from vaeconv.cli.render.convert import conversion_document, conversion_lines
-    from vaeconv.conversion import convert as run
+    from vaeconv.weights.convert import convert as run
 
     started, name = time.monotonic(), Path(source).name
     with (

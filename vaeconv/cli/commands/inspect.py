@@ -7,8 +7,8 @@ from typing import Annotated
 
 from vaeconv.cli.declare import declare
 from vaeconv.cli.output import Sink
-from vaeconv.inspection import InspectOptions
-from vaeconv.option_docs import Doc, Source
+from vaeconv.common.option_docs import Doc, Source
+from vaeconv.weights.inspect import InspectOptions
 
 
 @declare
@@ -35,7 +35,7 @@ def inspect(
     from dataclasses import replace
 
     from vaeconv.cli.render.inspect import inspection_document, inspection_lines
-    from vaeconv.inspection import inspect as run
+    from vaeconv.weights.inspect import inspect as run
 
     with sink.progress(f"fetching {Path(source).name}") as fetching:
         report = run(source, replace(options, on_fetch=fetching.advance))

@@ -7,8 +7,8 @@ from typing import Annotated
 
 from vaeconv.cli.declare import declare
 from vaeconv.cli.output import Sink
-from vaeconv.option_docs import IMAGES, Device, Doc, Limit, Overwrite
-from vaeconv.parity.side import SideOptions
+from vaeconv.common.option_docs import IMAGES, Device, Doc, Limit, Overwrite
+from vaeconv.models.open_model import SideOptions
 
 Images = Annotated[str, Doc(f"Images to encode: {IMAGES}.", "IMAGES")]
 Output = Annotated[Path, Doc(".safetensors file to write.", "OUT")]
@@ -53,7 +53,7 @@ def latents(
     """
     from vaeconv.cli.left_out import left_out_notes
     from vaeconv.cli.render.latents import latents_document, latents_lines
-    from vaeconv.parity.encoding import encode_images
+    from vaeconv.parity.encode import encode_images
 
     with sink.progress("fetching") as fetching, sink.steps() as steps:
         done = encode_images(

@@ -12,8 +12,8 @@ from vaeconv.cli.batch import fitting, make_probe, pair, run_one
 from vaeconv.cli.declare import declare
 from vaeconv.cli.jobs import PruneJob
 from vaeconv.cli.output import Sink
-from vaeconv.option_docs import Doc
-from vaeconv.prune_options import PruneOptions
+from vaeconv.common.option_docs import Doc
+from vaeconv.weights.prune_options import PruneOptions
 
 Paths = Annotated[
     list[str],
@@ -46,7 +46,7 @@ def prune(paths: Paths, options: PruneOptions, job: PruneJob, *, sink: Sink) -> 
     """
     from vaeconv.cli.following import after_pruning
     from vaeconv.cli.render.prune import print_batch, print_single
-    from vaeconv.effects import Rule, refuse_idle
+    from vaeconv.weights.idle_options import Rule, refuse_idle
 
     has_probe = job.probe or options.require_fp16
     refuse_idle([Rule("--device", job.device != "auto", has_probe, "only --probe computes")])

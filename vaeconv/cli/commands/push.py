@@ -9,9 +9,9 @@ from typing import Annotated
 from vaeconv.cli.declare import declare
 from vaeconv.cli.jobs import PushJob
 from vaeconv.cli.output import Sink
-from vaeconv.effects import Rule, refuse_idle
-from vaeconv.option_docs import Doc
-from vaeconv.publish.push_options import PushOptions
+from vaeconv.common.option_docs import Doc
+from vaeconv.publish.hub.push_options import PushOptions
+from vaeconv.weights.idle_options import Rule, refuse_idle
 
 Folder = Annotated[Path, Doc("Folder to publish.", "DIR")]
 RepoId = Annotated[str, Doc("Repository on the Hub: owner/name.", "REPO_ID")]
@@ -39,8 +39,8 @@ def push(
         vaeconv push out/ user/my-vae --create-pr
     """
     from vaeconv.cli.render.push import push_lines, push_notes
-    from vaeconv.publish.originals import Original, push_both
-    from vaeconv.publish.pushing import push as run
+    from vaeconv.publish.hub.originals import Original, push_both
+    from vaeconv.publish.hub.push import push as run
 
     why = "--no-parity wants none"
     refuse_idle([Rule("--report", bool(options.reports), options.parity, why)])

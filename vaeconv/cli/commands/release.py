@@ -34,9 +34,9 @@ def release(job: ReleaseJob, sink: Sink) -> None:
         show_release_file,
         steps_table,
     )
-    from vaeconv.publish.release import StepResult
-    from vaeconv.publish.release import release as run
-    from vaeconv.publish.release_config import write_release_file
+    from vaeconv.publish.release.config import write_release_file
+    from vaeconv.publish.release.release import StepResult
+    from vaeconv.publish.release.release import release as run
 
     job.refuse_idle()
     if job.init:

@@ -9,12 +9,12 @@ from vaeconv.cli.declare import declare
 from vaeconv.cli.jobs import Reading, VerifyJob
 from vaeconv.cli.output import Sink
 from vaeconv.cli.render.verify import Outputs, publish_result
-from vaeconv.effects import Rule, refuse_idle
-from vaeconv.option_docs import Doc
-from vaeconv.parity.verification import VerifyOptions
+from vaeconv.common.option_docs import Doc
+from vaeconv.parity.verify import VerifyOptions
+from vaeconv.weights.idle_options import Rule, refuse_idle
 
 if TYPE_CHECKING:
-    from vaeconv.parity.behaviour import Decoded
+    from vaeconv.parity.compare_outputs import Decoded
 
 First = Annotated[str, Doc("Model to verify: anything that convert opens.", "A")]
 Second = Annotated[
@@ -53,7 +53,7 @@ def verify(
         vaeconv verify out/ --drop-in-for hf://stabilityai/sd-vae-ft-mse
     """
     from vaeconv.cli.following import into_card
-    from vaeconv.parity.verification import verify as run
+    from vaeconv.parity.verify import verify as run
 
     why = "--weights-only draws none"
     refuse_idle([Rule("--pictures", files.pictures is not None, not options.weights_only, why)])

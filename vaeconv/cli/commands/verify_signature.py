@@ -7,7 +7,7 @@ from typing import Annotated
 
 from vaeconv.cli.declare import declare
 from vaeconv.cli.output import Sink
-from vaeconv.option_docs import Doc
+from vaeconv.common.option_docs import Doc
 
 
 @declare

@@ -38,6 +38,19 @@ def _print_markdown(text: str) -> None:
     Console().print(Card(text))
 
 
+def card_document(
+    folder: Path, text: str, written: Sequence[Path], problems: Sequence[str], *, dry_run: bool
+) -> dict[str, Any]:
+    """Describe a card for machines."""
+    return {
+        "path": str(folder / "README.md"),
+        "written": [str(path) for path in written],
+        "dry_run": dry_run,
+        "text": text,
+        "problems": list(problems),
+    }
+
+
 def show_check(folder: Path, problems: Sequence[str], sink: Sink) -> None:
     """Print what is wrong with a card; the end is an error where something is."""
     failure, lines = None, [f"{folder / 'README.md'} has no problems"]

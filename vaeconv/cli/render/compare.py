@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vaeconv.evaluation.comparing import Compared
+from vaeconv.evaluation.compare import Compared
 
 _MOST = 20  # images that are named one by one
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from vaeconv.cli.screen import Line, Style, Styled
-from vaeconv.wording import human_size
+from vaeconv.common.wording import human_size
 
 if TYPE_CHECKING:
-    from vaeconv.conversion import Conversion
-    from vaeconv.output import Written
-    from vaeconv.plan import Row
+    from vaeconv.weights.convert import Conversion
+    from vaeconv.weights.output import Written
+    from vaeconv.weights.plan import Row
 
 
 def conversion_document(result: Conversion, *, dry_run: bool) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from vaeconv.checkpoint.dtypes import BY_CODE
 from vaeconv.cli.screen import Line, Style, Styled, Table
+from vaeconv.common.wording import human_size, plural
 from vaeconv.errors import listed
-from vaeconv.wording import human_size, plural
 
 if TYPE_CHECKING:
-    from vaeconv.inspection import Inspection
+    from vaeconv.weights.inspect import Inspection
 
 _SHOWN_PARTS = 40
 _SHOWN_ENTRIES, _SHOWN_TEXT = 40, 120

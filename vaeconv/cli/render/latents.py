@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from vaeconv.parity.encoding import Encoded
-from vaeconv.wording import human_size, plural
+from vaeconv.common.wording import human_size, plural
+from vaeconv.parity.encode import Encoded
 
 
 def latents_document(done: Encoded) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from vaeconv.cli.following import Words
 from vaeconv.cli.output import Sink, describe_error, print_error, print_notes
 from vaeconv.cli.render.convert import row_line, written_lines
 from vaeconv.cli.screen import Line, Style, Styled, Table
+from vaeconv.common.notes import Note
+from vaeconv.common.wording import human_size
 from vaeconv.errors import VaeconvError
-from vaeconv.notes import Note
-from vaeconv.pruning import Pruning
-from vaeconv.wording import human_size
+from vaeconv.weights.prune import Pruning
 
 _MEANING = {"replaced": "raw weights (replaced)"}
 

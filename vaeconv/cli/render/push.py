@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vaeconv.notes import Note, note
-from vaeconv.publish.access import visibility
-from vaeconv.publish.pushing import Pushed
-from vaeconv.wording import plural
+from vaeconv.common.notes import Note, note
+from vaeconv.common.wording import plural
+from vaeconv.publish.hub.access import visibility
+from vaeconv.publish.hub.push import Pushed
 
 _IS_PULL = "/discussions/"  # in the address of a pull request
 

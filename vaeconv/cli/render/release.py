@@ -8,9 +8,9 @@ from typing import Any
 
 from vaeconv.cli.output import Sink
 from vaeconv.cli.screen import Line, Style, Styled, Table
-from vaeconv.notes import Note, note
-from vaeconv.publish.release import Release, StepResult
-from vaeconv.wording import plural
+from vaeconv.common.notes import Note, note
+from vaeconv.common.wording import plural
+from vaeconv.publish.release.release import Release, StepResult
 
 
 def release_lines(done: Release, *, dry_run: bool, verbose: bool) -> Iterator[Line]:

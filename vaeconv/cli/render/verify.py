@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from vaeconv.checkpoint.dtypes import BY_CODE
-from vaeconv.checkpoint.folder import CONFIG, STEM
-from vaeconv.checkpoint.writable import check_writable
+from vaeconv.checkpoint.readers.folder import CONFIG, STEM
+from vaeconv.checkpoint.writers.writable import check_writable
 from vaeconv.cli.following import NOTHING, Words
 from vaeconv.cli.output import Sink
 from vaeconv.cli.screen import Line, Style, Styled, Table
+from vaeconv.common.option_docs import REPORTS, Doc
+from vaeconv.common.wording import human_size, plural
 from vaeconv.errors import CheckFailedError, OutputError, OutputExistsError
-from vaeconv.names import check_ending
-from vaeconv.option_docs import REPORTS, Doc
-from vaeconv.parity.report import (
+from vaeconv.parity.compare_weights import Match
+from vaeconv.parity.report.report import (
     annotation,
     append_summary,
     check_summary,
@@ -31,13 +32,12 @@ from vaeconv.parity.report import (
     write_bytes,
     write_report,
 )
-from vaeconv.parity.weights import Match
 from vaeconv.publish.places import hide_places, hide_places_in_text
-from vaeconv.wording import human_size, plural
+from vaeconv.weights.output_names import check_ending
 
 if TYPE_CHECKING:
-    from vaeconv.parity.behaviour import Decoded
-    from vaeconv.parity.verdict import Comparison, SideFacts, Verification
+    from vaeconv.parity.compare_outputs import Decoded
+    from vaeconv.parity.result import Comparison, SideFacts, Verification
 
 
 _HEAD = 1 << 16  # bytes in which a report says what it is
@@ -111,11 +111,11 @@ class Outputs:
             write_bytes(self.junit, text.encode())
             written.append(self.junit)
         if self.pictures:
-            from vaeconv.parity.pictures import write_pictures
+            from vaeconv.parity.report.panels import write_pictures
 
             written += write_pictures(self.pictures, decoded, result.labels)
         if self.html:
-            from vaeconv.parity.page import make_page
+            from vaeconv.parity.report.page import make_page
 
             page = make_page(result, decoded)
             write_bytes(self.html, hide_places_in_text(page, known=places).encode())

@@ -1,0 +1,1 @@
+"""Files on the Hugging Face Hub: addresses, the local cache, and reading by ranges."""

@@ -1,0 +1,1 @@
+"""The restricted unpickler: rebuilds tensors and containers, and executes nothing."""

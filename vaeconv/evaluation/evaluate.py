@@ -1,0 +1,321 @@
+"""Evaluate autoencoders: reconstruct a set of pictures with each, and measure."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from vaeconv.checkpoint.writers.writable import check_writable
+from vaeconv.common.option_checks import options_of
+from vaeconv.errors import MissingDependencyError
+from vaeconv.evaluation.batches import BatchRunner, grouped
+from vaeconv.evaluation.distributed import Ranks, device_of, joined_ranks
+from vaeconv.evaluation.document import check_records, make_document
+from vaeconv.evaluation.eval_options import EvalOptions, check_metrics
+from vaeconv.evaluation.image_set import ImageSet
+from vaeconv.evaluation.merging import merge_shards
+from vaeconv.evaluation.metrics import Meter
+from vaeconv.evaluation.models import Candidate, ModelSpec, as_specs, load_candidates
+from vaeconv.evaluation.partial_results import (
+    OtherRunError,
+    Shard,
+    ShardWriter,
+    digest_of,
+    hashes_of,
+    open_folder,
+    read_shards,
+)
+from vaeconv.evaluation.showing import show_samples
+from vaeconv.evaluation.tables import make_tables
+from vaeconv.models.devices import (
+    describe_environment,
+    describe_versions,
+    fitting_batch,
+    import_torch,
+    reproducible,
+)
+
+SCHEMA_VERSION = 2  # of what is kept of a run; 1 knew images by names and sizes only
+_AHEAD = 3  # batches that are read before they are wanted
+
+
+class EvalResult(dict[str, Any]):
+    """Result of an evaluation, as the document that ``eval --json`` prints.
+
+    ``docs/evaluation.md`` says what its fields mean.
+
+    Example:
+        >>> options = EvalOptions(metrics=("psnr",), protocol=Protocol("small", size=32))
+        >>> result = evaluate(["fixtures/tiny-diffusers"], "fixtures/pictures", options)
+        >>> [model["name"] for model in result["models"]], result["pictures"]["number"]
+        (['tiny-diffusers'], 4)
+    """
+
+    def __str__(self) -> str:
+        lines = []
+        for table in make_tables([self]):
+            rows = [", ".join(map(" ".join, zip(table.head, row, strict=True)))
+                    for row in table.rows]  # fmt: skip
+            lines += [table.title, *(f"  {row}" for row in rows)]
+        return "\n".join(lines)
+
+
+def evaluate(
+    models: Sequence[ModelSpec | str | os.PathLike[str]],
+    images: str | os.PathLike[str],
+    options: EvalOptions | None = None,
+    *,
+    parts: Path | None = None,
+) -> EvalResult | None:
+    """Reconstruct pictures with each model, and measure how far they are from the originals.
+
+    Every picture is read once. What is found of each goes to ``parts`` as it comes, so a run that
+    was killed goes on where it was, with any number of processes; the result is the same.
+
+    Args:
+        models: The models: paths and addresses, or what else there is to say of them.
+        images: A folder, a zip file, an image, or an address of a dataset on the Hub.
+        options: How.
+        parts: The folder for results as they come; by default they are kept for this run only.
+
+    Returns:
+        The result as a document; None in all processes but the first.
+
+    Raises:
+        InputError: A model or the set cannot be read, or there are too few pictures.
+        MissingDependencyError: Weights of a metric net, the device or a package are missing.
+        UsageError: The options do not fit together, another run's progress is there, or an image
+            is not what it was when it was measured.
+        OutputError: Progress cannot be written.
+        HubError: Another process is gone.
+        CheckFailedError: Pictures were skipped, and that was not allowed.
+
+    Example:
+        >>> options = EvalOptions(metrics=("psnr", "ssim"), protocol=Protocol("small", size=32))
+        >>> result = evaluate(["fixtures/tiny-kl.ckpt"], "fixtures/pictures", options)
+        >>> print(result)  # doctest: +ELLIPSIS
+        pictures (32x32, 4 images)
+          Model tiny-kl.ckpt, PSNR ..., SSIM ...
+    """
+    options, specs = options_of(EvalOptions, options), as_specs(models)
+    with ExitStack() as stack:
+        parts = parts or Path(stack.enter_context(tempfile.TemporaryDirectory()), "parts")
+        check_metrics(options)
+        ranks = stack.enter_context(joined_ranks(options.expect_world_size))
+        check_writable(parts, is_folder=True)
+        report = options.on_progress if ranks.is_first else None
+
+        def on_step(step: str) -> None:
+            if report:
+                report(step, 0, 1)
+
+        pictures = ranks.in_turn(lambda: ImageSet(images, options.limit, on_step))
+        stack.callback(pictures.close)
+        found = Evaluation(specs, pictures, parts, options, ranks, stack).run()
+        return None if found is None else EvalResult(found)
+
+
+class Evaluation:
+    """One evaluation on its way, in one process: models and nets are loaded, nothing is measured.
+
+    Args:
+        specs: The models.
+        pictures: What they reconstruct.
+        parts: The folder for results as they come.
+        options: How.
+        ranks: This process among all.
+        stack: Closes the models' files.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[ModelSpec],
+        pictures: ImageSet,
+        parts: Path,
+        options: EvalOptions,
+        ranks: Ranks,
+        stack: ExitStack,
+    ) -> None:
+        self._pictures = pictures
+        self._parts = parts
+        self._options = options
+        self._ranks = ranks
+        shown = options.on_progress if ranks.is_first else None
+        self._report = shown or (lambda step, done, total: None)
+        self._report("importing torch and diffusers", 0, 1)
+        import_torch()
+        self._device = device_of(options.device, ranks)
+        self._meter = ranks.in_turn(
+            lambda: Meter(
+                options.metrics,
+                options.weights,
+                self._device,
+                may_download=options.may_download,
+                quiet=options.quiet or not ranks.is_first,
+                on_step=lambda step: self._report(step, 0, 1),
+            )
+        )
+        if self._meter.missing and not options.allow_missing:
+            raise next(iter(self._meter.missing.values()))
+        if not self._meter.metrics and not options.latent_stats:
+            raise MissingDependencyError(
+                "no metric can be computed: the weights of all their networks are missing",
+                hint="psnr and ssim need none",
+            )
+        self._candidates = load_candidates(
+            specs,
+            options.protocol,
+            self._device,
+            stack,
+            how=options.sides,
+            channels_last=options.channels_last,
+            compiles=options.compiles,
+            on_step=lambda step: self._report(step, 0, 1),
+        )
+        self._sets = 1 + len(self._candidates)  # the originals, and what each model made of them
+        self._width = self._meter.width * self._sets
+        self._workers = options.workers or os.cpu_count() or 1
+        self._started = time.monotonic()
+        self._environment: dict[str, Any] = {}
+        self._run = self._describe_run()
+
+    def run(self) -> dict[str, Any] | None:
+        """Measure what is left to measure, and bring it all together, as :func:`evaluate`."""
+        shards, todo = self._resume()
+        mine = self._ranks.share(todo)
+        writer = ShardWriter(self._parts, self._ranks.rank, self._width)
+        try:
+            self._measure(mine, len(todo), writer)
+        finally:
+            writer.close()
+        return self._finish([*shards, writer.shard])
+
+    def _resume(self) -> tuple[list[Shard], list[int]]:
+        """Find what earlier runs found, and what is left; the same answer in all processes."""
+        self._ranks.in_turn(self._open_folder)
+        shards = read_shards(self._parts, self._width)
+        known: dict[int, str | None] = {}
+        for some in self._ranks.gather(hashes_of(shards)):
+            known |= some
+        self._check_unchanged(known)
+        return shards, [index for index in range(len(self._pictures)) if index not in known]
+
+    def _check_unchanged(self, known: Mapping[int, str | None]) -> None:
+        """Check that images are what they were when they were measured, by their bytes."""
+        mine = self._ranks.share(sorted(known))
+        if mine:
+            self._report(f"looking whether {len(known)} measured images are unchanged", 0, 1)
+        found = self._pictures.hashes(mine, workers=self._workers)
+        changed = [at for at, sha256 in zip(mine, found, strict=True) if sha256 != known[at]]
+        everywhere = sorted(at for some in self._ranks.gather(changed) for at in some)
+        if everywhere:
+            raise OtherRunError(
+                f"{self._pictures.names[everywhere[0]]} is not what it was when it was measured",
+                where=str(self._parts),
+                hint="--restart measures everything again",
+            )
+
+    def _open_folder(self) -> bool:
+        is_first = self._ranks.is_first
+        open_folder(
+            self._parts,
+            self._run,
+            restart=self._options.restart and is_first,
+            discards=self._options.discards and is_first,
+        )
+        return True
+
+    def _describe_run(self) -> dict[str, Any]:
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "models": [_identify(one) for one in self._candidates],
+            "images": self._pictures.fingerprint,
+            "protocol": self._options.protocol._asdict(),
+            "metrics": list(self._meter.metrics),
+            "latent_stats": self._options.latent_stats,
+            "metric_networks": [[net.name, net.sha256] for net in self._meter.nets],
+            "versions": describe_versions(),
+        }
+
+    def _measure(self, indices: Sequence[int], total: int, writer: ShardWriter) -> None:
+        import torch
+
+        options = self._options
+        runner = BatchRunner(
+            candidates=self._candidates,
+            meter=self._meter,
+            protocol=options.protocol,
+            latent_stats=options.latent_stats,
+            channels_last=options.channels_last,
+        )
+        size = self.batch_size()
+        channels = self._candidates[0].side.topology.in_channels
+        ahead = max(_AHEAD * size, self._workers)
+        stream = self._pictures.stream(
+            indices, options.protocol, channels, workers=self._workers, ahead=ahead
+        )
+        done = 0
+        self._report("measuring images", 0, total)
+        with reproducible(), torch.inference_mode():
+            self._environment = describe_environment(self._device)
+            for batch in runner.run_all(grouped(stream, size)):
+                for record, features in batch.records():
+                    writer.add(record, features)
+                done += len(batch.items)
+                self._report("measuring images", min(done * self._ranks.world, total), total)
+
+    def batch_size(self) -> int:
+        """How many pictures there are in a batch: as many as was said, or as fit."""
+        if self._options.batch_size:
+            return self._options.batch_size
+        widest = max(max(one.side.topology.channels[:2]) for one in self._candidates)
+        return fitting_batch(self._device, self._options.protocol.size**2, widest)
+
+    def _finish(self, shards: Sequence[Shard]) -> dict[str, Any] | None:
+        seconds = time.monotonic() - self._started
+        self._report("computing the statistics", 0, 1)
+        found = merge_shards(shards, self._ranks, self._meter.width, self._sets)
+        if not self._ranks.is_first:
+            return None
+        check_records(found.records, self._pictures.place, strict=self._options.strict)
+        run = {
+            "run_sha256": digest_of(self._run),
+            "environment": self._environment,
+            "processes": self._ranks.world,
+            "seconds": round(seconds, 2),
+        }
+        document = make_document(
+            found, self._pictures, self._candidates, self._meter, self._options.protocol, run
+        )
+        if self._options.on_sample:
+            show_samples(
+                self._candidates,
+                self._pictures,
+                found.records,
+                self._options.protocol,
+                self._device,
+                on_sample=self._options.on_sample,
+                on_progress=self._report,
+            )
+        return document
+
+
+def _identify(candidate: Candidate) -> list[Any]:
+    """Say what decides a model's reconstructions: its weights, whatever file they are in."""
+    side = candidate.side
+    config = side.checkpoint.config
+    return [
+        candidate.name,
+        side.layout.value,
+        side.groups,
+        side.activation,
+        candidate.spec.ema,
+        candidate.weights_sha256,
+        hashlib.sha256(config.text.encode()).hexdigest() if config else None,
+    ]

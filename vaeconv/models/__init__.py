@@ -1,0 +1,1 @@
+"""Autoencoders as running torch modules, and the images that they take."""

@@ -1,0 +1,1 @@
+"""A verification as JSON, text, HTML, JUnit and pictures."""

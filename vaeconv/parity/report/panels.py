@@ -1,0 +1,244 @@
+"""Decoded pictures for people: side A, side B, and how they differ as a heat map."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from vaeconv.checkpoint.writers.atomic import replace_small_file
+from vaeconv.checkpoint.writers.writable import make_folder
+from vaeconv.pages.lettering import Lettering, spell, wrap
+from vaeconv.pages.png import encode_png, enlargement
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from PIL import Image, ImageDraw
+
+    from vaeconv.parity.compare_outputs import Decoded, Outcome
+
+    Values = npt.NDArray[np.floating]
+    Pixels = npt.NDArray[np.uint8]
+
+# From no difference to the largest; each is lighter than the one before, and none is pink.
+ANCHORS = (
+    (9, 11, 34), (46, 40, 126), (18, 110, 160), (58, 172, 112), (240, 196, 64), (255, 250, 226),
+)  # fmt: skip
+NOT_FINITE = (255, 0, 255)
+IDENTICAL = "identical"
+_SLUG_LIMIT = 40
+
+_PAPER, _INK, _FAINT = (255, 255, 255), (28, 28, 30), (110, 110, 116)
+_MIN_CELL, _MIN_EM, _MAX_EM = 224, 14, 40  # pixels
+_EMS = 18  # that a panel is wide
+_BAR_EMS = 8  # that its colour bar is, at least
+
+
+class HeatMap(NamedTuple):
+    """Map of the differences of two images.
+
+    Attributes:
+        rgb: The picture, ``[h, w, 3]``.
+        text: The factor that differences were multiplied by to get from 0 to 1, or why none is.
+        bar: Its colours from no difference to the largest, ``[1, n, 3]``.
+        largest: The largest difference of finite values; None where no pixel is finite.
+        is_finite: Whether all pixels are.
+    """
+
+    rgb: Pixels
+    text: str
+    bar: Pixels
+    largest: float | None
+    is_finite: bool
+
+
+def write_pictures(folder: Path, decoded: Sequence[Decoded], labels: tuple[str, str]) -> list[Path]:
+    """Write a PNG for each decoded latent, in place of older ones of the same names.
+
+    Args:
+        folder: Made if it is absent.
+        decoded: What to show.
+        labels: What to call the sides.
+
+    Returns:
+        The files.
+
+    Raises:
+        OutputError: The folder cannot be made, or a file not written.
+    """
+    make_folder(folder)
+    paths = []
+    for index, one in enumerate(decoded):
+        path = folder / f"{index:02d}-{_slug(one.dtype)}-{_slug(one.name)}.png"
+        replace_small_file(path, encode_png(_compose(one, labels)), durable=False)
+        paths.append(path)
+    return paths
+
+
+def _slug(name: str) -> str:
+    """Keep of a stranger's name what is harmless in the name of a file."""
+    words = re.sub("[^a-z0-9]+", "-", name.lower())[:_SLUG_LIMIT]
+    return words.strip("-") or "unnamed"
+
+
+# --- arrays ---
+
+
+def to_rgb(picture: Values) -> Pixels:
+    """Turn ``[c, h, w]`` with values from -1 to 1 into ``[h, w, 3]``, as diffusers rounds.
+
+    Values beyond are clamped, the first three channels shown, or the first alone as grey; pixels
+    with NaN or infinity are magenta.
+    """
+    import numpy as np
+
+    is_finite = np.isfinite(picture).all(axis=0)
+    shown = picture[:3] if picture.shape[0] >= 3 else picture[:1].repeat(3, axis=0)
+    half = np.float32(0.5)
+    levels = np.clip(np.where(is_finite, shown, 0).astype(np.float32) * half + half, 0, 1)
+    rgb: Pixels = np.rint(levels * 255).astype(np.uint8).transpose(1, 2, 0).copy()
+    rgb[~is_finite] = NOT_FINITE
+    return rgb
+
+
+def heat_map(one: Values, other: Values) -> HeatMap:
+    """Draw the largest difference of each pixel's channels, amplified so that it can be seen.
+
+    The factor is the largest of 1, 2, 5, 10, ... (or 0.5, 0.2, ...) with which no difference
+    exceeds 1, where the colours end.
+    """
+    import numpy as np
+
+    is_finite = (np.isfinite(one) & np.isfinite(other)).all(axis=0)
+    wide = np.float64
+    gap = np.abs(
+        np.where(is_finite, one, 0).astype(wide) - np.where(is_finite, other, 0).astype(wide)
+    ).max(axis=0)
+    largest = float(gap.max()) if is_finite.any() else None
+    factor = amplification(largest) if largest else 0.0
+    rgb = _paint(gap * factor)
+    rgb[~is_finite] = NOT_FINITE
+    reach = (largest or 0.0) * factor
+    bar = _paint(np.linspace(0, reach, 256)[None, :])
+    all_finite = bool(is_finite.all())
+    return HeatMap(rgb, _say_factor(factor, largest, all_finite), bar, largest, all_finite)
+
+
+def amplification(largest: float) -> float:
+    """Find the largest factor of the series 1, 2, 5 that brings a difference to at most 1."""
+    exponent = math.floor(-math.log10(largest))
+    candidates = (
+        mantissa * 10.0**power
+        for power in (exponent + 1, exponent, exponent - 1)
+        for mantissa in (5, 2, 1)
+    )
+    return next(factor for factor in candidates if factor * largest <= 1)
+
+
+def _say_factor(factor: float, largest: float | None, is_finite: bool) -> str:
+    if largest is None:
+        return "not finite"
+    if not largest:
+        return IDENTICAL if is_finite else "identical where finite"
+    if 1e-2 <= factor < 1e5:
+        return f"×{factor:g}"
+    mantissa, _, exponent = f"{factor:.0e}".partition("e")
+    return f"×{mantissa}e{int(exponent)}"
+
+
+def _paint(levels: npt.NDArray[np.float64]) -> Pixels:
+    """Colour levels ``[h, w]`` from 0 to 1."""
+    import numpy as np
+
+    stops = np.linspace(0, 1, len(ANCHORS))
+    channels = [np.interp(levels, stops, values) for values in zip(*ANCHORS, strict=True)]
+    painted: Pixels = np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
+    return painted
+
+
+def describe_distance(outcome: Outcome) -> str:
+    """Say in a few words how far two pictures are apart."""
+    distance = outcome.distance
+    if distance.max_abs is None:
+        return "max abs not finite"
+    psnr = "inf" if distance.psnr == math.inf else f"{distance.psnr:.1f} dB"
+    return f"max abs {distance.max_abs:.1e} · PSNR {psnr}"
+
+
+# --- the three panels ---
+
+
+class _Sheet:
+    """Three cells side by side, with room for text above and below."""
+
+    def __init__(self, height: int, width: int) -> None:
+        from PIL import Image, ImageDraw
+
+        self.cell = max(width, _MIN_CELL)
+        self.em = min(max(self.cell // _EMS, _MIN_EM), _MAX_EM)
+        self.margin, self.line = self.em, self.em * 3 // 2
+        self.top = self.margin + 3 * self.line + self.em
+        size = (
+            3 * self.cell + 4 * self.margin,
+            self.top + height + self.em // 2 + 2 * self.line + self.margin,
+        )
+        self.image: Image.Image = Image.new("RGB", size, _PAPER)
+        self.draw: ImageDraw.ImageDraw = ImageDraw.Draw(self.image)
+        self.lettering = Lettering(self.em)
+
+    def left(self, cell: int) -> int:
+        return self.margin + cell * (self.cell + self.margin)
+
+    def write(
+        self, x: int, y: int, text: str, *, room: int, faint: bool = False, is_right: bool = False
+    ) -> None:
+        (line,) = wrap(spell(text), self.lettering.width, room)
+        if is_right:
+            x -= round(self.lettering.width(line))
+        self.lettering.draw(self.draw, x, y, line, _FAINT if faint else _INK)
+
+    def paste(self, rgb: Pixels, x: int, y: int, size: tuple[int, int]) -> None:
+        from PIL import Image
+
+        self.image.paste(Image.fromarray(rgb).resize(size, Image.Resampling.NEAREST), (x, y))
+
+
+def _compose(one: Decoded, labels: tuple[str, str]) -> Pixels:
+    import numpy as np
+
+    height, width = one.pictures[0].shape[1:]
+    scale = enlargement(height, width)
+    size = (width * scale, height * scale)
+    sheet = _Sheet(size[1], size[0])
+    room = sheet.image.width - 2 * sheet.margin
+    sheet.write(sheet.margin, sheet.margin, one.name, room=room)
+    facts = f"decode {one.dtype} · {describe_distance(one.outcome)}"
+    sheet.write(sheet.margin, sheet.margin + sheet.line, facts, room=room, faint=True)
+    heat = heat_map(*one.pictures)
+    captions = (*labels, f"|{labels[0]} - {labels[1]}|  {heat.text}")
+    panels = (*map(to_rgb, one.pictures), heat.rgb)
+    for cell, (caption, rgb) in enumerate(zip(captions, panels, strict=True)):
+        at = sheet.top - sheet.line
+        sheet.write(sheet.left(cell), at, caption, room=sheet.cell)
+        sheet.paste(rgb, sheet.left(cell), sheet.top, size)
+    _draw_legend(sheet, heat, sheet.top + size[1] + sheet.em // 2, size[0])
+    pixels: Pixels = np.array(sheet.image)
+    return pixels
+
+
+def _draw_legend(sheet: _Sheet, heat: HeatMap, y: int, width: int) -> None:
+    """Draw the colours under the heat map, with the differences that they stand for."""
+    left, below = sheet.left(2), y + sheet.em
+    width = max(width, _BAR_EMS * sheet.em)
+    if not heat.is_finite:
+        words = "magenta: NaN or infinity"
+        sheet.write(sheet.left(0), y, words, room=2 * sheet.cell, faint=True)
+    if heat.largest:
+        sheet.paste(heat.bar, left, y, (width, sheet.em * 2 // 3))
+        half = width // 2
+        sheet.write(left, below, "0", room=half, faint=True)
+        text = f"{heat.largest:.1e}"
+        sheet.write(left + width, below, text, room=half, faint=True, is_right=True)

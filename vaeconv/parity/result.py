@@ -1,0 +1,174 @@
+"""Result of a verification: facts of the models, comparisons, and the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from vaeconv.autoencoder.config import Scaling
+from vaeconv.autoencoder.topology import Layout
+from vaeconv.common.notes import Note
+from vaeconv.errors import CheckFailedError, name_parameters
+from vaeconv.parity.compare_outputs import Outcome
+from vaeconv.parity.compare_weights import WeightResult
+from vaeconv.parity.references import ReferenceSet
+
+
+class SideFacts(NamedTuple):
+    """Facts of one model in a report.
+
+    Attributes:
+        label: ``A``, ``B`` or ``BASE``.
+        name: As the user named it.
+        container: Kind of the file, such as ``safetensors``.
+        layout: Its naming.
+        variant: The variant that was read from a folder.
+        dtypes: Number of tensors by element type.
+        ema: Number of tensors taken from the EMA.
+        scaling: Its scaling, stated or as ``convert`` would decide; None where that is not known.
+        files: Name, size and sha256 of each file.
+        loader: How it was loaded to run; None where it was not.
+    """
+
+    label: str
+    name: str
+    container: str
+    layout: Layout
+    variant: str | None
+    dtypes: dict[str, int]
+    ema: int
+    scaling: Scaling | None
+    files: tuple[dict[str, Any], ...]
+    loader: str | None
+
+
+class Comparison(NamedTuple):
+    """Result of comparing two models.
+
+    Attributes:
+        labels: Which sides.
+        weights: Of the tensors that had to be equal.
+        outcomes: Of the references.
+        problems: What is wrong, the cause before the consequence; empty where nothing is.
+        decoder: Of the decoder's tensors, where they may differ; else None.
+        unproven: What could not be compared, as one of the sides says nothing of it.
+        misstated: Those of the problems that only the options have: the models agree on a scaling,
+            and the options state another.
+    """
+
+    labels: tuple[str, str]
+    weights: WeightResult
+    outcomes: tuple[Outcome, ...]
+    problems: tuple[str, ...]
+    decoder: WeightResult | None = None
+    unproven: tuple[str, ...] = ()
+    misstated: tuple[str, ...] = ()
+
+    @property
+    def judgement(self) -> str:
+        """Whether it is so, in a sentence without what is unproven."""
+        one, other = self.labels
+        subject, what = f"{one} and {other} are", "the same autoencoder"
+        if self.decoder is not None:
+            subject, what = f"{one} is", f"a drop-in replacement for {other}"
+        if self.problems and self.problems == self.misstated:
+            return f"{subject} {what}, but not with the scaling of the options"
+        if self.problems:
+            return f"{subject} not {what}"
+        by_weights = "" if self.outcomes else " by their weights; nothing was decoded"
+        return f"{subject} {what}{by_weights}"
+
+    def with_problem(self, problem: str) -> Comparison:
+        """Add what is wrong."""
+        return self._replace(problems=(*self.problems, problem))
+
+    def with_outcomes(self, outcomes: Sequence[Outcome]) -> Comparison:
+        """Add what models made of references, and what is wrong with that."""
+        problems = [outcome.problem for outcome in outcomes if outcome.problem]
+        # A PSNR that is below what was asked for says nothing of a cause.
+        differs = any(
+            one.problem and one.distance.max_abs is not None and one.distance.max_abs > one.limit
+            for one in outcomes
+        )
+        if differs and not self.problems:
+            problems.insert(0, "the weights agree but the results do not: config or code differs")
+        return self._replace(
+            outcomes=(*self.outcomes, *outcomes), problems=(*self.problems, *problems)
+        )
+
+
+class Verification(NamedTuple):
+    """Result of a verification: the verdict, and what it rests on.
+
+    Attributes:
+        sides: Facts of the compared models.
+        same: Comparison of A and B as the same autoencoder; None without a B.
+        drop_in: Comparison of A and BASE as a drop-in replacement; None without a BASE.
+        references: Latents that were decoded and images that were encoded; None if there were none.
+        scaling: Scaling of the built-in references.
+        environment: Versions and the device that computed.
+        timing: Seconds of each step.
+        notes: Notes and warnings for the user.
+
+    Example:
+        >>> options = VerifyOptions(device="cpu")
+        >>> result = verify("fixtures/tiny-kl.ckpt", "fixtures/tiny-diffusers", options)
+        >>> result.ok, len(result.same.weights.results), result.problems
+        (True, 120, [])
+        >>> result.check()  # raises CheckFailedError where it failed
+    """
+
+    sides: tuple[SideFacts, ...]
+    same: Comparison | None
+    drop_in: Comparison | None
+    references: ReferenceSet | None
+    environment: dict[str, Any]
+    timing: dict[str, float]
+    notes: tuple[Note, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"{'passed' if self.ok else 'FAILED'}: {' and '.join(s.name for s in self.sides)}"]
+        lines += [f"  {problem}" for problem in self.problems]
+        lines += [f"  not proved: {reason}" for reason in self.unproven if self.ok]
+        return name_parameters("\n".join(lines))
+
+    @property
+    def labels(self) -> tuple[str, str]:
+        """The sides whose pictures are shown."""
+        shown = self.same or self.drop_in
+        return shown.labels if shown else ("A", "B")
+
+    @property
+    def problems(self) -> list[str]:
+        """Everything that is wrong."""
+        return [
+            problem
+            for comparison in (self.same, self.drop_in)
+            if comparison
+            for problem in comparison.problems
+        ]
+
+    @property
+    def unproven(self) -> list[str]:
+        """Everything that is neither proved nor wrong."""
+        found = (comparison for comparison in (self.same, self.drop_in) if comparison)
+        return [reason for comparison in found for reason in comparison.unproven]
+
+    @property
+    def ok(self) -> bool:
+        """True if no problem was found."""
+        return not self.problems
+
+    def check(self) -> None:
+        """Raise where something is wrong.
+
+        Raises:
+            CheckFailedError: Its ``details`` list all of it.
+        """
+        if self.problems:
+            failed = next(one for one in (self.same, self.drop_in) if one and one.problems)
+            first, *more = self.problems
+            tail = f" (the first of {len(self.problems)} problems)" if more else ""
+            raise CheckFailedError(
+                f"{failed.judgement}: {first}{tail}", details=self.problems if more else ()
+            )

@@ -1,0 +1,1 @@
+"""A release made from one file, step by step."""

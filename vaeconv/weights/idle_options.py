@@ -1,0 +1,123 @@
+"""Options that have no effect in a call are wrong usage: whoever gives one expects something of it.
+
+So they are where the call itself, its inputs' kinds or its output's leave nothing for an option to
+do. One that finds nothing to do by chance, such as ``allow_nonfinite`` on sound weights, is not.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import NamedTuple
+
+from vaeconv.checkpoint.types import Checkpoint
+from vaeconv.errors import UsageError
+from vaeconv.weights.execute import CopyOptions
+from vaeconv.weights.manifest import MANIFEST
+from vaeconv.weights.output_names import OutputKind, is_address, is_file
+from vaeconv.weights.plan import KEEP
+
+_VARIANTS = "variants are files in a diffusers folder"
+
+
+class Rule(NamedTuple):
+    """Condition under which an option has an effect.
+
+    Attributes:
+        option: The option, as on the command line.
+        is_given: Whether it differs from its default.
+        has_effect: Whether it can do anything in this call.
+        why: Why not, where it cannot.
+    """
+
+    option: str
+    is_given: bool
+    has_effect: bool
+    why: str
+
+
+def refuse_idle(rules: Iterable[Rule]) -> None:
+    """Refuse options that are given and have no effect.
+
+    Raises:
+        UsageError: There are some.
+    """
+    idle = [rule for rule in rules if rule.is_given and not rule.has_effect]
+    if idle:
+        first = idle[0]
+        more = [rule.option for rule in idle[1:] if rule.option != first.option]
+        also = f" (nor have {', '.join(more)})" if more else ""
+        raise UsageError(
+            f"{first.option} has no effect here: {first.why}{also}", hint="leave it out"
+        )
+
+
+def reading_rules(
+    sources: Sequence[str | os.PathLike[str] | None],
+    *,
+    download: bool,
+    variant: str | None = None,
+    option: str = "--variant",
+) -> list[Rule]:
+    """Make the rules of options of reading, as far as names of inputs tell.
+
+    Args:
+        sources: The inputs; None where one was not named.
+        download: As given.
+        variant: As given.
+        option: What the command calls the variant.
+    """
+    texts = [os.fspath(source) for source in sources if source is not None]
+    is_remote = any(map(is_address, texts))
+    is_folder = any(is_address(text) or not is_file(Path(text)) for text in texts)
+    return [
+        Rule("--download", download, is_remote, "it is for files on the Hub"),
+        Rule(option, variant is not None, is_folder, _VARIANTS),
+    ]
+
+
+def writing_rules(
+    kind: OutputKind,
+    target: Path,
+    *,
+    dtype: str,
+    copy: CopyOptions,
+    manifest: bool,
+    hash_source: bool,
+    metadata: Mapping[str, str],
+) -> list[Rule]:
+    """Make the rules of options that convert and prune share."""
+    is_folder, is_cast = kind is OutputKind.FOLDER, dtype != KEEP
+    has_manifest = is_folder or manifest or is_file(target.with_name(f"{target.name}.{MANIFEST}"))
+    return [
+        Rule("--clamp", copy.clamp, is_cast, "nothing is cast with --dtype keep"),
+        Rule("--allow-nonfinite", copy.allow_nonfinite, copy.check or is_cast,
+             "--no-check does not look for NaN"),
+        Rule("--manifest", manifest, not is_folder, "a folder always has one"),
+        Rule("--hash-source", hash_source, has_manifest,
+             "the hash goes into a manifest, which a file gets with --manifest"),
+        Rule("--metadata", bool(metadata), kind is not OutputKind.TORCH_ZIP,
+             f"{target.suffix} files have no header for metadata, .safetensors files have"),
+    ]  # fmt: skip
+
+
+def variant_rule(
+    variant: str | None, kind: OutputKind | None, checkpoints: Iterable[Checkpoint]
+) -> Rule:
+    """Make the rule of a variant: it names a file in a folder, of the output or else an input."""
+    is_folder = kind is OutputKind.FOLDER or any(
+        one.container.startswith("diffusers folder") for one in checkpoints
+    )
+    return Rule("--variant", variant is not None, is_folder, _VARIANTS)
+
+
+def pattern_rules(option: str, patterns: Iterable[str], names: Iterable[str]) -> list[Rule]:
+    """Make the rules of patterns of keys: they have an effect if they match a key."""
+    known = list(names)
+    return [
+        Rule(f"{option} {pattern}", True, any(fnmatchcase(name, pattern) for name in known),
+             "no key matches")
+        for pattern in patterns
+    ]  # fmt: skip
