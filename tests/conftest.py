@@ -46,11 +46,11 @@ _OTHER_STAGES = ("create", "tree", "validate", "preupload", "batch", "complete",
 
 # By test, the parameters; none for all of it.
 SLOW: dict[str, tuple[str, ...]] = {
-    "tests/checkpoint/test_layout_out.py::test_more_records_than_short_fields_count": (
+    "tests/checkpoint/writers/test_layout.py::test_more_records_than_short_fields_count": (
         "65534", "65536",
     ),
     "tests/checkpoint/test_mutants.py::test_mutants_convert_or_are_refused": ("torch legacy",),
-    "tests/checkpoint/test_unpickle.py::test_malformed": (
+    "tests/checkpoint/unpickle/test_unpickle.py::test_malformed": (
         "4e304e304e304e304e304e30-complex", "5d5d5d5d5d5d5d5d5d5d5d5d-complex",
     ),
     "tests/cli/test_examples.py::test_it_runs": (
@@ -69,27 +69,27 @@ SLOW: dict[str, tuple[str, ...]] = {
         "compare raw.ckpt ema.safetensors --images samples/ --zoom 48 --out merged/",
         "release --until card",
     ),
-    "tests/evaluation/test_evaluation.py::test_the_whole_inception_runs_from_the_command_line": (),
+    "tests/evaluation/test_evaluate.py::test_the_whole_inception_runs_from_the_command_line": (),
     "tests/evaluation/test_once_wrong.py::test_processes_join_again_and_again": (),
-    "tests/evaluation/test_resume.py::test_a_run_that_is_killed_again_and_again": (),
+    "tests/evaluation/test_partial_results.py::test_a_run_that_is_killed_again_and_again": (),
     # The README's examples show the other answer.
     "tests/parity/test_verify_run.py::test_the_installed_entry_point": ("True-0",),
-    "tests/publish/test_loopback_hub.py::test_diffusers_loads_from_it": (),
-    "tests/publish/test_loopback_hub.py::test_what_runs_against_the_real_hub_passes_here": (),
-    "tests/publish/test_push_faults.py::test_a_trickle_ends_with_the_time_for_everything": (
+    "tests/publish/hub/test_loopback_hub.py::test_diffusers_loads_from_it": (),
+    "tests/publish/hub/test_loopback_hub.py::test_what_runs_against_the_real_hub_passes_here": (),
+    "tests/publish/hub/test_push_faults.py::test_a_trickle_ends_with_the_time_for_everything": (
         "look", "put",
     ),
     # Where it matters most, all faults stay.
-    "tests/publish/test_push_faults.py::test_any_single_fault_leaves_one_commit": tuple(
+    "tests/publish/hub/test_push_faults.py::test_any_single_fault_leaves_one_commit": tuple(
         map("-".join, itertools.product(_OTHER_STAGES, _OTHER_FAULTS))
     ),
-    "tests/publish/test_release.py::test_a_change_redoes_what_depends_on_it": (
+    "tests/publish/release/test_release.py::test_a_change_redoes_what_depends_on_it": (
         "3", "5", "6", "9", "10",
     ),
-    "tests/publish/test_release.py::test_from_a_step_does_it_and_what_follows_again": (),
+    "tests/publish/release/test_release.py::test_from_a_step_does_it_and_what_follows_again": (),
     # Of thirteen places to be killed at, the others stay.
-    "tests/publish/test_release.py::test_killed_anywhere_it_finishes_with_one_commit": tuple(
-        map(str, (1, 2, 3, 4, 5, 6, 8, 9, 11, 12))
+    "tests/publish/release/test_release.py::test_killed_anywhere_it_finishes_with_one_commit": (
+        "1", "2", "3", "4", "5", "6", "8", "9", "11", "12",
     ),
     "tests/test_corpus.py::test_malformed": (
         "config_deep", "pickle_dup_bomb", "pickle_many_prefixes", "pickle_marks",
@@ -103,7 +103,7 @@ SLOW: dict[str, tuple[str, ...]] = {
     "test_a_killed_run_leaves_old_or_new_and_the_next_one_removes_its_debris": (
         "new-out", "new-out.safetensors", "new-out.ckpt",
     ),
-    "tests/test_prune.py::test_a_stop_at_any_point_leaves_the_old_output_or_the_new": (
+    "tests/weights/test_prune.py::test_a_stop_at_any_point_leaves_the_old_output_or_the_new": (
         "kill-after", "ctrl-c-after", "terminate-before",
     ),
 }  # fmt: skip

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from tests.evaluation.runs import FOLDER, KL, ROOT, SIZE, measure, run, run_eval, spec, torchrun
-from tests.evaluation.test_resume import ALL, ROW, assert_same, cut
+from tests.evaluation.test_partial_results import ALL, ROW, assert_same, cut
 from tests.support.samples import save_ckpt, weights_of
 from vaeconv.errors import UsageError
 

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import Result
 
 from tests.evaluation.runs import KL, ROOT, SIZE, environment, measure, run, run_eval
-from tests.evaluation.test_resume import lines_of
+from tests.evaluation.test_partial_results import lines_of
 from vaeconv.errors import OutputError
 from vaeconv.evaluation import evaluate as evaluation
 from vaeconv.evaluation import published_card as card

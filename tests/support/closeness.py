@@ -4,7 +4,7 @@ A sum rounds relative to its terms, so what is right on any processor is right r
 largest magnitude of a result, whatever one of its values comes to. ``LIMITS`` are such fractions.
 
 They rest on these figures, largest differences by the largest magnitude. Two implementations of
-the models in ``tests/parity/test_compvis.py`` are up to 1.2e-5 apart in fp32, 1.4e-2 in fp16 and
+the models in ``tests/models/test_compvis.py`` are up to 1.2e-5 apart in fp32, 1.4e-2 in fp16 and
 1.2e-1 in bf16, also where each result of a convolution, product or normalisation is
 moved by up to 5e-7, four roundings of fp32, as another processor might (``make test-numerics``).
 What is wrong shows by 3e-4 and more. In fp64 the figure is that of sums, and of linear algebra with

@@ -926,7 +926,7 @@ def test_import_is_light():
         "heavy = {'pickle', '_pickle', 'pickletools', 'torch', 'numpy', 'importlib.metadata'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
-    root = pathlib.Path(__file__).parents[2]
+    root = pathlib.Path(__file__).parents[3]
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=root,

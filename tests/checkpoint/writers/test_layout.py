@@ -197,7 +197,7 @@ def test_layout_is_the_same_in_every_process() -> None:
         subprocess.run(
             [sys.executable, "-c", HASH_BOTH],
             env={**os.environ, "PYTHONHASHSEED": seed},
-            cwd=Path(__file__).parents[2],
+            cwd=Path(__file__).parents[3],
             capture_output=True,
             check=True,
         ).stdout

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.publish.test_originals import FILE, make_both
+from tests.publish.hub.test_originals import FILE, make_both
 
 pytestmark = [
     pytest.mark.skipif(

@@ -27,7 +27,7 @@ from vaeconv import (
 )
 from vaeconv.errors import ConfigMismatchError, UnsupportedModelError, UsageError
 
-FIXTURES = Path(__file__).parents[2] / "fixtures"
+FIXTURES = Path(__file__).parents[3] / "fixtures"
 FOLDER = FIXTURES / "tiny-diffusers"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 KNOWN = ScalingOptions(scaling_factor=0.18215)

@@ -34,7 +34,7 @@ from tests.evaluation.runs import (
     torchrun,
     variables_of,
 )
-from tests.evaluation.test_resume import ALL, DAMAGED, cut, lines_of
+from tests.evaluation.test_partial_results import ALL, DAMAGED, cut, lines_of
 from tests.support.closeness import assert_near, near_metric
 from vaeconv.errors import InputError, OutputError, UsageError
 from vaeconv.evaluation import partial_results as shards

@@ -38,7 +38,7 @@ FILES = {
     "vae/logs/today/events.txt": b"deep",
     "../evil.json": b"evil",
 }
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

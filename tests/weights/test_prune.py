@@ -733,7 +733,7 @@ def test_a_stop_at_any_point_leaves_the_old_output_or_the_new(
         done = subprocess.run(
             [sys.executable, "-m", "tests.support.faults", name, when, str(point), tmp_path,
              "prune", "--ema", "--overwrite", source, target],
-            capture_output=True, check=False, cwd=Path(__file__).parents[1],
+            capture_output=True, check=False, cwd=Path(__file__).parents[2],
         )  # fmt: skip
         assert done.returncode in (0, code), done.stderr
         assert target.read_bytes() in (before, after)

@@ -26,7 +26,7 @@ from tests.support.range_hub import RangeHub, point_client_at
 from vaeconv.cli import app
 from vaeconv.errors import HubError, InputError
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
+FIXTURES = Path(__file__).parents[2] / "fixtures"
 ENTRY = Path(sys.executable).with_name("vaeconv")
 KIB, MIB = 1 << 10, 1 << 20
 # Head, tail and directory, pickle, small tensors: each a read with its read-ahead.

@@ -35,7 +35,7 @@ from tests.support.loopback_hub import (
 from tests.support.loopback_hub.client import Client, Failure, start
 from tests.support.loopback_hub.repository import GIT_ATTRIBUTES, folders
 
-FIXTURES = Path(__file__).parents[2] / "fixtures"
+FIXTURES = Path(__file__).parents[3] / "fixtures"
 CARD = b"---\nlicense: mit\ntags:\n- vae\n---\n# A model\n"
 FILES = {
     "README.md": CARD,
@@ -816,7 +816,7 @@ def test_what_runs_against_the_real_hub_passes_here(hub: LoopbackHub, tmp_path: 
     """A test that nobody can run would rot."""
     env = hub.env(tmp_path, VAECONV_TEST_HUB="1", PYTHONPATH=str(FIXTURES.parent))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
-               "tests/publish/test_real_hub.py"]  # fmt: skip
+               "tests/publish/hub/test_real_hub.py"]  # fmt: skip
     done = subprocess.run(
         command, cwd=FIXTURES.parent, env=env, capture_output=True, text=True, check=False
     )
