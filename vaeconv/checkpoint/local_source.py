@@ -10,7 +10,7 @@ from pathlib import Path
 from vaeconv.checkpoint import system
 from vaeconv.checkpoint.shared import current
 from vaeconv.checkpoint.source import ByteSource, Part
-from vaeconv.common.nearby import suggest_path
+from vaeconv.common.wording import suggest_path
 from vaeconv.errors import CheckpointNotFoundError, MalformedCheckpointError
 
 

@@ -64,19 +64,6 @@ def read_toml(path: Path) -> TomlTable:
     return document
 
 
-def line_of(lines: Mapping[tuple[str, ...], int], keys: Sequence[str]) -> int | None:
-    """Find the line of a TOML file, from 1, where a key stands, or else its table.
-
-    Args:
-        lines: Those of all keys and tables.
-        keys: From the top to the key.
-    """
-    wanted = tuple(keys)
-    while wanted and wanted not in lines:
-        wanted = wanted[:-1]
-    return lines.get(wanted) if wanted else None
-
-
 def _lines(text: str) -> Iterator[tuple[tuple[str, ...], int]]:
     """List keys and tables with their lines; the text was parsed, so it is TOML."""
     table: tuple[str, ...] = ()
@@ -139,9 +126,11 @@ class _Builder:
     def _note(
         self, what: str, table: Sequence[str], key: str = "", hint: str | None = None
     ) -> None:
-        keys = (*table, key) if key else tuple(table)
-        line = line_of(self._lines, keys)
-        where = ": ".join([self._where + (f":{line}" if line else ""), *table])
+        place = (*table, key)
+        while place and place not in self._lines:  # the table stands for a key without a line
+            place = place[:-1]
+        line = f":{self._lines[place]}" if place else ""
+        where = ": ".join([self._where + line, *table])
         self.problems.append(UsageError(what, where=where, hint=hint))
 
     def build(self, kind: type[T], table: Mapping[str, Any], keys: tuple[str, ...]) -> T | None:

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Mapping, Set
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -26,9 +27,6 @@ _WORDS = {
     "float32": "fp32", "float": "fp32", "f32": "fp32", "float16": "fp16", "half": "fp16",
     "f16": "fp16", "bfloat16": "bf16",
 }  # fmt: skip
-_VARIANT = re.compile(r"[A-Za-z0-9_][\w.+-]{0,63}", re.ASCII)
-_NO_VARIANT = re.compile(r"(^|.*[-.])\d{5}-of-\d{5}|index|safetensors", re.ASCII)
-_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
 _NAMES = {
     str: "text", bool: "true or false", int: "a whole number", float: "a number",
     Path: "a path",
@@ -49,21 +47,34 @@ class Range(NamedTuple):
     most: float = math.inf
 
 
-class Device:
-    """``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``."""
+class Pattern(NamedTuple):
+    """Texts that are allowed.
+
+    Attributes:
+        regex: Matches them whole.
+        what: Says what others are not.
+        hint: Says how to write one.
+    """
+
+    regex: re.Pattern[str]
+    what: str
+    hint: str | None = None
 
 
-class Text:
-    """Text that a file can hold: UTF-8."""
-
-
-class Variant:
-    """A variant of weights in a folder: a part of a file's name that means nothing else there."""
-
-
-Rule = Collection[str] | Range | type[Device] | type[Text] | type[Variant]
-_hints: dict[type, dict[str, Any]] = {}
-_documented: dict[type, dict[str, Rule]] = {}
+Device = Pattern(
+    re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?"), "is not a device", "auto, cpu, cuda, cuda:N or mps"
+)
+# Text that a file can hold.
+Text = Pattern(re.compile("[^\ud800-\udfff]*"), "is not UTF-8")
+# A part of a file's name that means nothing else in a folder of weights.
+Variant = Pattern(
+    re.compile(
+        r"(?!((|.*[-.])\d{5}-of-\d{5}|index|safetensors)\Z)[A-Za-z0-9_][\w.+-]{0,63}", re.ASCII
+    ),
+    "is not the name of a variant",
+    "such as fp16",
+)
+Rule = Collection[str] | Range | Pattern
 
 
 def check_fields(options: Any, **rules: Rule) -> None:
@@ -80,13 +91,11 @@ def check_fields(options: Any, **rules: Rule) -> None:
     Raises:
         UsageError: Something else is there; all that is wrong is listed.
     """
-    kind = type(options)
-    if kind not in _hints:
-        _documented[kind] = _rules_of(kind)
-        _hints[kind] = get_type_hints(kind)
-    rules = {**_documented[kind], **rules}
+    kind: type = type(options)
+    hints, documented = _declared(kind)
+    rules = {**documented, **rules}
     problems: list[VaeconvError] = []
-    for name, hint in _hints[kind].items():
+    for name, hint in hints.items():
         try:
             value = getattr(options, name)
             checked = _typed(name, value, hint)
@@ -99,17 +108,17 @@ def check_fields(options: Any, **rules: Rule) -> None:
     raise_all(problems)
 
 
-def _rules_of(kind: type) -> dict[str, Rule]:
-    """Take the rules that the fields of a class of options have in their ``Doc``."""
+@cache
+def _declared(kind: type) -> tuple[dict[str, Any], dict[str, Rule]]:
+    """Take the types of a class of options, and the rules that its fields have in their ``Doc``."""
     rules: dict[str, Rule] = {}
     for name, hint in get_type_hints(kind, include_extras=True).items():
         for doc in getattr(hint, "__metadata__", ()):
-            if not hasattr(doc, "rule"):
-                continue
-            rule = doc.rule or doc.choices
-            if rule or doc.least is not None:
-                rules[name] = rule or Range(doc.least)
-    return rules
+            if rule := getattr(doc, "rule", None) or getattr(doc, "choices", None):
+                rules[name] = rule
+            elif getattr(doc, "least", None) is not None:
+                rules[name] = Range(doc.least)
+    return get_type_hints(kind), rules
 
 
 def options_of(kind: type[T], given: T | None) -> T:
@@ -170,19 +179,9 @@ def check_value(name: str, value: Any, rule: Rule) -> None:
             raise UsageError(f"{name} is {value}; it must be {bound} {rule.least:g}")
         if value > rule.most:
             raise UsageError(f"{name} is {_shown(value)}; it must be at most {rule.most:g}")
-    elif rule is Text:
-        if any("\ud800" <= char <= "\udfff" for char in value):
-            raise UsageError(f"{name} {value!r} is not UTF-8")
-    elif rule is Variant:
-        if not _VARIANT.fullmatch(value) or _NO_VARIANT.fullmatch(value):
-            raise UsageError(
-                f"{name} {_shown(value)} is not the name of a variant", hint="such as fp16"
-            )
-    elif isinstance(rule, type):
-        if not _DEVICE.fullmatch(value):
-            raise UsageError(
-                f"{name} {value!r} is not a device", hint="auto, cpu, cuda, cuda:N or mps"
-            )
+    elif isinstance(rule, Pattern):
+        if not rule.regex.fullmatch(value):
+            raise UsageError(f"{name} {value!r} {rule.what}", hint=rule.hint)
     elif value not in rule:
         raise not_among(name, value, rule)
 
@@ -213,17 +212,16 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
         if value is None and NoneType in inside:
             return None
         some = [one for one in inside if one is not NoneType]
-        if len(some) > 1:
-            if not any(_fits(value, one) for one in some):
-                raise _of_wrong_type(name, value, some[0])
+        if len(some) == 1:
+            return _typed(name, value, some[0])
+        if any(_fits(value, one) for one in some):
             return value
-        return _typed(name, value, some[0])
+        raise _of_wrong_type(name, value, some[0])
     if origin in (tuple, frozenset):
         if not isinstance(value, list | tuple | Set):
             raise UsageError(f"{name} is {_shown(value)}; it must be several: a tuple")
-        kinds: tuple[Any, ...] = (
-            inside if origin is tuple and Ellipsis not in inside else inside[:1] * len(value)
-        )
+        is_fixed = origin is tuple and Ellipsis not in inside
+        kinds = inside if is_fixed else inside[:1] * len(value)
         if len(kinds) != len(value):
             raise UsageError(f"{name} is {_shown(value)}; it must be {len(kinds)} values")
         found = [_typed(name, one, kind) for one, kind in zip(value, kinds, strict=True)]
@@ -236,7 +234,7 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
             for key, one in value.items()
         }
         return value if made == value else made
-    if origin is Callable or hint is Callable or origin is not None:
+    if origin is not None or hint is Callable:
         if not callable(value):
             raise UsageError(f"{name} is {_shown(value)}; it must be a function")
         return value

@@ -59,7 +59,6 @@ from vaeconv.models.compvis import CompVisAutoencoder
 from vaeconv.publish.card.meta import CardMeta
 from vaeconv.publish.release import preflight as release_preflight
 from vaeconv.publish.release import release as chain
-from vaeconv.publish.release import results as release_results
 from vaeconv.publish.release import steps as release_steps
 from vaeconv.publish.release import weights as release_weights
 from vaeconv.publish.release.config import ReleaseConfig, commented_file, read_release
@@ -464,7 +463,7 @@ def write_baseline(path: Path, rfid: float | None, **of: Any) -> None:
 @pytest.fixture
 def with_rfid(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Let evaluations find an rFID that was made up."""
-    real, value = release_results.evaluate, [0.0]
+    real, value = release_steps.evaluate, [0.0]
 
     def evaluate(models: Any, images: Any, options: Any, *, parts: Any) -> Any:
         options = replace(options, metrics=("psnr", "ssim"))
@@ -472,7 +471,7 @@ def with_rfid(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
         result["models"][0]["metrics"]["rfid"] = value[0]
         return result
 
-    monkeypatch.setattr(release_results, "evaluate", evaluate)
+    monkeypatch.setattr(release_steps, "evaluate", evaluate)
     monkeypatch.setattr(release_preflight, "check_weights", lambda net, given: None)
 
     def say(rfid: float) -> None:

@@ -232,14 +232,14 @@ def test_whatever_a_step_reads_does_it_again_when_it_changes(project: Path) -> N
 def test_a_source_is_its_weights_and_its_config(tmp_path: Path, path: str) -> None:
     shutil.copytree(FIXTURES / "tiny-diffusers", tmp_path / "source")
     write_toml(tmp_path / "release.toml", {"source": {"checkpoint": "source"}})
-    before = Project(config_of(tmp_path), tmp_path).source_sha256()
-    assert Project(config_of(tmp_path), tmp_path).source_sha256() == before
+    before = Project(config_of(tmp_path), tmp_path).source_sha256
+    assert Project(config_of(tmp_path), tmp_path).source_sha256 == before
     changed = tmp_path / "source" / path
     if path == PLAIN:
         add_byte(changed)
     else:
         changed.write_text(changed.read_text().replace('"sample_size": 64', '"sample_size": 96'))
-    assert Project(config_of(tmp_path), tmp_path).source_sha256() != before
+    assert Project(config_of(tmp_path), tmp_path).source_sha256 != before
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -255,9 +255,9 @@ def test_a_source_is_all_of_its_shards(tmp_path: Path, number: int) -> None:
     places = {name: shards[names.index(name) >= 60] for name in names}
     (source / f"{PLAIN}.index.json").write_text(json.dumps({"weight_map": places}))
     write_toml(tmp_path / "release.toml", {"source": {"checkpoint": "source"}})
-    before = Project(config_of(tmp_path), tmp_path).source_sha256()
+    before = Project(config_of(tmp_path), tmp_path).source_sha256
     add_byte(source / shards[number - 1])
-    assert Project(config_of(tmp_path), tmp_path).source_sha256() != before
+    assert Project(config_of(tmp_path), tmp_path).source_sha256 != before
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

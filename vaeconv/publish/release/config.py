@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import dataclass, fields, is_dataclass
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from inspect import getdoc
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 from vaeconv.autoencoder.families import FAMILY_NAMES
 from vaeconv.checkpoint.toml_file import build, read_toml
 from vaeconv.checkpoint.writers.atomic import replace_small_file
-from vaeconv.common.option_checks import MOST_PIXELS, RUN_DTYPES, Device, Range, check_fields
-from vaeconv.common.option_docs import IMAGES, Doc
+from vaeconv.common.option_checks import MOST_PIXELS, RUN_DTYPES, Range, check_fields
+from vaeconv.common.option_docs import IMAGES, Device, Doc, ShiftFactor
 from vaeconv.errors import OutputExistsError, UsageError, VaeconvError
+from vaeconv.evaluation.metric_networks import NETS, Net
 from vaeconv.evaluation.metrics import METRICS
 from vaeconv.evaluation.network_files import INCEPTION_FILE, LPIPS_FILE, VGG_FILE
 from vaeconv.evaluation.protocol import PRESETS
@@ -22,21 +27,27 @@ from vaeconv.weights.output_names import KINDS, check_ending
 
 # Of the CompVis file; with or without a dot.
 _FORMATS = (*(ending.lstrip(".") for ending in KINDS), *KINDS)
+_SIZES = Range(1, most=MOST_PIXELS)
+_PATH = "a path, or an address on the Hub"
+_Place = Annotated[str | None, _PATH]
+_Size = Annotated[
+    int | None, Doc("Side of the square images, in pixels; by default that of the preset.")
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceTable:
     """The checkpoint to release."""
 
-    checkpoint: Annotated[str, Doc("Training checkpoint to release: anything that convert opens.")]
+    checkpoint: Annotated[
+        str, _PATH, Doc("Training checkpoint to release: anything that convert opens.")
+    ]
     ema: Annotated[bool, Doc("Release the EMA weights of tensors that have some.")] = True
     scaling_factor: Annotated[
         float | None,
         Doc("Factor that the diffusion model multiplies latents by; this or family must be given."),
     ] = None
-    shift_factor: Annotated[
-        float | None, Doc("Number that the diffusion model subtracts from latents before scaling.")
-    ] = None
+    shift_factor: ShiftFactor = None
     family: Annotated[
         str | None,
         Doc(
@@ -44,7 +55,7 @@ class SourceTable:
         ),
     ] = None
     config: Annotated[
-        str | None,
+        _Place,
         Doc("Config for what shapes do not tell: a diffusers config.json or a training yaml."),
     ] = None
     source_prefix: Annotated[
@@ -62,7 +73,7 @@ class SourceTable:
 class OutputTable:
     """Files to write, and their folder."""
 
-    folder: Annotated[str, Doc("Folder that everything is written into.")] = "release"
+    folder: Annotated[str, _PATH, Doc("Folder that everything is written into.")] = "release"
     dtypes: Annotated[
         tuple[str, ...],
         Doc("Types of the weights in the diffusers folder: fp32 is the plain variant."),
@@ -91,20 +102,17 @@ class OutputTable:
 class VerifyTable:
     """The verification, which is a gate."""
 
-    device: Annotated[str, Doc("Device that computes: auto, cpu, cuda, cuda:N or mps.")] = "auto"
+    device: Device = "auto"
     dtype: Annotated[
         str, Doc("Type to compare in as well, after fp32: fp32 (no other), fp16 or bf16.")
     ] = "fp32"
     latents: Annotated[
-        str | None,
-        Doc("Reference latents, as vaeconv latents writes them; by default a built-in set."),
+        _Place, Doc("Reference latents, as vaeconv latents writes them; by default a built-in set.")
     ] = None
-    drop_in_for: Annotated[str | None, Doc("Model that this one must be able to stand in for.")] = (
-        None
-    )
+    drop_in_for: Annotated[_Place, Doc("Model that this one must be able to stand in for.")] = None
 
     def __post_init__(self) -> None:
-        check_fields(self, device=Device, dtype=RUN_DTYPES)
+        check_fields(self, dtype=RUN_DTYPES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,8 +120,7 @@ class EvalTable:
     """The evaluation, and its gates."""
 
     images: Annotated[
-        str | None,
-        Doc(f"Images to evaluate with: {IMAGES}; no evaluation without them."),
+        _Place, Doc(f"Images to evaluate with: {IMAGES}; no evaluation without them.")
     ] = None
     title: Annotated[str, Doc("Title of the table in the card.")] = ""
     limit: Annotated[int | None, Doc("Use only this many images, in the order of their names.")] = (
@@ -122,22 +129,20 @@ class EvalTable:
     protocol: Annotated[
         str, Doc("Preset of how images are prepared: card-256, card-256-squash or card-256-sample.")
     ] = "card-256"
-    size: Annotated[
-        int | None, Doc("Side of the square images, in pixels; by default that of the preset.")
-    ] = None
+    size: _Size = None
     metrics: Annotated[
         tuple[str, ...], Doc("Metrics to compute: rfid, psnr, ssim, psim and lpips.")
-    ] = ("rfid", "psnr", "ssim", "psim", "lpips")
-    inception_weights: Annotated[str | None, INCEPTION_FILE] = None
-    vgg_weights: Annotated[str | None, VGG_FILE] = None
-    lpips_weights: Annotated[str | None, LPIPS_FILE] = None
-    models: Annotated[str | None, Doc("TOML file of models to show beside this one.")] = None
-    device: Annotated[str, Doc("Device that computes: auto, cpu, cuda, cuda:N or mps.")] = "auto"
+    ] = METRICS
+    inception_weights: Annotated[_Place, INCEPTION_FILE] = None
+    vgg_weights: Annotated[_Place, VGG_FILE] = None
+    lpips_weights: Annotated[_Place, LPIPS_FILE] = None
+    models: Annotated[_Place, Doc("TOML file of models to show beside this one.")] = None
+    device: Device = "auto"
     allow_missing_metrics: Annotated[
         bool, Doc("Leave out metrics whose network weights are not found.")
     ] = False
     min_psnr: Annotated[float | None, Doc("Gate: smallest mean PSNR, in dB.")] = None
-    baseline: Annotated[str | None, Doc("Gate: earlier eval.json whose rFID is compared.")] = None
+    baseline: Annotated[_Place, Doc("Gate: earlier eval.json whose rFID is compared.")] = None
     max_rfid_regression: Annotated[
         float, Doc("Gate: how much larger than the baseline's the rFID may be.")
     ] = 0.0
@@ -147,13 +152,18 @@ class EvalTable:
             self,
             limit=Range(1),
             protocol=tuple(PRESETS),
-            size=Range(1, most=MOST_PIXELS),
+            size=_SIZES,
             metrics=METRICS,
-            device=Device,
             max_rfid_regression=Range(0),
         )
         if not self.metrics:
             raise UsageError("metrics are empty", hint=f"there are {', '.join(METRICS)}")
+
+    def networks(self) -> Iterator[tuple[str, Net, str | None]]:
+        """List metric networks: the key of each, and the file that it names."""
+        for net in NETS:
+            key = net.option.removeprefix("--").replace("-", "_")
+            yield key, net, getattr(self, key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,17 +171,14 @@ class CompareTable:
     """The side-by-side images of the card."""
 
     images: Annotated[
-        str | None,
-        Doc(f"Images to show side by side: {IMAGES}; none are shown without."),
+        _Place, Doc(f"Images to show side by side: {IMAGES}; none are shown without.")
     ] = None
     limit: Annotated[int, Doc("Show only this many images, in the order of their names.")] = 6
-    size: Annotated[
-        int | None, Doc("Side of the square images, in pixels; by default that of the preset.")
-    ] = None
+    size: _Size = None
     labels: Annotated[bool, Doc("Write names and PSNR under the images.")] = False
 
     def __post_init__(self) -> None:
-        check_fields(self, limit=Range(1), size=Range(1, most=MOST_PIXELS))
+        check_fields(self, limit=Range(1), size=_SIZES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,22 +226,18 @@ class ReleaseConfig:
         check_fields(self)
 
 
-# Keys that are paths, or addresses on the Hub.
-PATHS = frozenset(
-    {
-        ("source", "checkpoint"), ("source", "config"), ("output", "folder"),
-        ("verify", "latents"), ("verify", "drop_in_for"), ("eval", "images"), ("eval", "models"),
-        ("eval", "baseline"), ("eval", "inception_weights"), ("eval", "vgg_weights"),
-        ("eval", "lpips_weights"), ("compare", "images"),
-    }
-)  # fmt: skip
+_KINDS: dict[str, Any] = get_type_hints(ReleaseConfig)
+# What is said of each key of a table, by both names.
+_SAID: dict[tuple[str, str], tuple[Any, ...]] = {
+    (table, key): getattr(hint, "__metadata__", ())
+    for table, kind in _KINDS.items()
+    for key, hint in get_type_hints(kind, include_extras=True).items()
+}
+PATHS = frozenset(key for key, said in _SAID.items() if _PATH in said)
 
 
 def read_release(path: Path, problems: list[VaeconvError] | None = None) -> ReleaseConfig:
     """Read a release file, and check its keys and their types.
-
-    What they say is checked before a release begins; see
-    :func:`~vaeconv.publish.release.check.check_config`.
 
     Args:
         path: The file.
@@ -255,71 +258,32 @@ def read_release(path: Path, problems: list[VaeconvError] | None = None) -> Rele
     return build(ReleaseConfig, table, str(path), problems)
 
 
-def commented_file() -> str:
-    """Write a release file with every key, its meaning and its default."""
-    lines = [
-        "# A release for vaeconv release. Keys that are commented out have these defaults.",
-        "",
-    ]
-    hints = get_type_hints(ReleaseConfig)
-    for table in fields(ReleaseConfig):
-        kind = hints[table.name]
-        assert is_dataclass(kind)
-        lines += [f"# {(kind.__doc__ or '').splitlines()[0]}", f"[{table.name}]"]
-        documented = {**_attributes_of(kind), **_docs_of(kind)}
-        for key in fields(kind):
-            lines.append(f"# {documented[key.name]}")
-            lines.append(_line(table.name, key))
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _docs_of(kind: Any) -> dict[str, str]:
-    """Read the help of each field that has a ``Doc``."""
-    return {
-        name: doc.help
-        for name, hint in get_type_hints(kind, include_extras=True).items()
-        for doc in getattr(hint, "__metadata__", ())
-    }
-
-
-def _attributes_of(kind: Any) -> dict[str, str]:
-    """Read what a docstring says of each attribute."""
-    told: dict[str, str] = {}
-    name = ""
-    for line in (kind.__doc__ or "").splitlines():
-        text = line.strip().replace("``", "")
-        if line.startswith(" " * 12) and name:
-            told[name] += f" {text}"
-        elif line.startswith(" " * 8) and ": " in text:
-            name, _, said = text.partition(": ")
-            told[name] = said
-    return told
-
-
 _EXAMPLES = {
     ("source", "checkpoint"): 'checkpoint = "last.ckpt"',
     ("source", "scaling_factor"): "scaling_factor = 0.18215",
     ("card", "license"): 'license = "mit"',
 }
+_ATTRIBUTE = re.compile(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", re.MULTILINE)
 
 
-def _line(table: str, key: Any) -> str:
-    example = _EXAMPLES.get((table, key.name))
-    if example:
-        return example
-    default = key.default_factory() if callable(key.default_factory) else key.default
-    if isinstance(default, bool):
-        text = str(default).lower()
-    elif isinstance(default, tuple):
-        text = "[" + ", ".join(f'"{one}"' for one in default) + "]"
-    elif isinstance(default, str):
-        text = f'"{default}"'
-    elif isinstance(default, dict):
-        text = "{}"
-    else:
-        text = "(not set)" if default is None else str(default)
-    return f"# {key.name} = {text}"
+def commented_file() -> str:
+    """Write a release file with every key, its meaning and its default."""
+    lines = ["# A release for vaeconv release. Keys that are commented out have these defaults.\n"]
+    for table, kind in _KINDS.items():
+        said = getdoc(kind) or ""
+        lines += [f"# {said.splitlines()[0]}", f"[{table}]"]
+        attributes = dict(_ATTRIBUTE.findall(said))
+        for key in fields(kind):
+            docs = [one.help for one in _SAID[table, key.name] if isinstance(one, Doc)]
+            meaning = docs[0] if docs else attributes[key.name].replace("``", "")
+            default = key.default_factory() if callable(key.default_factory) else key.default
+            line = _EXAMPLES.get((table, key.name))
+            if line is None:
+                shown = "(not set)" if default is None else json.dumps(default)
+                line = f"# {key.name} = {shown}"
+            lines += [f"# {' '.join(meaning.split())}", line]
+        lines.append("")
+    return "\n".join(lines)
 
 
 def write_release_file(path: Path) -> None:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vaeconv.autoencoder.families import ALIASES, BY_NAME, FAMILIES, Family
+from vaeconv.autoencoder.families import ALIASES, BY_NAME, Family, fitting_families
 from vaeconv.autoencoder.scaling import ScalingOptions
 from vaeconv.autoencoder.topology import Layout
 from vaeconv.checkpoint.hub.address import parse_dataset
 from vaeconv.checkpoint.hub.dataset import Dataset
 from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.checkpoint.source import hash_bytes
-from vaeconv.evaluation.metric_networks import INCEPTION, LPIPS_HEADS, VGG
 from vaeconv.evaluation.models import ModelSpec, read_models_file
 from vaeconv.publish.card.meta import CardMeta
 from vaeconv.publish.files import hash_file
@@ -39,27 +39,25 @@ class Project:
     def __init__(self, config: ReleaseConfig, root: Path) -> None:
         self.config = config
         self.root = root
-        self.folder = self.path(config.output.folder)
+        self.folder = Path(self.place(config.output.folder))
         self.diffusers = self.folder / "diffusers"
         self.original = self.folder / "original"
-        self._source_hashes: list[str] | None = None
         self._contents: dict[Path, Any] = {}
-        self._survey: Survey | None = None
 
     # --- places ---
 
-    def path(self, text: str) -> Path:
+    def place(self, text: str) -> str:
         """Resolve a path in the release file; an address stays as it is."""
-        return Path(text) if "://" in text else self.root / text
+        return text if "://" in text else str(self.root / text)
 
-    def place(self, text: str | None) -> str | None:
-        """Resolve a path in the release file, as text."""
-        return None if text is None else text if "://" in text else str(self.root / text)
+    def path(self, text: str | None) -> Path | None:
+        """Resolve a path in the release file; None where it has none."""
+        return Path(self.place(text)) if text else None
 
     @property
     def source(self) -> str:
         """The training checkpoint."""
-        return self.place(self.config.source.checkpoint) or ""
+        return self.place(self.config.source.checkpoint)
 
     @property
     def folders(self) -> list[Path]:
@@ -77,32 +75,31 @@ class Project:
     def originals(self) -> list[Path]:
         """The CompVis files."""
         output = self.config.output
-        if not output.original:
-            return []
-        return [
-            self.original / f"{output.original}.{ending.lstrip('.').lower()}"
-            for ending in output.original_formats
-        ]
+        names = [f"{output.original}.{one.lstrip('.').lower()}" for one in output.original_formats]
+        return [self.original / name for name in names] if output.original else []
 
-    def report_of(self, variant: str | None = None, original: Path | None = None) -> Path:
-        """Return the path of the parity report of a variant, or of a CompVis file."""
-        if original is not None:
-            return self.original / f"parity-{original.name}.json"
-        return self.diffusers / (f"parity-{variant}.json" if variant else "parity.json")
+    @property
+    def proofs(self) -> list[tuple[Path, str | None, Path]]:
+        """The folder's variants and the CompVis files, each with the path of its parity report."""
+        names = {variant: f"parity-{variant}.json" for _, variant in self.variants}
+        names[None] = "parity.json"
+        return [
+            *((self.diffusers, variant, self.diffusers / name) for variant, name in names.items()),
+            *((one, None, self.original / f"parity-{one.name}.json") for one in self.originals),
+        ]
 
     # --- contents ---
 
+    @cached_property
     def source_sha256(self) -> list[str]:
         """Hashes of the training checkpoint's files, and of the config that lies beside them."""
-        if self._source_hashes is None:
-            self._source_hashes = _hash_checkpoint(self.source)
-        return self._source_hashes
+        return _hash_checkpoint(self.source)
 
     def content(self, text: str | None) -> Any:
         """Hash a file, each file in a folder, or a model on the Hub; None for what is not here."""
         if text and "://" in text:
             return _hash_checkpoint(text)
-        path = self.path(text) if text else None
+        path = self.path(text)
         if path is None or not path.exists():
             return None
         if path not in self._contents:
@@ -114,28 +111,21 @@ class Project:
             ]
         return self._contents[path]
 
-    def images(self, text: str | None) -> Any:
+    def images(self, text: str) -> Any:
         """Hash images that are here; of a dataset on the Hub tell the commit that is read."""
-        location = parse_dataset(text or "")
+        location = parse_dataset(text)
         return Dataset(location).source if location else self.content(text)
 
+    @cached_property
     def survey(self) -> Survey:
         """Contents of the training checkpoint."""
-        if self._survey is None:
-            with open_checkpoint(self.source) as checkpoint:
-                prefix = self.config.source.source_prefix
-                self._survey = survey_checkpoint(checkpoint, prefix=prefix)
-        return self._survey
-
-    @property
-    def layout(self) -> Layout:
-        """Layout of the training checkpoint."""
-        return self.survey().autoencoder.layout
+        with open_checkpoint(self.source) as checkpoint:
+            return survey_checkpoint(checkpoint, prefix=self.config.source.source_prefix)
 
     @property
     def takes_average(self) -> bool:
         """True if EMA weights are wanted and there are some."""
-        return self.config.source.ema and bool(self.survey().ema.shadows)
+        return self.config.source.ema and bool(self.survey.ema.shadows)
 
     # --- facts ---
 
@@ -151,22 +141,17 @@ class Project:
         name = self.config.card.model or self.config.card.title or "this model"
         return ModelSpec(path=str(self.diffusers), name=name)
 
-    @property
+    @cached_property
     def other_models(self) -> Sequence[ModelSpec]:
         """Other models of the evaluation."""
-        models = self.config.eval.models
-        return read_models_file(self.path(models)) if models else ()
+        models = self.path(self.config.eval.models)
+        return read_models_file(models) if models else ()
 
     @property
     def networks(self) -> dict[str, Path]:
         """Files with weights of metric networks that the release file names, by network."""
-        table = self.config.eval
-        given = {
-            INCEPTION: table.inception_weights,
-            VGG: table.vgg_weights,
-            LPIPS_HEADS: table.lpips_weights,
-        }
-        return {net.name: self.path(file) for net, file in given.items() if file}
+        named = {net.name: self.path(file) for _, net, file in self.config.eval.networks()}
+        return {name: path for name, path in named.items() if path}
 
     @property
     def title(self) -> str:
@@ -197,14 +182,9 @@ class Project:
     def _family(self) -> Family | None:
         source = self.config.source
         if source.family:
-            return BY_NAME.get(ALIASES.get(source.family, source.family))
-        topology = self.survey().autoencoder.topology
-        fitting = (
-            family
-            for family in FAMILIES
-            if family.fits(topology) and family.scaling_factor == source.scaling_factor
-        )
-        return next(fitting, None)
+            return BY_NAME[ALIASES.get(source.family, source.family)]
+        fitting = fitting_families(self.survey.autoencoder.topology)
+        return next((one for one in fitting if one.scaling_factor == source.scaling_factor), None)
 
     def publishable(self, command: str, document: dict[str, Any]) -> dict[str, Any]:
         """Leave out of a report what differs from run to run, and where on this machine things are.
@@ -216,7 +196,7 @@ class Project:
         kept = {key: value for key, value in document.items() if key not in _PASSING}
         config = self.config
         given = (config.source.checkpoint, config.verify.drop_in_for, config.verify.latents)
-        known = [place for place in map(self.place, given) if place]
+        known = [self.place(one) for one in given if one]
         whole = {"schema_version": 1, "command": command, **kept}
         return dict(hide_places(whole, root=self.root, known=known))
 

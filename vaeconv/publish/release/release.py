@@ -11,31 +11,47 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
-from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vaeconv._version import __version__
 from vaeconv.autoencoder.topology import Layout
-from vaeconv.checkpoint import system
 from vaeconv.checkpoint.shared import shared_sources
 from vaeconv.common.option_checks import not_among, path_text
 from vaeconv.errors import OutputError, UsageError, VaeconvError, raise_all
 from vaeconv.publish.hub.access import Destination
 from vaeconv.publish.hub.push import Pushed
-from vaeconv.publish.release.check import check_config
-from vaeconv.publish.release.config import ReleaseConfig, read_release
+from vaeconv.publish.release.check import check_config, noted
+from vaeconv.publish.release.config import PATHS, ReleaseConfig, read_release
 from vaeconv.publish.release.preflight import Preflight
 from vaeconv.publish.release.project import Project
-from vaeconv.publish.release.state import State
-from vaeconv.publish.release.steps import STEPS
+from vaeconv.publish.release.state import State, locked
+from vaeconv.publish.release.steps import STEPS, Work
 from vaeconv.publish.release.values import fill_in
-from vaeconv.publish.release.work import Work
 
 _NAMES = tuple(STEPS)
+# Tables and keys that decide what a step writes.
+_WEIGHTS = ("source", "output")
+_INPUTS = {
+    "convert": _WEIGHTS,
+    "prune": _WEIGHTS,
+    "verify": (*_WEIGHTS, "verify"),
+    "eval": (*_WEIGHTS, "eval"),
+    "compare": (*_WEIGHTS, "compare", "eval.protocol", "eval.device", "eval.models"),
+    "card": (*_WEIGHTS, "card", "push"),
+    "push": ("push",),
+}
+# A step is left out without this key.
+_SWITCHES = {
+    "prune": "output.original",
+    "eval": "eval.images",
+    "compare": "compare.images",
+    "push": "push.repo_id",
+}
 # A card is people's as well, and the Hub may have changed: both are looked at each time.
 _ALWAYS = ("card", "push")
 
@@ -132,110 +148,115 @@ def release(
         ['convert: to do', 'prune: to do', 'verify: to do']
     """
     check_steps(first, last)
-    found: list[VaeconvError] = []
+    problems: list[VaeconvError] = []
     if not isinstance(config, ReleaseConfig):
         file = Path(path_text("config", config))
         root = root or file.absolute().parent
-        config = read_release(file, found)
+        config = read_release(file, problems)
     unfilled: list[VaeconvError] = []
     config = fill_in(config, tag, unfilled)
-    problems = [*found, *unfilled, *check_config(config)]
-    work = Work(Project(config, root or Path()), sign=sign, on_progress=on_progress)
+    problems += [*unfilled, *check_config(config)]
+    project = Project(config, root or Path())
     names = _NAMES[: _NAMES.index(last) + 1] if last else _NAMES
-    folder = work.project.folder
     with shared_sources(), ExitStack() as stack:
-        is_locked = not dry_run and stack.enter_context(_locked(folder))
-        state = State(folder)
-        results = () if unfilled else _look(work, state, names, first, problems)
-        # A step that cannot be planned is looked at like those that are to be done.
-        due = {*names} - {one.name for one in results if one.outcome != "to do"}
-        if problems:  # nothing is planned by values that are wrong
-            due -= {"convert", "prune"}
+        is_locked = not dry_run and stack.enter_context(locked(project.folder))
+        redone = _NAMES[_NAMES.index(first) :] if first else ()
+        work = Work(project, State(project.folder), redone, sign, on_progress)
+        results: list[StepResult] = []
+        # A step that cannot be looked at is one that is to be done.
+        due = set(names)
         if unfilled:
             due = {"push"} if config.push.repo_id and "push" in names else set()
-        preflight = Preflight(work.project, due, sign, problems, needs_token=not dry_run)
+        else:
+            if on_progress:
+                on_progress("looking at what is needed", 0, 1)
+            for name in names:
+                with noted(problems):
+                    results.append(_look(name, work)[0])
+            due -= {one.name for one in results if one.outcome != "to do"}
+        if problems:  # nothing is planned by values that are wrong
+            due -= {"convert", "prune"}
+        preflight = Preflight(project, due, sign, problems, needs_token=not dry_run)
         destinations = preflight.run()
         raise_all(problems, where="the release cannot begin")
         if dry_run:
-            return Release(results, folder, (), destinations)
-        has_original = bool(work.project.originals)
-        _make_folders(
-            [folder, work.project.diffusers, *([work.project.original] if has_original else [])]
-        )
+            return Release(tuple(results), project.folder, (), destinations)
+        _make_folders([project.folder, *project.folders])
         if not is_locked:
-            stack.enter_context(_locked(folder))
-        return _run(work, state, names, first, on_step, on_result)
-
-
-def _look(
-    work: Work,
-    state: State,
-    names: Sequence[str],
-    first: str | None,
-    problems: list[VaeconvError],
-) -> tuple[StepResult, ...]:
-    """Tell what would be done, and add to the problems what stands against it."""
-    results = []
-    if work.on_progress:
-        work.on_progress("looking at what is needed", 0, 1)
-    for name in names:
-        work = work._replace(is_forced=work.is_forced or name == first)
-        try:
-            result, _ = _run_step(name, work, state, dry_run=True, on_step=None)
-            results.append(result)
-        except VaeconvError as error:
-            problems.append(error)
-    return tuple(results)
+            stack.enter_context(locked(project.folder))
+        return _run(work, names, on_step, on_result)
 
 
 def _run(
     work: Work,
-    state: State,
     names: Sequence[str],
-    first: str | None,
     on_step: Callable[[str], None] | None,
     on_result: Callable[[StepResult], None] | None,
 ) -> Release:
     results: list[StepResult] = []
-    pushed: tuple[Pushed, ...] = ()
     for name in names:
-        work = work._replace(is_forced=work.is_forced or name == first)
         started = time.monotonic()
         try:
-            result, found = _run_step(name, work, state, dry_run=False, on_step=on_step)
+            results.append(_do(name, work, on_step))
         except VaeconvError:
             if on_result:
                 on_result(StepResult(name, "failed", {}, time.monotonic() - started))
             raise
-        results.append(result)
         if on_result:
-            on_result(result)
-        pushed += found
-    return Release(tuple(results), work.project.folder, pushed)
+            on_result(results[-1])
+    return Release(tuple(results), work.project.folder, tuple(work.pushed))
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
-    """Keep other releases out of a folder; gives whether it is there.
+def _do(name: str, work: Work, on_step: Callable[[str], None] | None) -> StepResult:
+    """Do a step, if it is to be done."""
+    result, inputs = _look(name, work)
+    if result.outcome == "left out":
+        work.state.forget(name)
+    if result.outcome != "to do":
+        return result
+    if on_step:
+        on_step(name)
+    work.state.begin(name)
+    started = time.monotonic()
+    outputs, facts = STEPS[name](work)
+    work.state.end(name, inputs, outputs, facts)
+    return StepResult(name, "done", facts, time.monotonic() - started)
 
-    Raises:
-        OutputError: Another one is being made there.
-    """
-    if not folder.is_dir():
-        yield False
-        return
-    with ExitStack() as lock:
-        try:
-            lock.enter_context(system.locked(folder.resolve()))
-        except BlockingIOError as error:
-            raise OutputError(
-                "another release is being made here",
-                where=str(folder),
-                hint="wait until it is done",
-            ) from error
-        except OSError:  # nothing can be locked here
-            pass
-        yield True
+
+def _look(name: str, work: Work) -> tuple[StepResult, str]:
+    """Tell if a step is to be done, and hash its inputs."""
+    if name in _SWITCHES and not attrgetter(_SWITCHES[name])(work.project.config):
+        return StepResult(name, "left out", {}), ""
+    inputs = _hash_inputs(name, work.project)
+    known = work.state.get(name)
+    is_done = known is not None and known.inputs == inputs
+    is_done = is_done and name not in _ALWAYS and name not in work.redone
+    if known and is_done and work.state.stands(name):
+        return StepResult(name, "unchanged", known.facts), inputs
+    return StepResult(name, "to do", {}), inputs
+
+
+def _hash_inputs(name: str, project: Project) -> str:
+    """Hash what decides a step's result: values, and what is in the files that they name."""
+    facts: list[Any] = [__version__, [project.metadata(layout) for layout in Layout]]
+    for part in _INPUTS[name]:
+        table, _, only = part.partition(".")
+        values = asdict(getattr(project.config, table))
+        for key in [only] if only else values:
+            if (table, key) != ("output", "sbom"):  # which the card's step writes
+                facts.append([key, values[key], _content(project, table, key, values[key])])
+    if name in ("eval", "compare"):
+        models = [project.content(model.path) for model in project.other_models]
+        facts += [project.own_model.name, models]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _content(project: Project, table: str, key: str, value: Any) -> Any:
+    if (table, key) not in PATHS or not value or table == "output":
+        return None
+    if key == "checkpoint":
+        return project.source_sha256
+    return project.images(value) if key == "images" else project.content(value)
 
 
 def check_steps(first: str | None, last: str | None) -> None:
@@ -251,86 +272,9 @@ def check_steps(first: str | None, last: str | None) -> None:
         raise UsageError(f"--from {first} comes after --until {last}")
 
 
-def _run_step(
-    name: str,
-    work: Work,
-    state: State,
-    *,
-    dry_run: bool,
-    on_step: Callable[[str], None] | None,
-) -> tuple[StepResult, tuple[Pushed, ...]]:
-    inputs = _hash_inputs(name, work.project, state)
-    if inputs is None:
-        if not dry_run:
-            state.forget(name)
-        return StepResult(name, "left out", {}), ()
-    known = state.get(name)
-    is_known = known is not None and known.inputs == inputs and name not in _ALWAYS
-    if known and is_known and not work.is_forced and state.stands(name):
-        return StepResult(name, "unchanged", known.facts), ()
-    if dry_run:
-        return StepResult(name, "to do", {}), ()
-    if on_step:
-        on_step(name)
-    state.begin(name)
-    started = time.monotonic()
-    done = STEPS[name](work._replace(retire=partial(state.retire, name)))
-    state.end(name, inputs, done.outputs, done.facts)
-    return StepResult(name, "done", done.facts, time.monotonic() - started), done.pushed
-
-
 def _make_folders(folders: Sequence[Path]) -> None:
     try:
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot be made: {error.strerror}", where=str(folders[0])) from error
-
-
-def _hash_inputs(name: str, project: Project, state: State) -> str | None:
-    """Hash what decides a step's result; None where the step is not wanted."""
-    config = project.config
-    table, pictures = config.eval, config.compare
-    weights = [
-        __version__,
-        asdict(config.source),
-        project.source_sha256(),
-        {key: value for key, value in asdict(config.output).items() if key != "sbom"},
-        project.content(config.source.config),
-        [project.metadata(layout) for layout in Layout],
-    ]
-
-    def others() -> list[Any]:
-        return [
-            project.own_model.name,
-            table.protocol,
-            table.device,
-            project.content(table.models),
-            [project.content(model.path) for model in project.other_models],
-        ]
-
-    wanted: dict[str, Callable[[], Any]] = {
-        "convert": lambda: weights,
-        "prune": lambda: weights if config.output.original else None,
-        "verify": lambda: [
-            weights, asdict(config.verify), project.content(config.verify.latents),
-            project.content(config.verify.drop_in_for),
-        ],
-        "eval": lambda: [
-            weights, asdict(table), others(),
-            project.images(table.images), project.content(table.baseline),
-            [project.content(str(file)) for file in project.networks.values()],
-        ] if table.images else None,
-        "compare": lambda: [
-            weights, asdict(pictures), others(), project.images(pictures.images),
-        ] if pictures.images else None,
-        "card": lambda: [
-            weights, asdict(config.card), asdict(config.push),
-            [state.get(step) for step in _NAMES[:5]],
-        ],
-        "push": lambda: [asdict(config.push)] if config.push.repo_id else None,
-    }  # fmt: skip
-    facts = wanted[name]()
-    if facts is None:
-        return None
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
