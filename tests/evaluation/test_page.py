@@ -449,8 +449,3 @@ def test_results_that_are_none_make_no_page(
     done = run("eval", "--add", tmp_path / "odd.json", "--html", tmp_path / "o.html")
     assert (done.exit_code, "not a result of vaeconv eval" in done.stderr) == (3, True)
     assert not (tmp_path / "o.html").exists()
-
-
-def test_nothing_is_drawn_of_the_published_table(tmp_path: Path) -> None:
-    done = run("eval", "--reproduce-card", "--dry-run", "--html", tmp_path / "x.html")
-    assert (done.exit_code, "--html has no effect here" in done.stderr) == (2, True)

@@ -152,16 +152,6 @@ class EvalJob:
             "FILE",
         ),
     ] = None
-    reproduce_card: Annotated[
-        bool,
-        Doc(
-            "Download the three published autoencoders and COCO 2017 val, and print our table "
-            "beside the card's, for each setting in doubt."
-        ),
-    ] = False
-    dry_run: Annotated[
-        bool, Doc("With --reproduce-card: print what would be downloaded and run; do neither.")
-    ] = False
     models_file: Annotated[
         Path | None,
         Doc(
@@ -234,9 +224,9 @@ class EvalJob:
         Raises:
             UsageError: There is not, or one is.
         """
-        if not (self.models or self.models_file or self.reproduce_card or self.add):
+        if not (self.models or self.models_file or self.add):
             raise UsageError("no models", hint="name some, or results of earlier runs with --add")
-        has_models = bool(self.models or self.models_file or self.reproduce_card)
+        has_models = bool(self.models or self.models_file)
         given = {
             "images": self.images, "out": self.out, "ema": self.ema, "limit": options.limit,
             "strict": options.strict, "latent-stats": options.latent_stats,
@@ -247,14 +237,9 @@ class EvalJob:
             "download": reading.download,
         }  # fmt: skip
         why = "there are no models to evaluate"
-        drawn = "--reproduce-card only prints a comparison"
         refuse_idle(
             [
                 *[Rule(f"--{name}", bool(one), has_models, why) for name, one in given.items()],
-                *[
-                    Rule(f"--{name}", one is not None, not self.reproduce_card, drawn)
-                    for name, one in {"plots": self.plots, "html": self.html}.items()
-                ],
                 Rule("--format", self.format is not Format.TABLE, not json, "--json is JSON"),
             ]
         )

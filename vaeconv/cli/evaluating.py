@@ -43,8 +43,6 @@ def evaluate_job(job: EvalJob, options: EvalOptions, sink: Sink) -> None:
     """
     earlier = [read_result(path) for path in job.add]
     specs = job.specs()
-    if job.dry_run:
-        raise UsageError("--dry-run goes with --reproduce-card")
     _check_drawings(job, bool(specs) + len(earlier), earlier)
     samples: list[Sample] = []
     results, written = earlier, []

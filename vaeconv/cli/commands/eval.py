@@ -52,9 +52,4 @@ def eval(
         weights=networks.by_network(options.metrics),
         sides=reading.options(),
     )
-    if job.reproduce_card:
-        from vaeconv.cli.reproduce import reproduce
-
-        reproduce(job, options, sink)
-    else:
-        evaluate_job(job, options, sink)
+    evaluate_job(job, options, sink)
