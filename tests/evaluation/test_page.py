@@ -14,11 +14,11 @@ import pytest
 from tests.evaluation.runs import FOLDER, KL, SIZE, rows_near, run, run_eval
 from tests.support.browser import measure, needs_browser
 from tests.support.pages import HOSTILE, POLICY, Page
-from vaeconv.evaluation.caveats import caveats_of
 from vaeconv.evaluation.distributions import axes_of
-from vaeconv.evaluation.page import BUDGET, LARGEST, make_page
+from vaeconv.evaluation.document import summarise_metric
+from vaeconv.evaluation.metrics import INFINITE
+from vaeconv.evaluation.page import BUDGET, LARGEST, caveats_of, make_page
 from vaeconv.evaluation.samples import Extremes, Sample, pick_extremes
-from vaeconv.evaluation.summary import INFINITE, summarise_metric
 
 Document = dict[str, Any]
 NAMES = ("raw", "EMA")
