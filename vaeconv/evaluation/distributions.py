@@ -74,10 +74,7 @@ def axes_of(result: Mapping[str, Any]) -> list[Axis]:
 
 
 def _axis(metric: str, series: Mapping[str, Sequence[float]]) -> Axis:
-    low = min(min(values) for values in series.values())
-    high = max(max(values) for values in series.values())
-    if high == low:
-        low, high = low - 0.5, high + 0.5
+    low, high = _ends(series)
     digits = COLUMNS[metric][1] + 1
     placed = {
         model: [(value - low) / (high - low) for value in values]
@@ -98,6 +95,11 @@ def _axis(metric: str, series: Mapping[str, Sequence[float]]) -> Axis:
             )
         )
     return Axis(explain_metric(metric), f"{low:.{digits}f}", f"{high:.{digits}f}", tuple(rows))
+
+
+def _ends(series: Mapping[str, Sequence[float]]) -> tuple[float, float]:
+    low, high = min(map(min, series.values())), max(map(max, series.values()))
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
 def _count(places: Sequence[float]) -> list[int]:
@@ -191,16 +193,13 @@ def _draw(
     figure: Any, series: Mapping[str, list[float]], name: str, result: Mapping[str, Any]
 ) -> None:
     axes = figure.subplots()
-    low = min(min(values) for values in series.values())
-    high = max(max(values) for values in series.values())
-    span = (low, high) if high > low else (low - 0.5, high + 0.5)
     for at, (model, values) in enumerate(series.items()):
         colour = f"C{at}"
         mean = sum(values) / len(values)
         axes.hist(
             values,
             bins=BINS,
-            range=span,
+            range=_ends(series),
             histtype="stepfilled",
             alpha=0.35,
             color=colour,

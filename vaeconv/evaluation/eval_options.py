@@ -132,14 +132,6 @@ class EvalOptions:
         check_fields(self)
         if not self.metrics:
             raise UsageError("metrics are empty", hint=f"there are {', '.join(METRICS)}")
-
-
-def check_metrics(options: EvalOptions) -> None:
-    """Refuse a run that would measure nothing."""
-    is_small = options.protocol.size < WINDOW
-    metrics = [name for name in options.metrics if not (is_small and name == "ssim")]
-    if metrics or options.latent_stats:
-        return
-    if options.metrics:
-        raise UsageError(f"images of {options.protocol.size} pixels are too small for SSIM")
-    raise UsageError("no metrics", hint=f"choose from {', '.join(METRICS)}")
+        size = self.protocol.size
+        if set(self.metrics) == {"ssim"} and size < WINDOW and not self.latent_stats:
+            raise UsageError(f"images of {size} pixels are too small for SSIM")

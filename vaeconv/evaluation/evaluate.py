@@ -18,7 +18,7 @@ from vaeconv.errors import MissingDependencyError
 from vaeconv.evaluation.batches import BatchRunner, grouped
 from vaeconv.evaluation.distributed import Ranks, device_of, join_ranks
 from vaeconv.evaluation.document import check_records, make_document
-from vaeconv.evaluation.eval_options import EvalOptions, check_metrics
+from vaeconv.evaluation.eval_options import EvalOptions
 from vaeconv.evaluation.image_set import ImageSet
 from vaeconv.evaluation.metrics import Meter
 from vaeconv.evaluation.models import Candidate, ModelSpec, as_specs, load_candidates
@@ -107,7 +107,6 @@ def evaluate(
     options, specs = options_of(EvalOptions, options), as_specs(models)
     with ExitStack() as stack:
         parts = parts or Path(stack.enter_context(tempfile.TemporaryDirectory()), "parts")
-        check_metrics(options)
         ranks = join_ranks(options.expect_world_size)
         check_writable(parts, is_folder=True)
         if not ranks.is_first:  # the first process alone speaks, and removes what is there
