@@ -157,6 +157,8 @@ def compare(
             raise OutputExistsError("exists", where=str(present[0]), hint="--overwrite replaces it")
         report("importing torch and diffusers", 0, 1)
         import_torch()
+        import torch
+
         device = pick_device(options.device)
         candidates = load_candidates(
             specs,
@@ -172,8 +174,6 @@ def compare(
         skipped: list[LeftOut] = []
         rows: list[Any] = []
         report("comparing images", 0, len(found))
-        import torch
-
         stream = found.stream(
             range(len(found)),
             options.protocol,

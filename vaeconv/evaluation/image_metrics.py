@@ -6,7 +6,7 @@ names that torchvision's weights have.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 
 import torch
@@ -132,7 +132,7 @@ def psim(one: list[Tensor], other: list[Tensor]) -> Tensor:
     Returns:
         ``[b]``, from 0 to 10: features behind a ReLU have no angle beyond 90 degrees.
     """
-    return _distance([(a - b).square() for a, b in zip(one, other, strict=True)])
+    return _distance((a - b).square() for a, b in zip(one, other, strict=True))
 
 
 def lpips(one: list[Tensor], other: list[Tensor], heads: list[Tensor]) -> Tensor:
@@ -147,10 +147,10 @@ def lpips(one: list[Tensor], other: list[Tensor], heads: list[Tensor]) -> Tensor
         ``[b]``.
     """
     layers = zip(one, other, heads, strict=True)
-    return _distance([(a - b).square() * head.reshape(1, -1, 1, 1) for a, b, head in layers])
+    return _distance((a - b).square() * head.reshape(1, -1, 1, 1) for a, b, head in layers)
 
 
-def _distance(layers: list[Tensor]) -> Tensor:
+def _distance(layers: Iterable[Tensor]) -> Tensor:
     return torch.stack([layer.sum(dim=1).mean(dim=(1, 2)) for layer in layers]).sum(dim=0)
 
 

@@ -186,13 +186,13 @@ def _place_of(net: Net, given: Path | None) -> Path:
     Raises:
         MissingWeightsError: A file that was named is not there.
     """
-    import torch
-
     named = given or os.environ.get(net.variable)
     if named:
         if not Path(named).is_file():
             raise _missing(net, f"{named} is not there")
         return Path(named)
+    import torch
+
     cache = Path(torch.hub.get_dir()) / "checkpoints"
     if net is LPIPS_HEADS:
         return _shipped_heads() or cache / "lpips-v0.1-vgg.pth"
