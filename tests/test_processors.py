@@ -28,8 +28,7 @@ import sys, torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from diffusers import AutoencoderKL
 from vaeconv.evaluation.inception import InceptionV3
-from vaeconv.evaluation.psnr_ssim import ssim
-from vaeconv.evaluation.perceptual import VGG16
+from vaeconv.evaluation.image_metrics import VGG16, ssim
 from vaeconv.models.compvis import CompVisAutoencoder
 from fixtures import make_fixtures as make
 

@@ -55,7 +55,7 @@ EARLY = {
     ("vaeconv.checkpoint.cast", "numpy"),
     ("vaeconv.models.compvis", "torch"),
     ("vaeconv.evaluation.inception", "torch"),
-    ("vaeconv.evaluation.perceptual", "torch"),
+    ("vaeconv.evaluation.image_metrics", "torch"),
     ("vaeconv.models.half", "torch"),
 }
 RESOLVERS = {"vaeconv", "vaeconv.cli.group"}  # import parts of their own by name, as late as can be

@@ -18,7 +18,7 @@ import numpy as np
 
 from tests.evaluation.runs import KL, SMALL, shrink_inception, spec
 from vaeconv.errors import InputError, VaeconvError
-from vaeconv.evaluation.distributed import Ranks, joined_ranks
+from vaeconv.evaluation.distributed import Ranks, join_ranks
 from vaeconv.evaluation.evaluate import EvalOptions, evaluate
 from vaeconv.evaluation.frechet import moments_of
 from vaeconv.evaluation.models import ModelSpec
@@ -41,8 +41,8 @@ def main(folder: Path) -> None:
         return evaluate([model], photos, how, parts=folder / parts)
 
     os.environ["MASTER_PORT"] = str(given["ports"].pop())
-    with joined_ranks(2) as ranks:
-        found: dict[str, Any] = talk(ranks)
+    ranks = join_ranks(2)
+    found = talk(ranks)
 
     everything = options(("rfid", "psnr", "ssim"))
     # Another process began; these go on.

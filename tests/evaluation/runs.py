@@ -87,7 +87,7 @@ def tiles(width: int, height: int) -> Iterator[Image.Image]:
 
 def write_nets(folder: Path) -> dict[str, Path]:
     """Write random weights of the metric nets whose features do not vanish."""
-    from vaeconv.evaluation.perceptual import VGG16, WIDTHS
+    from vaeconv.evaluation.image_metrics import VGG16, WIDTHS
 
     torch.manual_seed(12)
     paths = {name: folder / f"{name.split()[0]}.pth" for name in ("inception", "vgg16")}

@@ -38,7 +38,7 @@ from tests.evaluation.test_partial_results import ALL, DAMAGED, cut, lines_of
 from tests.support.closeness import assert_near, near_metric
 from vaeconv.errors import InputError, OutputError, UsageError
 from vaeconv.evaluation import partial_results as shards
-from vaeconv.evaluation.distributed import Ranks, joined_ranks, read_ranks
+from vaeconv.evaluation.distributed import Ranks, join_ranks, read_ranks
 from vaeconv.evaluation.frechet import moments_of
 from vaeconv.evaluation.metrics import METRICS
 from vaeconv.evaluation.partial_results import ShardWriter
@@ -298,8 +298,8 @@ def test_an_unexpected_number_of_processes_is_refused(
     assert run_eval(*args, "--expect-world-size", 1).exit_code == 0
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("RANK", "0")
-    with pytest.raises(UsageError, match="processes that run: 3"), joined_ranks(2):
-        pass
+    with pytest.raises(UsageError, match="processes that run: 3"):
+        join_ranks(2)
 
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -368,8 +368,8 @@ def test_garbage_in_a_variable_is_wrong_usage_that_names_it(
     launched: Callable[..., None], variables: dict[str, str], said: str
 ) -> None:
     launched(**variables)
-    with pytest.raises(UsageError, match=re.escape(said)), joined_ranks():
-        pass
+    with pytest.raises(UsageError, match=re.escape(said)):
+        join_ranks()
 
 
 def test_a_run_does_not_go_on_beside_another(

@@ -471,10 +471,3 @@ def test_tables_of_earlier_results_need_no_torch(again: Path) -> None:
     assert status == 0
     assert "raw_fp32" in said
     assert not names & {"torch", "diffusers", "matplotlib"}
-
-
-def test_the_plan_needs_no_torch(tmp_path: Path) -> None:
-    status, names, said = imported("eval", "--reproduce-card", "--dry-run")
-    assert status == 0
-    assert "val2017.zip" in said
-    assert not names & {"torch", "diffusers", "matplotlib"}

@@ -675,7 +675,6 @@ def test_a_run_that_would_measure_nothing_is_refused(tmp_path: Path, photos: Pat
         (["--images", "{photos}", "--out", "{out}"], 2, "no models"),
         (["{kl}", "--images", "{photos}", "--out", "{empty}"], 5, "is not a file"),
         (["{kl}", "--images", "{photos}", "--out", "{empty}/no/such.json"], 5, "does not exist"),
-        (["{kl}", "--images", "{photos}", "--out", "{out}", "--dry-run"], 2, "--reproduce-card"),
         (["{kl}", "--images", "{photos}", "--out", "{out}", "--batch-size", "0"], 2, "auto"),
         (["{kl}", "--images", "{photos}", "--out", "{out}", "--protocol", "x"], 2, "squash"),
         (["{kl}", "--images", "{photos}", "--out", "{out}", "--filter", "x"], 2, "lanczos"),

@@ -14,11 +14,11 @@ import pytest
 from tests.evaluation.runs import FOLDER, KL, SIZE, rows_near, run, run_eval
 from tests.support.browser import measure, needs_browser
 from tests.support.pages import HOSTILE, POLICY, Page
-from vaeconv.evaluation.caveats import caveats_of
 from vaeconv.evaluation.distributions import axes_of
-from vaeconv.evaluation.page import BUDGET, LARGEST, make_page
+from vaeconv.evaluation.document import summarise_metric
+from vaeconv.evaluation.metrics import INFINITE
+from vaeconv.evaluation.page import BUDGET, LARGEST, caveats_of, make_page
 from vaeconv.evaluation.samples import Extremes, Sample, pick_extremes
-from vaeconv.evaluation.summary import INFINITE, summarise_metric
 
 Document = dict[str, Any]
 NAMES = ("raw", "EMA")
@@ -449,8 +449,3 @@ def test_results_that_are_none_make_no_page(
     done = run("eval", "--add", tmp_path / "odd.json", "--html", tmp_path / "o.html")
     assert (done.exit_code, "not a result of vaeconv eval" in done.stderr) == (3, True)
     assert not (tmp_path / "o.html").exists()
-
-
-def test_nothing_is_drawn_of_the_published_table(tmp_path: Path) -> None:
-    done = run("eval", "--reproduce-card", "--dry-run", "--html", tmp_path / "x.html")
-    assert (done.exit_code, "--html has no effect here" in done.stderr) == (2, True)

@@ -13,9 +13,9 @@ import torchmetrics.functional.image.lpips as judge_module
 from torch import Tensor, nn
 
 from tests.support.closeness import assert_near
+from vaeconv.evaluation.image_metrics import VGG16, WIDTHS, lpips, psim, read_heads
 from vaeconv.evaluation.metric_networks import LPIPS_HEADS, find_weights
 from vaeconv.evaluation.metrics import Meter
-from vaeconv.evaluation.perceptual import VGG16, WIDTHS, lpips, psim, read_heads
 
 CPU = torch.device("cpu")
 # The same bytes as in the lpips package; torchmetrics ships them.

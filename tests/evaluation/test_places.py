@@ -17,7 +17,6 @@ from tests.evaluation.runs import KL, ROOT, SIZE, environment, measure, run, run
 from tests.evaluation.test_partial_results import lines_of
 from vaeconv.errors import OutputError
 from vaeconv.evaluation import evaluate as evaluation
-from vaeconv.evaluation import published_card as card
 from vaeconv.evaluation.partial_results import ShardWriter
 
 
@@ -137,13 +136,6 @@ def test_progress_that_cannot_be_read_is_one_line(tmp_path: Path, photos: Path, 
     (parts / name).mkdir()
     with pytest.raises(OutputError, match="cannot be written: Is a directory"):
         measure([KL], photos, parts, limit=1)
-
-
-def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    download = card.Download("http://127.0.0.1:9/x.zip", tmp_path / "file" / "x.zip", False)
-    with pytest.raises(OutputError, match="its folder does not exist"):
-        card.fetch(download, quiet=True)
 
 
 def test_a_summary_that_leads_nowhere_is_named_before_the_work(tmp_path: Path) -> None:

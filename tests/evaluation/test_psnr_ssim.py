@@ -16,7 +16,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from torchmetrics.image import PeakSignalNoiseRatio
 
 from tests.support.closeness import assert_near, near, near_metric
-from vaeconv.evaluation.psnr_ssim import psnr, ssim
+from vaeconv.evaluation.image_metrics import psnr, ssim
 
 # Where crops of real pictures begin, and their height and width.
 CROPS = {

@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.closeness import magnitude, near
-from vaeconv.evaluation.summary import (
-    INFINITE,
+from vaeconv.evaluation.document import (
     Statistic,
     count_reasons,
     summarise_latents,
     summarise_metric,
     summarise_model,
 )
+from vaeconv.evaluation.metrics import INFINITE
 
 FINITE = st.floats(-1e6, 1e6)
 

@@ -5,20 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from vaeconv.checkpoint.writers.atomic import replace_small_file
-from vaeconv.cli.eval_files import check_page
 from vaeconv.cli.eval_jobs import CompareJob
+from vaeconv.cli.evaluating import check_page, write_page
 from vaeconv.cli.following import into_card
 from vaeconv.cli.jobs import Reading
-from vaeconv.cli.left_out import left_out_notes
 from vaeconv.cli.output import Sink
 from vaeconv.cli.render.compare import compare_document, compare_lines
 from vaeconv.common.notes import note
 from vaeconv.errors import UsageError
-from vaeconv.evaluation.compare import Compared, CompareOptions, compare, write_comparison
+from vaeconv.evaluation.compare import CompareOptions, compare, write_comparison
 from vaeconv.evaluation.protocol import preset
-from vaeconv.evaluation.samples import COMPARED, Extremes, Sample
-from vaeconv.publish.places import hide_places, hide_places_in_text
+from vaeconv.evaluation.samples import COMPARED, Extremes
+from vaeconv.models.images import left_out_notes
 from vaeconv.weights.idle_options import reading_rules, refuse_idle
 from vaeconv.weights.output_names import check_ending
 
@@ -51,7 +49,7 @@ def compare_job(job: CompareJob, options: CompareOptions, reading: Reading, sink
         done = compare(specs, job.images, job.out, options)
     written = [write_comparison(done, job.out)]
     if job.html:
-        _write_page(job.html, done, extremes.samples)
+        write_page(job.html, "compare", [done.result], extremes.samples, most=COMPARED)
         written.append(job.html)
     notes = [note(f"{name} skipped: {why}") for name, why in done.skipped]
     folders = [one.path for one in specs if Path(one.path) in job.out.parents]  # published with it
@@ -62,10 +60,3 @@ def compare_job(job: CompareJob, options: CompareOptions, reading: Reading, sink
         notes=[*notes, *left_out_notes(done.left_out, verbose=sink.verbose)],
         then=into_card(folders, "--pictures", job.out),
     )
-
-
-def _write_page(path: Path, done: Compared, samples: list[Sample]) -> None:
-    from vaeconv.evaluation.page import make_page
-
-    page = make_page("compare", [hide_places(done.result)], samples, most=COMPARED)
-    replace_small_file(path, hide_places_in_text(page).encode(), durable=False)

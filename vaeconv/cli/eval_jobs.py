@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -20,25 +19,19 @@ if TYPE_CHECKING:
 _MODELS = "Models"
 
 
-def check_weights(models: Sequence[str], *, ema: bool, both: bool) -> None:
-    """Check that the options that choose weights have an effect.
+def _specs(job: CompareJob | EvalJob, *columns: str) -> list[ModelSpec]:
+    """List the models that arguments and the file name, with what columns say of the former."""
+    from vaeconv.evaluation.models import name_specs
 
-    Args:
-        models: The models that are arguments.
-        ema: Whether ``--ema`` is given.
-        both: Whether ``--raw-and-ema`` is.
-
-    Raises:
-        UsageError: One has none.
-    """
+    why = "no MODEL is named; a file of models says ema"
     refuse_idle(
         [
-            Rule(
-                "--raw-and-ema", both, bool(models), "no MODEL is named; a file of models says ema"
-            ),
-            Rule("--ema", ema, not both, "--raw-and-ema takes both"),
+            Rule("--raw-and-ema", job.raw_and_ema, bool(job.models), why),
+            Rule("--ema", job.ema, not job.raw_and_ema, "--raw-and-ema takes both"),
         ]
     )
+    said = {name: getattr(job, name) for name in columns}
+    return name_specs(job.models, said, job.models_file, ema=job.ema, both=job.raw_and_ema)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,16 +84,7 @@ class CompareJob:
         Raises:
             UsageError: There are more names than models; two have one name.
         """
-        from vaeconv.evaluation.models import name_specs
-
-        check_weights(self.models, ema=self.ema, both=self.raw_and_ema)
-        return name_specs(
-            list(self.models),
-            {"name": self.name},
-            self.models_file,
-            ema=self.ema,
-            both=self.raw_and_ema,
-        )
+        return _specs(self, "name")
 
 
 class Format(str, Enum):
@@ -152,16 +136,6 @@ class EvalJob:
             "FILE",
         ),
     ] = None
-    reproduce_card: Annotated[
-        bool,
-        Doc(
-            "Download the three published autoencoders and COCO 2017 val, and print our table "
-            "beside the card's, for each setting in doubt."
-        ),
-    ] = False
-    dry_run: Annotated[
-        bool, Doc("With --reproduce-card: print what would be downloaded and run; do neither.")
-    ] = False
     models_file: Annotated[
         Path | None,
         Doc(
@@ -215,18 +189,7 @@ class EvalJob:
         Raises:
             UsageError: There is more said of models than there are; two have one name.
         """
-        from vaeconv.evaluation.models import name_specs
-
-        check_weights(self.models, ema=self.ema, both=self.raw_and_ema)
-        columns = {
-            "name": self.name,
-            "train_steps": self.train_steps,
-            "comment": self.comment,
-            "link": self.link,
-        }
-        return name_specs(
-            list(self.models), columns, self.models_file, ema=self.ema, both=self.raw_and_ema
-        )
+        return _specs(self, "name", "train_steps", "comment", "link")
 
     def check(self, options: EvalOptions, reading: Reading, *, json: bool) -> None:
         """Check that there is something to do, and that no option is without effect.
@@ -234,9 +197,9 @@ class EvalJob:
         Raises:
             UsageError: There is not, or one is.
         """
-        if not (self.models or self.models_file or self.reproduce_card or self.add):
+        has_models = bool(self.models or self.models_file)
+        if not (has_models or self.add):
             raise UsageError("no models", hint="name some, or results of earlier runs with --add")
-        has_models = bool(self.models or self.models_file or self.reproduce_card)
         given = {
             "images": self.images, "out": self.out, "ema": self.ema, "limit": options.limit,
             "strict": options.strict, "latent-stats": options.latent_stats,
@@ -247,14 +210,9 @@ class EvalJob:
             "download": reading.download,
         }  # fmt: skip
         why = "there are no models to evaluate"
-        drawn = "--reproduce-card only prints a comparison"
         refuse_idle(
             [
                 *[Rule(f"--{name}", bool(one), has_models, why) for name, one in given.items()],
-                *[
-                    Rule(f"--{name}", one is not None, not self.reproduce_card, drawn)
-                    for name, one in {"plots": self.plots, "html": self.html}.items()
-                ],
                 Rule("--format", self.format is not Format.TABLE, not json, "--json is JSON"),
             ]
         )

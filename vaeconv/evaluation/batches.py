@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from vaeconv.evaluation.eval_options import EvalOptions
 from vaeconv.evaluation.image_set import Item
-from vaeconv.evaluation.metrics import Meter
+from vaeconv.evaluation.metrics import INFINITE, Meter
 from vaeconv.evaluation.models import Candidate
 from vaeconv.evaluation.partial_results import Record
-from vaeconv.evaluation.protocol import Protocol
-from vaeconv.evaluation.summary import INFINITE
 
 if TYPE_CHECKING:
     import torch
@@ -24,13 +24,11 @@ class Batch:
 
     Attributes:
         items: All of it.
-        good: Those that could be read.
         found: Of each model, its metrics, ``[b]``.
         features: ``[b, (1 + models) * 2048]``.
     """
 
     items: list[Item]
-    good: list[Item]
     found: list[dict[str, torch.Tensor]]
     features: torch.Tensor | None
 
@@ -41,7 +39,7 @@ class Batch:
             for metrics in self.found
         ]
         features = None if self.features is None else self.features.cpu().numpy()
-        place = {item.at: number for number, item in enumerate(self.good)}
+        number = -1  # of an image among those that could be read
         for item in self.items:
             record: Record = {"at": item.at, "name": item.name, "sha256": item.sha256}
             if item.remark:
@@ -49,28 +47,24 @@ class Batch:
             if item.reason:
                 yield {**record, "skipped": item.reason}, None
                 continue
-            number = place[item.at]
+            number += 1
             record["models"] = [_plain(metrics, number) for metrics in values]
             yield record, None if features is None else features[number]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class BatchRunner:
     """Reconstructs and measures.
 
-    Attributes:
+    Args:
         candidates: The models.
-        meter: What measures, on the device where all is computed.
-        protocol: How pictures are reconstructed.
-        latent_stats: Whether to take sums of latents.
-        channels_last: Whether activations lie so.
+        meter: Measures, on the device where all is computed.
+        options: How images are reconstructed, and whether sums of latents are taken.
     """
 
-    candidates: Sequence[Candidate]
-    meter: Meter
-    protocol: Protocol
-    latent_stats: bool
-    channels_last: bool
+    def __init__(self, candidates: Sequence[Candidate], meter: Meter, options: EvalOptions) -> None:
+        self._candidates = candidates
+        self._meter = meter
+        self._options = options
 
     def run_all(self, groups: Iterable[list[Item]]) -> Iterator[Batch]:
         """Work on batches; each is given when the next is under way, to be fetched meanwhile."""
@@ -88,27 +82,27 @@ class BatchRunner:
         import numpy as np
         import torch
 
+        protocol = self._options.protocol
         good = [item for item in items if item.pixels is not None]
         if not good:
-            return Batch(items, good, [], None)
+            return Batch(items, [], None)
         pixels = torch.from_numpy(np.stack([item.pixels for item in good]))
-        if self.meter.device.type == "cuda":
+        if self._meter.device.type == "cuda":
             pixels = pixels.pin_memory()
-        pixels = pixels.to(self.meter.device, non_blocking=True)
+        pixels = pixels.to(self._meter.device, non_blocking=True)
         inputs = pixels.float() / 127.5 - 1
-        if self.channels_last:
+        if self._options.channels_last:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        original = self.meter.look(pixels)
+        places = [item.at for item in good]
+        original = self._meter.look(pixels)
         features = [original.features]
         found = []
-        for candidate in self.candidates:
-            latents, decoded = candidate.reconstruct(
-                inputs, [item.at for item in good], self.protocol
-            )
-            rounded = (decoded * 255).round() / 255 if self.protocol.rounds else decoded
-            seen = self.meter.look(rounded)
-            metrics = self.meter.compare(original, seen)
-            if self.latent_stats:
+        for candidate in self._candidates:
+            latents, decoded = candidate.reconstruct(inputs, places, protocol)
+            rounded = (decoded * 255).round() / 255 if protocol.rounds else decoded
+            seen = self._meter.look(rounded)
+            metrics = self._meter.compare(original, seen)
+            if self._options.latent_stats:
                 wide = latents.flatten(2).cpu().double()
                 metrics["sum"], metrics["squares"] = wide.sum(dim=2), wide.square().sum(dim=2)
                 metrics["number"] = torch.full((len(wide),), wide.shape[2])
@@ -117,18 +111,13 @@ class BatchRunner:
         joined = None
         if original.features is not None:
             joined = torch.cat([one for one in features if one is not None], dim=1)
-        return Batch(items, good, found, joined)
+        return Batch(items, found, joined)
 
 
 def grouped(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     """Cut a stream into lists of so many; the last may be shorter."""
-    group: list[Item] = []
-    for item in items:
-        group.append(item)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
+    remaining = iter(items)
+    while group := list(islice(remaining, size)):
         yield group
 
 

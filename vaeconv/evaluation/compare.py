@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from vaeconv.checkpoint.writers.atomic import replace_small_file
 from vaeconv.checkpoint.writers.writable import make_folder
@@ -22,10 +22,10 @@ from vaeconv.errors import InputError, OutputExistsError
 from vaeconv.evaluation.document import psnr_document
 from vaeconv.evaluation.grids import FORMATS, Panel, contact_sheet, merge_panels, save_picture
 from vaeconv.evaluation.image_set import ImageSet, Item
+from vaeconv.evaluation.metrics import INFINITE
 from vaeconv.evaluation.models import Candidate, ModelSpec, as_specs, load_candidates
 from vaeconv.evaluation.protocol import PRESETS, Protocol
-from vaeconv.evaluation.samples import Sample, to_levels, to_rgb
-from vaeconv.evaluation.summary import INFINITE
+from vaeconv.evaluation.samples import Sample, reconstruct_image, to_rgb
 from vaeconv.models.devices import (
     describe_environment,
     import_torch,
@@ -34,6 +34,9 @@ from vaeconv.models.devices import (
 )
 from vaeconv.models.images import LeftOut
 from vaeconv.models.open_model import OfOneModel, SideOptions
+
+if TYPE_CHECKING:
+    import torch
 
 ORIGINAL = "original"
 REPORT = "compare.json"
@@ -105,7 +108,7 @@ class Compared(NamedTuple):
     order: tuple[str, ...]
     pictures: tuple[tuple[Path, tuple[float | None, ...]], ...]
     sheet: Path | None
-    skipped: tuple[tuple[str, str], ...]
+    skipped: tuple[LeftOut, ...]
     left_out: tuple[LeftOut, ...] = ()
     result: Mapping[str, Any] = {}
 
@@ -141,19 +144,21 @@ def compare(
     """
     options, specs = options_of(CompareOptions, options), as_specs(models)
     folder = Path(path_text("folder", folder))
-    suffix = "." + options.format
+    report = options.on_progress or (lambda step, done, total: None)
+    suffix = f".{options.format}"
     with ExitStack() as stack:
-        report = options.on_progress or (lambda step, done, total: None)
-        pictures = ImageSet(images, options.limit, lambda step: report(step, 0, 1))
-        stack.callback(pictures.close)
-        targets = _targets(pictures.names, folder, suffix)
-        _check_folder(
-            folder,
-            [*targets, folder / f"sheet{suffix}", folder / REPORT],
-            overwrite=options.overwrite,
-        )
+        found = ImageSet(images, options.limit, lambda step: report(step, 0, 1))
+        stack.callback(found.close)
+        targets = _targets(found.names, folder, suffix)
+        sheet = folder / f"sheet{suffix}"
+        make_folder(folder)
+        present = [path for path in (*targets, sheet, folder / REPORT) if path.exists()]
+        if present and not options.overwrite:
+            raise OutputExistsError("exists", where=str(present[0]), hint="--overwrite replaces it")
         report("importing torch and diffusers", 0, 1)
         import_torch()
+        import torch
+
         device = pick_device(options.device)
         candidates = load_candidates(
             specs,
@@ -163,7 +168,73 @@ def compare(
             how=options.sides,
             on_step=lambda step: report(step, 0, 1),
         )
-        return _Comparison(candidates, pictures, targets, device, options).run(folder)
+        names = [candidate.name for candidate in candidates]
+        order = (*names, "picture" if ORIGINAL in names else ORIGINAL)
+        written: list[tuple[Path, tuple[float | None, ...]]] = []
+        skipped: list[LeftOut] = []
+        rows: list[Any] = []
+        report("comparing images", 0, len(found))
+        stream = found.stream(
+            range(len(found)),
+            options.protocol,
+            candidates[0].side.topology.in_channels,
+            workers=os.cpu_count() or 1,
+            ahead=4,
+        )
+        with reproducible(), torch.inference_mode():
+            for item in stream:
+                if item.pixels is None:
+                    skipped.append(LeftOut(item.name, item.reason or ""))
+                    continue
+                row, ratios = _merge(item, candidates, order, options, device)
+                save_picture(row, targets[item.at])
+                written.append((targets[item.at], ratios))
+                rows += [row] if options.sheet else []
+                report("comparing images", item.at + 1, len(found))
+        if not written:
+            name, reason = skipped[0]
+            raise InputError(
+                f"no image in it could be read, such as {name}: {reason}", where=found.place
+            )
+        if rows:
+            save_picture(contact_sheet(rows, options.sheet, options.format), sheet)
+        return Compared(
+            order,
+            tuple(written),
+            sheet if rows else None,
+            tuple(skipped),
+            tuple(found.left_out),
+            psnr_document(
+                [ratios for _, ratios in written],
+                found,
+                candidates,
+                options.protocol,
+                skipped,
+                describe_environment(device),
+            ),
+        )
+
+
+def _merge(
+    item: Item,
+    candidates: Sequence[Candidate],
+    order: Sequence[str],
+    options: CompareOptions,
+    device: torch.device,
+) -> tuple[Any, tuple[float | None, ...]]:
+    """Reconstruct an image; give the merged picture, and the PSNR of each model."""
+    from vaeconv.evaluation.image_metrics import psnr
+
+    original, rebuilt = reconstruct_image(item, candidates, options.protocol, device)
+    found = [psnr(original.float() / 255, levels.float() / 255).item() for levels in rebuilt]
+    ratios = tuple(ratio if math.isfinite(ratio) else None for ratio in found)
+    pixels = [to_rgb(levels[0]) for levels in (*rebuilt, original)]
+    said = ["equal" if ratio is None else f"{ratio:.2f} dB" for ratio in ratios]
+    panels = [Panel(*parts) for parts in zip(order, pixels, [*said, ""], strict=True)]
+    if options.on_sample:
+        values = tuple({"psnr": INFINITE if ratio is None else ratio} for ratio in ratios)
+        options.on_sample(Sample(item.name, pixels[-1], tuple(pixels[:-1]), values))
+    return merge_panels(panels, labels=options.labels, zoom=options.zoom), ratios
 
 
 def write_comparison(done: Compared, folder: Path) -> Path:
@@ -196,101 +267,3 @@ def _targets(names: Sequence[str], folder: Path, suffix: str) -> list[Path]:
             number += 1
         taken[target] = None
     return list(taken)
-
-
-def _check_folder(folder: Path, targets: Sequence[Path], *, overwrite: bool) -> None:
-    make_folder(folder)
-    present = next((target for target in targets if target.exists()), None)
-    if present and not overwrite:
-        raise OutputExistsError("exists", where=str(present), hint="--overwrite replaces it")
-
-
-class _Comparison:
-    def __init__(
-        self,
-        candidates: list[Candidate],
-        pictures: ImageSet,
-        targets: list[Path],
-        device: Any,
-        options: CompareOptions,
-    ) -> None:
-        self._candidates = candidates
-        self._pictures = pictures
-        self._targets = targets
-        self._device = device
-        self._options = options
-        self._report = options.on_progress or (lambda step, done, total: None)
-        is_taken = any(candidate.name == ORIGINAL for candidate in candidates)
-        self._last = "picture" if is_taken else ORIGINAL
-
-    def run(self, folder: Path) -> Compared:
-        import torch
-
-        options = self._options
-        channels = self._candidates[0].side.topology.in_channels
-        written: list[tuple[Path, tuple[float | None, ...]]] = []
-        skipped: list[tuple[str, str]] = []
-        merged: list[Any] = []
-        stream = self._pictures.stream(
-            range(len(self._pictures)),
-            options.protocol,
-            channels,
-            workers=os.cpu_count() or 1,
-            ahead=4,
-        )
-        self._report("comparing images", 0, len(self._pictures))
-        with reproducible(), torch.inference_mode():
-            for item in stream:
-                if item.pixels is None:
-                    skipped.append((item.name, item.reason or ""))
-                    continue
-                sheet, found = self._merge(item)
-                save_picture(sheet, self._targets[item.at])
-                written.append((self._targets[item.at], found))
-                if options.sheet:
-                    merged.append(sheet)
-                self._report("comparing images", item.at + 1, len(self._pictures))
-        if not written:
-            name, reason = skipped[0]
-            raise InputError(
-                f"no image in it could be read, such as {name}: {reason}",
-                where=self._pictures.place,
-            )
-        path = None
-        if merged:
-            path = folder / f"sheet.{options.format}"
-            save_picture(contact_sheet(merged, options.sheet, options.format), path)
-        order = (*(candidate.name for candidate in self._candidates), self._last)
-        left_out = tuple(self._pictures.left_out)
-        result = psnr_document(
-            [found for _, found in written],
-            self._pictures,
-            self._candidates,
-            options.protocol,
-            [LeftOut(*one) for one in skipped],
-            describe_environment(self._device),
-        )
-        return Compared(order, tuple(written), path, tuple(skipped), left_out, result)
-
-    def _merge(self, item: Item) -> tuple[Any, tuple[float | None, ...]]:
-        import torch
-
-        from vaeconv.evaluation.psnr_ssim import psnr
-
-        original = torch.from_numpy(item.pixels)[None].to(self._device)
-        inputs = original.float() / 127.5 - 1
-        panels, found = [], []
-        for candidate in self._candidates:
-            _, decoded = candidate.reconstruct(inputs, [item.at], self._options.protocol)
-            rounded = to_levels(decoded)
-            ratio = psnr(original.float() / 255, rounded.float() / 255).item()
-            found.append(ratio if math.isfinite(ratio) else None)
-            said = f"{ratio:.2f} dB" if math.isfinite(ratio) else "equal"
-            panels.append(Panel(candidate.name, to_rgb(rounded[0]), said))
-        panels.append(Panel(self._last, to_rgb(original[0])))
-        options = self._options
-        if options.on_sample:
-            *rebuilt, last = (panel.pixels for panel in panels)
-            values = tuple({"psnr": INFINITE if one is None else one} for one in found)
-            options.on_sample(Sample(item.name, last, tuple(rebuilt), values))
-        return merge_panels(panels, labels=options.labels, zoom=options.zoom), tuple(found)

@@ -72,7 +72,6 @@ class Ranks(NamedTuple):
         if self.world == 1:
             return work()
         failure: VaeconvError | None = None
-        result: Result | None = None
         if self.is_first:
             try:
                 result = work()
@@ -85,7 +84,7 @@ class Ranks(NamedTuple):
             echo = VaeconvError(told[0], where=told[1])
             echo.exit_code = told[2]
             raise echo
-        return result if result is not None else work()
+        return result if self.is_first else work()
 
     def merge(self, moments: Moments) -> Moments:
         """Add up the moments of all processes, in float64."""
@@ -134,8 +133,7 @@ def _read_number(name: str, default: int | None) -> int | None:
     return int(text)
 
 
-@contextmanager
-def joined_ranks(expected: int | None = None) -> Iterator[Ranks]:
+def join_ranks(expected: int | None = None) -> Ranks:
     """Join the other processes.
 
     What is exchanged lies on the CPU, so gloo carries it, whatever computes.
@@ -154,8 +152,7 @@ def joined_ranks(expected: int | None = None) -> Iterator[Ranks]:
             hint="accelerate launch --cpu starts one; torchrun --nproc-per-node starts many",
         )
     if ranks.world == 1:
-        yield ranks
-        return
+        return ranks
     from torch import distributed
 
     # Once, and kept to the end: joining again races with those who have not left yet.
@@ -165,7 +162,7 @@ def joined_ranks(expected: int | None = None) -> Iterator[Ranks]:
         with _reaching_others():
             distributed.init_process_group("gloo", rank=ranks.rank, world_size=ranks.world)
         atexit.register(distributed.destroy_process_group)
-    yield ranks
+    return ranks
 
 
 def _check_address() -> None:

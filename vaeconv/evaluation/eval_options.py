@@ -11,9 +11,8 @@ from vaeconv.common import option_docs as docs
 from vaeconv.common.option_checks import check_fields
 from vaeconv.common.option_docs import Doc
 from vaeconv.errors import UsageError
-from vaeconv.evaluation.metrics import METRICS
+from vaeconv.evaluation.metrics import METRICS, WINDOW
 from vaeconv.evaluation.protocol import PRESETS, Protocol
-from vaeconv.evaluation.psnr_ssim import WINDOW
 from vaeconv.evaluation.samples import Sample
 from vaeconv.models.open_model import OfOneModel, SideOptions
 
@@ -133,14 +132,6 @@ class EvalOptions:
         check_fields(self)
         if not self.metrics:
             raise UsageError("metrics are empty", hint=f"there are {', '.join(METRICS)}")
-
-
-def check_metrics(options: EvalOptions) -> None:
-    """Refuse a run that would measure nothing."""
-    is_small = options.protocol.size < WINDOW
-    metrics = [name for name in options.metrics if not (is_small and name == "ssim")]
-    if metrics or options.latent_stats:
-        return
-    if options.metrics:
-        raise UsageError(f"images of {options.protocol.size} pixels are too small for SSIM")
-    raise UsageError("no metrics", hint=f"choose from {', '.join(METRICS)}")
+        size = self.protocol.size
+        if set(self.metrics) == {"ssim"} and size < WINDOW and not self.latent_stats:
+            raise UsageError(f"images of {size} pixels are too small for SSIM")

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,10 @@ from vaeconv.checkpoint.writers.writable import check_writable
 from vaeconv.common.option_checks import options_of
 from vaeconv.errors import MissingDependencyError
 from vaeconv.evaluation.batches import BatchRunner, grouped
-from vaeconv.evaluation.distributed import Ranks, device_of, joined_ranks
+from vaeconv.evaluation.distributed import Ranks, device_of, join_ranks
 from vaeconv.evaluation.document import check_records, make_document
-from vaeconv.evaluation.eval_options import EvalOptions, check_metrics
+from vaeconv.evaluation.eval_options import EvalOptions
 from vaeconv.evaluation.image_set import ImageSet
-from vaeconv.evaluation.merging import merge_shards
 from vaeconv.evaluation.metrics import Meter
 from vaeconv.evaluation.models import Candidate, ModelSpec, as_specs, load_candidates
 from vaeconv.evaluation.partial_results import (
@@ -28,10 +28,11 @@ from vaeconv.evaluation.partial_results import (
     ShardWriter,
     digest_of,
     hashes_of,
+    merge_shards,
     open_folder,
     read_shards,
 )
-from vaeconv.evaluation.showing import show_samples
+from vaeconv.evaluation.samples import show_samples
 from vaeconv.evaluation.tables import make_tables
 from vaeconv.models.devices import (
     describe_environment,
@@ -106,31 +107,22 @@ def evaluate(
     options, specs = options_of(EvalOptions, options), as_specs(models)
     with ExitStack() as stack:
         parts = parts or Path(stack.enter_context(tempfile.TemporaryDirectory()), "parts")
-        check_metrics(options)
-        ranks = stack.enter_context(joined_ranks(options.expect_world_size))
+        ranks = join_ranks(options.expect_world_size)
         check_writable(parts, is_folder=True)
-        report = options.on_progress if ranks.is_first else None
-
-        def on_step(step: str) -> None:
-            if report:
-                report(step, 0, 1)
-
-        pictures = ranks.in_turn(lambda: ImageSet(images, options.limit, on_step))
+        if not ranks.is_first:  # the first process alone speaks, and removes what is there
+            options = replace(options, on_progress=None, quiet=True, restart=False, discards=False)
+        report = options.on_progress or (lambda step, done, total: None)
+        pictures = ranks.in_turn(
+            lambda: ImageSet(images, options.limit, lambda step: report(step, 0, 1))
+        )
         stack.callback(pictures.close)
-        found = Evaluation(specs, pictures, parts, options, ranks, stack).run()
-        return None if found is None else EvalResult(found)
+        return Evaluation(specs, pictures, parts, options, ranks, stack).run()
 
 
 class Evaluation:
-    """One evaluation on its way, in one process: models and nets are loaded, nothing is measured.
+    """One evaluation on its way, in one process: models and networks are loaded.
 
-    Args:
-        specs: The models.
-        pictures: What they reconstruct.
-        parts: The folder for results as they come.
-        options: How.
-        ranks: This process among all.
-        stack: Closes the models' files.
+    It takes what :func:`evaluate` does, with the images open; the stack closes the models' files.
     """
 
     def __init__(
@@ -146,9 +138,8 @@ class Evaluation:
         self._parts = parts
         self._options = options
         self._ranks = ranks
-        shown = options.on_progress if ranks.is_first else None
-        self._report = shown or (lambda step, done, total: None)
-        self._report("importing torch and diffusers", 0, 1)
+        self._report = options.on_progress or (lambda step, done, total: None)
+        self._step("importing torch and diffusers")
         import_torch()
         self._device = device_of(options.device, ranks)
         self._meter = ranks.in_turn(
@@ -157,8 +148,8 @@ class Evaluation:
                 options.weights,
                 self._device,
                 may_download=options.may_download,
-                quiet=options.quiet or not ranks.is_first,
-                on_step=lambda step: self._report(step, 0, 1),
+                quiet=options.quiet,
+                on_step=self._step,
             )
         )
         if self._meter.missing and not options.allow_missing:
@@ -176,41 +167,51 @@ class Evaluation:
             how=options.sides,
             channels_last=options.channels_last,
             compiles=options.compiles,
-            on_step=lambda step: self._report(step, 0, 1),
+            on_step=self._step,
         )
-        self._sets = 1 + len(self._candidates)  # the originals, and what each model made of them
-        self._width = self._meter.width * self._sets
+        # Features of the original, and of what each model made of it.
+        self._width = self._meter.width * (1 + len(self._candidates))
         self._workers = options.workers or os.cpu_count() or 1
         self._started = time.monotonic()
         self._environment: dict[str, Any] = {}
-        self._run = self._describe_run()
+        self._run = {
+            "schema_version": SCHEMA_VERSION,
+            "models": [_identify(candidate) for candidate in self._candidates],
+            "images": pictures.fingerprint,
+            "protocol": options.protocol._asdict(),
+            "metrics": list(self._meter.metrics),
+            "latent_stats": options.latent_stats,
+            "metric_networks": [[net.name, net.sha256] for net in self._meter.nets],
+            "versions": describe_versions(),
+        }
 
-    def run(self) -> dict[str, Any] | None:
+    def _step(self, step: str) -> None:
+        self._report(step, 0, 1)
+
+    def run(self) -> EvalResult | None:
         """Measure what is left to measure, and bring it all together, as :func:`evaluate`."""
-        shards, todo = self._resume()
-        mine = self._ranks.share(todo)
-        writer = ShardWriter(self._parts, self._ranks.rank, self._width)
-        try:
-            self._measure(mine, len(todo), writer)
-        finally:
-            writer.close()
-        return self._finish([*shards, writer.shard])
-
-    def _resume(self) -> tuple[list[Shard], list[int]]:
-        """Find what earlier runs found, and what is left; the same answer in all processes."""
-        self._ranks.in_turn(self._open_folder)
+        restart, discards = self._options.restart, self._options.discards
+        self._ranks.in_turn(
+            lambda: open_folder(self._parts, self._run, restart=restart, discards=discards)
+        )
         shards = read_shards(self._parts, self._width)
         known: dict[int, str | None] = {}
         for some in self._ranks.gather(hashes_of(shards)):
             known |= some
         self._check_unchanged(known)
-        return shards, [index for index in range(len(self._pictures)) if index not in known]
+        todo = [index for index in range(len(self._pictures)) if index not in known]
+        writer = ShardWriter(self._parts, self._ranks.rank, self._width)
+        try:
+            self._measure(self._ranks.share(todo), len(todo), writer)
+        finally:
+            writer.close()
+        return self._finish([*shards, writer.shard])
 
     def _check_unchanged(self, known: Mapping[int, str | None]) -> None:
         """Check that images are what they were when they were measured, by their bytes."""
         mine = self._ranks.share(sorted(known))
         if mine:
-            self._report(f"looking whether {len(known)} measured images are unchanged", 0, 1)
+            self._step(f"looking whether {len(known)} measured images are unchanged")
         found = self._pictures.hashes(mine, workers=self._workers)
         changed = [at for at, sha256 in zip(mine, found, strict=True) if sha256 != known[at]]
         everywhere = sorted(at for some in self._ranks.gather(changed) for at in some)
@@ -221,44 +222,17 @@ class Evaluation:
                 hint="--restart measures everything again",
             )
 
-    def _open_folder(self) -> bool:
-        is_first = self._ranks.is_first
-        open_folder(
-            self._parts,
-            self._run,
-            restart=self._options.restart and is_first,
-            discards=self._options.discards and is_first,
-        )
-        return True
-
-    def _describe_run(self) -> dict[str, Any]:
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "models": [_identify(one) for one in self._candidates],
-            "images": self._pictures.fingerprint,
-            "protocol": self._options.protocol._asdict(),
-            "metrics": list(self._meter.metrics),
-            "latent_stats": self._options.latent_stats,
-            "metric_networks": [[net.name, net.sha256] for net in self._meter.nets],
-            "versions": describe_versions(),
-        }
-
     def _measure(self, indices: Sequence[int], total: int, writer: ShardWriter) -> None:
         import torch
 
-        options = self._options
-        runner = BatchRunner(
-            candidates=self._candidates,
-            meter=self._meter,
-            protocol=options.protocol,
-            latent_stats=options.latent_stats,
-            channels_last=options.channels_last,
-        )
+        runner = BatchRunner(self._candidates, self._meter, self._options)
         size = self.batch_size()
-        channels = self._candidates[0].side.topology.in_channels
-        ahead = max(_AHEAD * size, self._workers)
         stream = self._pictures.stream(
-            indices, options.protocol, channels, workers=self._workers, ahead=ahead
+            indices,
+            self._options.protocol,
+            self._candidates[0].side.topology.in_channels,
+            workers=self._workers,
+            ahead=max(_AHEAD * size, self._workers),
         )
         done = 0
         self._report("measuring images", 0, total)
@@ -277,10 +251,10 @@ class Evaluation:
         widest = max(max(one.side.topology.channels[:2]) for one in self._candidates)
         return fitting_batch(self._device, self._options.protocol.size**2, widest)
 
-    def _finish(self, shards: Sequence[Shard]) -> dict[str, Any] | None:
+    def _finish(self, shards: Sequence[Shard]) -> EvalResult | None:
         seconds = time.monotonic() - self._started
-        self._report("computing the statistics", 0, 1)
-        found = merge_shards(shards, self._ranks, self._meter.width, self._sets)
+        self._step("computing the statistics")
+        found = merge_shards(shards, self._ranks, self._meter.width)
         if not self._ranks.is_first:
             return None
         check_records(found.records, self._pictures.place, strict=self._options.strict)
@@ -290,20 +264,21 @@ class Evaluation:
             "processes": self._ranks.world,
             "seconds": round(seconds, 2),
         }
-        document = make_document(
-            found, self._pictures, self._candidates, self._meter, self._options.protocol, run
+        protocol = self._options.protocol
+        result = EvalResult(
+            make_document(found, self._pictures, self._candidates, self._meter, protocol, run)
         )
         if self._options.on_sample:
             show_samples(
                 self._candidates,
                 self._pictures,
                 found.records,
-                self._options.protocol,
+                protocol,
                 self._device,
                 on_sample=self._options.on_sample,
                 on_progress=self._report,
             )
-        return document
+        return result
 
 
 def _identify(candidate: Candidate) -> list[Any]:

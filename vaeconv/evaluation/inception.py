@@ -53,8 +53,8 @@ def _shrink(x: Tensor) -> Tensor:
     return functional.max_pool2d(x, 3, stride=2)
 
 
-Step = tuple[str, int, "int | tuple[int, int]", int, "int | tuple[int, int]"]
-_WIDE, _HIGH = ((1, 7), (0, 3)), ((7, 1), (3, 0))
+Step = tuple[str, int, "int | tuple[int, int]"]  # name, channels, kernel
+_WIDE, _HIGH = (1, 7), (7, 1)
 
 
 class Mixed(nn.Module):
@@ -62,9 +62,8 @@ class Mixed(nn.Module):
 
     Args:
         inputs: Channels that come in.
-        chains: Each branch: convolutions one after the other, as ``(name, outputs, kernel,
-            stride, padding)``.
-        forks: Name of a convolution to the two that both take its output.
+        branches: Convolutions one after the other; the last may be a list of two that take the same
+            input. Where ``pooled`` is None, the last halves height and width.
         pool: Pools the input for the last branch.
         pooled: Channels of the 1x1 convolution behind the pooling; None for none.
     """
@@ -72,36 +71,36 @@ class Mixed(nn.Module):
     def __init__(
         self,
         inputs: int,
-        chains: list[list[Step]],
-        *,
+        branches: list[list[Step | list[Step]]],
         pool: Callable[[Tensor], Tensor],
-        pooled: int | None,
-        forks: dict[str, tuple[Step, Step]] | None = None,
+        pooled: int | None = None,
     ) -> None:
         super().__init__()
-        self._chains = [[step[0] for step in chain] for chain in chains]
-        self._forks = {name: (left[0], right[0]) for name, (left, right) in (forks or {}).items()}
         self._pool = pool
-        for chain in chains:
+        self._branches: list[list[list[str]]] = []
+        for branch in branches:
             width = inputs
-            for name, outputs, kernel, stride, padding in chain:
-                conv = Conv(width, outputs, kernel, stride=stride, padding=padding)
-                self.add_module(name, conv)
-                width = outputs
-                for step in (forks or {}).get(name, ()):
-                    fork = Conv(width, step[1], step[2], stride=step[3], padding=step[4])
-                    self.add_module(step[0], fork)
+            stages = [stage if isinstance(stage, list) else [stage] for stage in branch]
+            self._branches.append([[name for name, *_ in stage] for stage in stages])
+            for stage in stages:
+                shrinks = pooled is None and stage is stages[-1]
+                for name, outputs, kernel in stage:
+                    high, wide = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+                    padding = 0 if shrinks else (high // 2, wide // 2)
+                    stride = 2 if shrinks else 1
+                    conv = Conv(width, outputs, kernel, stride=stride, padding=padding)
+                    self.add_module(name, conv)
+                width = stage[0][1]
         self.branch_pool = None if pooled is None else Conv(inputs, pooled, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[b, inputs, h, w]`` to all branches' channels."""
         outputs = []
-        for chain in self._chains:
-            h = x
-            for name in chain:
-                h = self.get_submodule(name)(h)
-            fork = self._forks.get(chain[-1])
-            outputs += [self.get_submodule(name)(h) for name in fork] if fork else [h]
+        for branch in self._branches:
+            values = [x]
+            for names in branch:
+                values = [self.get_submodule(name)(values[0]) for name in names]
+            outputs += values
         pooled = self._pool(x)
         outputs.append(pooled if self.branch_pool is None else self.branch_pool(pooled))
         return torch.cat(outputs, dim=1)
@@ -111,16 +110,12 @@ def _block_a(inputs: int, pooled: int) -> Mixed:
     return Mixed(
         inputs,
         [
-            [("branch1x1", 64, 1, 1, 0)],
-            [("branch5x5_1", 48, 1, 1, 0), ("branch5x5_2", 64, 5, 1, 2)],
-            [
-                ("branch3x3dbl_1", 64, 1, 1, 0),
-                ("branch3x3dbl_2", 96, 3, 1, 1),
-                ("branch3x3dbl_3", 96, 3, 1, 1),
-            ],
+            [("branch1x1", 64, 1)],
+            [("branch5x5_1", 48, 1), ("branch5x5_2", 64, 5)],
+            [("branch3x3dbl_1", 64, 1), ("branch3x3dbl_2", 96, 3), ("branch3x3dbl_3", 96, 3)],
         ],
-        pool=_average,
-        pooled=pooled,
+        _average,
+        pooled,
     )
 
 
@@ -128,15 +123,10 @@ def _block_b() -> Mixed:
     return Mixed(
         288,
         [
-            [("branch3x3", 384, 3, 2, 0)],
-            [
-                ("branch3x3dbl_1", 64, 1, 1, 0),
-                ("branch3x3dbl_2", 96, 3, 1, 1),
-                ("branch3x3dbl_3", 96, 3, 2, 0),
-            ],
+            [("branch3x3", 384, 3)],
+            [("branch3x3dbl_1", 64, 1), ("branch3x3dbl_2", 96, 3), ("branch3x3dbl_3", 96, 3)],
         ],
-        pool=_shrink,
-        pooled=None,
+        _shrink,
     )
 
 
@@ -144,22 +134,22 @@ def _block_c(narrow: int) -> Mixed:
     return Mixed(
         768,
         [
-            [("branch1x1", 192, 1, 1, 0)],
+            [("branch1x1", 192, 1)],
             [
-                ("branch7x7_1", narrow, 1, 1, 0),
-                ("branch7x7_2", narrow, _WIDE[0], 1, _WIDE[1]),
-                ("branch7x7_3", 192, _HIGH[0], 1, _HIGH[1]),
+                ("branch7x7_1", narrow, 1),
+                ("branch7x7_2", narrow, _WIDE),
+                ("branch7x7_3", 192, _HIGH),
             ],
             [
-                ("branch7x7dbl_1", narrow, 1, 1, 0),
-                ("branch7x7dbl_2", narrow, _HIGH[0], 1, _HIGH[1]),
-                ("branch7x7dbl_3", narrow, _WIDE[0], 1, _WIDE[1]),
-                ("branch7x7dbl_4", narrow, _HIGH[0], 1, _HIGH[1]),
-                ("branch7x7dbl_5", 192, _WIDE[0], 1, _WIDE[1]),
+                ("branch7x7dbl_1", narrow, 1),
+                ("branch7x7dbl_2", narrow, _HIGH),
+                ("branch7x7dbl_3", narrow, _WIDE),
+                ("branch7x7dbl_4", narrow, _HIGH),
+                ("branch7x7dbl_5", 192, _WIDE),
             ],
         ],
-        pool=_average,
-        pooled=192,
+        _average,
+        192,
     )
 
 
@@ -167,34 +157,31 @@ def _block_d() -> Mixed:
     return Mixed(
         768,
         [
-            [("branch3x3_1", 192, 1, 1, 0), ("branch3x3_2", 320, 3, 2, 0)],
+            [("branch3x3_1", 192, 1), ("branch3x3_2", 320, 3)],
             [
-                ("branch7x7x3_1", 192, 1, 1, 0),
-                ("branch7x7x3_2", 192, _WIDE[0], 1, _WIDE[1]),
-                ("branch7x7x3_3", 192, _HIGH[0], 1, _HIGH[1]),
-                ("branch7x7x3_4", 192, 3, 2, 0),
+                ("branch7x7x3_1", 192, 1),
+                ("branch7x7x3_2", 192, _WIDE),
+                ("branch7x7x3_3", 192, _HIGH),
+                ("branch7x7x3_4", 192, 3),
             ],
         ],
-        pool=_shrink,
-        pooled=None,
+        _shrink,
     )
 
 
 def _block_e(inputs: int, pool: Callable[[Tensor], Tensor]) -> Mixed:
-    def fork(name: str, left: str, right: str) -> dict[str, tuple[Step, Step]]:
-        return {name: ((left, 384, (1, 3), 1, (0, 1)), (right, 384, (3, 1), 1, (1, 0)))}
+    def fork(name: str) -> list[Step]:
+        return [(f"{name}a", 384, (1, 3)), (f"{name}b", 384, (3, 1))]
 
     return Mixed(
         inputs,
         [
-            [("branch1x1", 320, 1, 1, 0)],
-            [("branch3x3_1", 384, 1, 1, 0)],
-            [("branch3x3dbl_1", 448, 1, 1, 0), ("branch3x3dbl_2", 384, 3, 1, 1)],
+            [("branch1x1", 320, 1)],
+            [("branch3x3_1", 384, 1), fork("branch3x3_2")],
+            [("branch3x3dbl_1", 448, 1), ("branch3x3dbl_2", 384, 3), fork("branch3x3dbl_3")],
         ],
-        pool=pool,
-        pooled=192,
-        forks=fork("branch3x3_1", "branch3x3_2a", "branch3x3_2b")
-        | fork("branch3x3dbl_2", "branch3x3dbl_3a", "branch3x3dbl_3b"),
+        pool,
+        192,
     )
 
 

@@ -1,23 +1,29 @@
-"""Weights of the nets that metrics need: where they are looked for, checked, and fetched from."""
+"""Weights of the metric networks: the options that name them, where else they are, and loading."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from vaeconv.checkpoint.open import open_checkpoint
+from vaeconv.checkpoint.source import hash_bytes
+from vaeconv.common.option_docs import Doc
 from vaeconv.errors import InputError, MissingDependencyError
 from vaeconv.models.load import load_row
+from vaeconv.weights.idle_options import Rule, refuse_idle
 from vaeconv.weights.plan import Row
 
 if TYPE_CHECKING:
     import torch
 
-_PIECE = 1 << 20
+_METRICS = "Metrics"
+INCEPTION_FILE = Doc("Weights of torch-fidelity's Inception v3, for rFID.", "FILE", _METRICS)
+VGG_FILE = Doc("Weights of torchvision's VGG16, for PSIM and LPIPS.", "FILE", _METRICS)
+LPIPS_FILE = Doc("Linear weights of LPIPS v0.1 for VGG.", "FILE", _METRICS)
 _PATIENCE = 15.0  # seconds for a server to say that it has a file
 
 
@@ -72,6 +78,29 @@ LPIPS_HEADS = Net(
     ("lpips",),
 )
 NETS = (INCEPTION, VGG, LPIPS_HEADS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkFiles:
+    """Files with the weights of metric networks; each option says which."""
+
+    inception_weights: Annotated[Path | None, INCEPTION_FILE] = None
+    vgg_weights: Annotated[Path | None, VGG_FILE] = None
+    lpips_weights: Annotated[Path | None, LPIPS_FILE] = None
+
+    def by_network(self, metrics: Sequence[str]) -> dict[str, Path]:
+        """List the files that were named, by network.
+
+        Raises:
+            UsageError: No metric needs one.
+        """
+        paths = (self.inception_weights, self.vgg_weights, self.lpips_weights)
+        given = {net: path for net, path in zip(NETS, paths, strict=True) if path is not None}
+        why = "no metric of --metrics uses them"
+        refuse_idle(
+            Rule(net.option, True, not {*metrics}.isdisjoint(net.serves), why) for net in given
+        )
+        return {net.name: path for net, path in given.items()}
 
 
 class Weights(NamedTuple):
@@ -157,20 +186,17 @@ def _place_of(net: Net, given: Path | None) -> Path:
     Raises:
         MissingWeightsError: A file that was named is not there.
     """
-    named = given or (Path(os.environ[net.variable]) if os.environ.get(net.variable) else None)
-    if named is not None:
-        if not named.is_file():
+    named = given or os.environ.get(net.variable)
+    if named:
+        if not Path(named).is_file():
             raise _missing(net, f"{named} is not there")
-        return named
-    if net is LPIPS_HEADS:
-        return _shipped_heads() or _cache() / "lpips-v0.1-vgg.pth"
-    return _cache() / net.file_name
-
-
-def _cache() -> Path:
+        return Path(named)
     import torch
 
-    return Path(torch.hub.get_dir()) / "checkpoints"
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    if net is LPIPS_HEADS:
+        return _shipped_heads() or cache / "lpips-v0.1-vgg.pth"
+    return cache / net.file_name
 
 
 def _shipped_heads() -> Path | None:
@@ -206,19 +232,12 @@ def _download(net: Net, target: Path, *, quiet: bool) -> None:
 
 def _load(net: Net, path: Path) -> Weights:
     """Read a file of weights as any file from a stranger."""
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while piece := file.read(_PIECE):
-                digest.update(piece)
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from error
     with open_checkpoint(path) as checkpoint:
+        sha256 = hash_bytes(checkpoint.sources[0])
         tensors = {
             name: load_row(Row(name, tensor, tensor.shape, tensor.dtype))
             for name, tensor in checkpoint.tensors.items()
         }
     if not tensors:
         raise InputError(f"no weights of {net.name} in it", where=str(path))
-    sha256 = digest.hexdigest()
     return Weights(tensors, path, sha256, sha256.startswith(net.sha256_prefix))

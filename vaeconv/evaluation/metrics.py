@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 # Each metric of single pictures: how it is called in a table, and its digits there.
 COLUMNS = {"psnr": ("PSNR", 1), "ssim": ("SSIM", 2), "psim": ("PSIM (VGG, unweighted)", 2),
            "lpips": ("LPIPS", 3)}  # fmt: skip
+INFINITE = "inf"  # what a record has for the PSNR of two equal images
+WINDOW = 11  # pixels of a side that SSIM looks at
 _LONGEST = 120  # characters of a reason
 METRICS = ("rfid", *COLUMNS)
 BETTER_IF_LARGER = frozenset({"psnr", "ssim"})
@@ -108,8 +110,8 @@ class Meter:
                 self.nets.append(facts)
 
     def _load(self, net: Net, weights: Weights) -> None:
+        from vaeconv.evaluation.image_metrics import VGG16, read_heads
         from vaeconv.evaluation.inception import InceptionV3
-        from vaeconv.evaluation.perceptual import VGG16, read_heads
 
         try:
             if net is LPIPS_HEADS:
@@ -150,8 +152,7 @@ class Meter:
 
     def compare(self, original: Seen, other: Seen) -> dict[str, torch.Tensor]:
         """Compute the metrics of single pictures; ``[b]`` each."""
-        from vaeconv.evaluation.perceptual import lpips, psim
-        from vaeconv.evaluation.psnr_ssim import WINDOW, psnr, ssim
+        from vaeconv.evaluation.image_metrics import lpips, psim, psnr, ssim
 
         found: dict[str, torch.Tensor] = {}
         for name in self.metrics:

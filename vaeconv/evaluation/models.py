@@ -105,17 +105,20 @@ def name_specs(
     Raises:
         UsageError: There are more names, steps, comments or links than models; two have one name.
     """
-    given = [ModelSpec(path=path, ema=ema) for path in paths]
     for field, values in columns.items():
-        if len(values) > len(given):
+        if len(values) > len(paths):
             option = "--" + field.replace("_", "-")
-            raise UsageError(f"{len(values)} {option} for {len(given)} models")
-        for at, value in enumerate(values):
-            change: dict[str, Any] = {field: value}
-            given[at] = replace(given[at], **change)
-    if both:
-        given = [row for spec in given for row in _raw_and_ema(spec)]
-    specs = [*given, *(read_models_file(models_file) if models_file else [])]
+            raise UsageError(f"{len(values)} {option} for {len(paths)} models")
+    specs: list[ModelSpec] = []
+    for at, path in enumerate(paths):
+        said = {field: values[at] for field, values in columns.items() if at < len(values)}
+        spec = ModelSpec(path=path, ema=ema, **said)
+        if both:
+            (name,) = name_models([spec])
+            specs.append(replace(spec, name=f"{name} raw"))
+            spec = replace(spec, name=f"{name} EMA", ema=True)
+        specs.append(spec)
+    specs += read_models_file(models_file) if models_file else []
     name_models(specs)
     return specs
 
@@ -134,11 +137,6 @@ def as_specs(models: Sequence[ModelSpec | str | os.PathLike[str]]) -> list[Model
         one if isinstance(one, ModelSpec) else ModelSpec(path=path_text("a model", one))
         for one in models
     ]
-
-
-def _raw_and_ema(spec: ModelSpec) -> tuple[ModelSpec, ModelSpec]:
-    (name,) = name_models([spec])
-    return replace(spec, name=f"{name} raw"), replace(spec, name=f"{name} EMA", ema=True)
 
 
 class Candidate(NamedTuple):
@@ -201,7 +199,7 @@ def load_candidates(
     how: SideOptions,
     channels_last: bool = False,
     compiles: bool = False,
-    on_step: Callable[[str], None] | None = None,
+    on_step: Callable[[str], None] = lambda step: None,
 ) -> list[Candidate]:
     """Open and load models; their files are closed with the stack.
 
@@ -217,14 +215,12 @@ def load_candidates(
     names = name_models(specs)
     sides: list[Side] = []
     for spec, name in zip(specs, names, strict=True):
-        if on_step:
-            on_step(f"opening {name}")
+        on_step(f"opening {name}")
         side = open_side(spec.path, name, how._replace(variant=spec.variant), ema=spec.ema)
         stack.callback(side.close)
         sides.append(side)
         _check_side(side, protocol)
-    averaged = [side for side, spec in zip(sides, specs, strict=True) if spec.ema]
-    if averaged:
+    if averaged := [side for side, spec in zip(sides, specs, strict=True) if spec.ema]:
         check_averages(averaged)
     raw = {(spec.path, spec.variant) for spec in specs if not spec.ema}
     for spec, side in zip(specs, sides, strict=True):
@@ -233,8 +229,7 @@ def load_candidates(
     _check_channels(sides)
     candidates: list[Candidate] = []
     for spec, name, side in zip(specs, names, sides, strict=True):
-        if on_step:
-            on_step(f"loading {name}")
+        on_step(f"loading {name}")
         model = side.load_checked()
         weights = hash_weights(model.module)
         model.to(device, dtype)

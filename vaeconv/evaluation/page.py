@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vaeconv._version import __version__
-from vaeconv.evaluation.caveats import caveats_of
+from vaeconv.common.wording import plural
 from vaeconv.evaluation.distributions import axes_of
-from vaeconv.evaluation.metrics import COLUMNS, UNITS, explain_metric
+from vaeconv.evaluation.metrics import COLUMNS, INFINITE, UNITS, explain_metric
 from vaeconv.evaluation.samples import Sample, judge_of
-from vaeconv.evaluation.summary import INFINITE
 from vaeconv.evaluation.tables import make_tables
+from vaeconv.models.images import LeftOut, count_left_out
 from vaeconv.pages.frame import DataUri, png_address, render
 from vaeconv.pages.png import encode_png, enlargement
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 ORIGINAL = "original"
 LARGEST = 512  # pixels of a side; larger images are reduced on a page
 BUDGET = 32 << 20  # bytes of images on a page
+_USUAL = 50_000  # images behind a Fréchet distance in papers
+_FEATURES = 2048  # with fewer images than that, their covariance has no full rank
+_FEW = 100  # images
 _EXPLAINED = {"rFID": explain_metric("rfid")} | {
     title: explain_metric(name) for name, (title, _) in COLUMNS.items()
 }
@@ -156,3 +159,67 @@ def _say_values(values: Mapping[str, Any]) -> Iterator[str]:
             yield f"{title} not finite"
         else:
             yield f"{title} {value:.{digits + 1}f}{UNITS.get(name, '')}"
+
+
+def caveats_of(result: Mapping[str, Any]) -> list[str]:
+    """List what limits the numbers of an evaluation.
+
+    Args:
+        result: Document of an evaluation.
+    """
+    return [*_of_images(result), *_of_metrics(result), *_of_models(result)]
+
+
+def _of_images(result: Mapping[str, Any]) -> Iterator[str]:
+    images, number = result["pictures"], result["pictures"]["number"]
+    if number < _FEW:
+        yield (
+            f"Only {plural(number, 'image')}: differences between close models may be chance, and "
+            "say little of other images."
+        )
+    if images.get("beyond_limit"):
+        more = number + images["beyond_limit"]
+        yield f"Only the first {number} of {more} images were measured, in the order of names."
+    if images.get("left_out"):
+        yield f"{count_left_out([LeftOut(**one) for one in images['left_out']])}."
+    for remark, count in images.get("remarks", {}).items():
+        yield f"{plural(count, 'image')} measured, but: {remark}."
+
+
+def _of_metrics(result: Mapping[str, Any]) -> Iterator[str]:
+    number = result["pictures"]["number"]
+    models = [model["metrics"] for model in result["models"]]
+    if any(metrics.get("rfid") is not None for metrics in models) and number < _USUAL:
+        yield (
+            f"rFID of {plural(number, 'image')} is biased upward: it falls as images are added, so "
+            "it compares only with rFID of the same images."
+        )
+        if number < _FEATURES:
+            yield (
+                f"rFID needs more images than the {_FEATURES} features of its network to be more "
+                "than a rough order of the models."
+            )
+    if any("psim" in metrics for metrics in models):
+        yield "That PSIM is what published cards call PSIM is not verified."
+    for name, reason in result.get("not_computed", {}).items():
+        title = COLUMNS[name][0] if name in COLUMNS else "rFID"
+        yield f"{title} was not computed: {reason}."
+    for net in result.get("nets", ()):
+        if not net["is_published"]:
+            yield (
+                f"{net['file']} holds other weights of {net['name']} than the published ones: "
+                "what it measures compares with no published number."
+            )
+
+
+def _of_models(result: Mapping[str, Any]) -> Iterator[str]:
+    protocol = result["protocol"]
+    if protocol.get("dtype", "fp32") != "fp32":
+        yield f"The models ran in {protocol['dtype']}, which rounds more than fp32."
+    if not protocol.get("rounds", True):
+        yield "Reconstructions were not rounded to uint8, as an image file would."
+    for model in result["models"]:
+        for name, found in model["metrics"].items():
+            lost = found["invalid"] if isinstance(found, Mapping) else 0
+            if lost and name == "psnr":
+                yield f"{model['name']} made {plural(lost, 'image')} with NaN or infinity."

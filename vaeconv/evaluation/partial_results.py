@@ -10,16 +10,18 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vaeconv.checkpoint import system
 from vaeconv.checkpoint.writers.atomic import replace_small_file
 from vaeconv.checkpoint.writers.writable import make_folder, translated
 from vaeconv.errors import OutputError, UsageError
+from vaeconv.evaluation.distributed import Ranks
+from vaeconv.evaluation.frechet import Moments, moments_of, no_moments
 
 _RUN = "run.json"
 _LINES, _ROWS = ".jsonl", ".f32"
@@ -238,11 +240,46 @@ def _read_shard(path: Path, width: int) -> Shard:
     return shard
 
 
-def indices_of(shards: Iterable[Shard]) -> set[int]:
-    """List the images that shards hold."""
-    return {record["at"] for shard in shards for record in shard.records}
-
-
 def hashes_of(shards: Iterable[Shard]) -> dict[int, str | None]:
     """Give the sha256 of each image that shards hold; None for one that could not be read."""
     return {record["at"]: record["sha256"] for shard in shards for record in shard.records}
+
+
+class Merged(NamedTuple):
+    """All results.
+
+    Attributes:
+        records: In the order of pictures.
+        moments: Of the features of the originals, then of each model's reconstructions; empty
+            where there are no features.
+    """
+
+    records: list[Record]
+    moments: list[Moments]
+
+
+def merge_shards(shards: Sequence[Shard], ranks: Ranks, width: int) -> Merged:
+    """Bring all results together; a picture that two shards hold counts once.
+
+    Args:
+        shards: Those that this process can read.
+        ranks: All processes take part.
+        width: Features of one picture; 0 where there are none.
+    """
+    owned = hashes_of(shards).keys()
+    mine = owned - set[int]().union(*ranks.gather({*owned})[: ranks.rank])
+    records: list[Record] = []
+    moments = [no_moments(width) for _ in range(shards[0].width // width if width else 0)]
+    for shard in shards:
+        found = {record["at"]: record for record in shard.records}
+        fresh = found.keys() & mine
+        mine -= fresh
+        records += (found[index] for index in fresh)
+        for rows in shard.rows(fresh):
+            moments = [
+                known.joined(moments_of(rows[:, at * width : (at + 1) * width]))
+                for at, known in enumerate(moments)
+            ]
+    merged = [ranks.merge(known) for known in moments] if width else []
+    everything = (record for some in ranks.gather(records) for record in some)
+    return Merged(sorted(everything, key=lambda record: record["at"]), merged)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vaeconv.evaluation.metrics import BETTER_IF_LARGER
-from vaeconv.evaluation.summary import INFINITE
+from vaeconv.models.devices import reproducible
 from vaeconv.models.images import flatten
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import torch
+
+    from vaeconv.evaluation.image_set import ImageSet, Item
+    from vaeconv.evaluation.models import Candidate
+    from vaeconv.evaluation.protocol import Protocol
 
     Pixels = npt.NDArray[np.uint8]
 
@@ -45,16 +50,10 @@ def judge_of(models: Sequence[Mapping[str, Any]]) -> str | None:
 def badness(models: Sequence[Mapping[str, Any]], metric: str) -> float:
     """Tell how bad an image came out on average over the models; the larger, the worse."""
     sign = -1.0 if metric in BETTER_IF_LARGER else 1.0
-    found = [sign * _number(one.get(metric), metric) for one in models]
+    values = (model.get(metric) for model in models)
+    # Equal images are as good as can be; what is not finite is worse than any number.
+    found = [math.inf if value is None else sign * float(value) for value in values]
     return math.inf if any(map(math.isnan, found)) else sum(found) / len(found)
-
-
-def _number(value: float | str | None, metric: str) -> float:
-    if value == INFINITE:
-        return math.inf
-    if value is None:  # not finite: worse than any number
-        return -math.inf if metric in BETTER_IF_LARGER else math.inf
-    return float(value)
 
 
 def pick_extremes(records: Sequence[Mapping[str, Any]], most: int) -> list[int]:
@@ -110,8 +109,56 @@ def to_rgb(pixels: Any) -> Pixels:
     return np.asarray(flatten(image, "RGB"))
 
 
-def to_levels(decoded: Any) -> Any:
-    """Round decoded images from 0 to 1 to uint8; what is not finite becomes black."""
+def reconstruct_image(
+    item: Item, candidates: Sequence[Candidate], protocol: Protocol, device: torch.device
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Reconstruct one image with each model.
+
+    Returns:
+        The image, uint8 ``[1, c, h, w]``, and what each model makes of it, rounded to the same;
+        what is not finite becomes black.
+    """
     import torch
 
-    return torch.nan_to_num(decoded * 255).round().to(torch.uint8)
+    original = torch.from_numpy(item.pixels)[None].to(device)
+    inputs = original.float() / 127.5 - 1
+    decoded = [model.reconstruct(inputs, [item.at], protocol)[1] for model in candidates]
+    return original, [torch.nan_to_num(one * 255).round().to(torch.uint8) for one in decoded]
+
+
+def show_samples(
+    candidates: Sequence[Candidate],
+    images: ImageSet,
+    records: Sequence[Mapping[str, Any]],
+    protocol: Protocol,
+    device: torch.device,
+    *,
+    on_sample: Callable[[Sample], None],
+    on_progress: Callable[[str, int, int], None],
+) -> None:
+    """Reconstruct the worst and the best images again: of all of them only metrics were kept.
+
+    Args:
+        candidates: The models.
+        images: The set.
+        records: What was measured of it.
+        protocol: How it was measured.
+        device: Where the models are.
+        on_sample: Called with each image, the worst first.
+        on_progress: Called with what is being done, and how much of it is done of how much.
+    """
+    import torch
+
+    measured = {record["at"]: record for record in records if "skipped" not in record}
+    chosen = pick_extremes(list(measured.values()), SHOWN)
+    channels = candidates[0].side.topology.in_channels
+    stream = images.stream(chosen, protocol, channels, workers=1, ahead=2)
+    with reproducible(), torch.inference_mode():
+        for done, item in enumerate(stream):
+            on_progress("drawing the worst and the best images", done, len(chosen))
+            if item.pixels is None:  # it could be read before, and is gone
+                continue
+            original, rebuilt = reconstruct_image(item, candidates, protocol, device)
+            shown = tuple(to_rgb(levels[0]) for levels in rebuilt)
+            values = tuple(measured[item.at]["models"])
+            on_sample(Sample(item.name, to_rgb(original[0]), shown, values))

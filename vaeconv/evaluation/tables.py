@@ -14,7 +14,6 @@ from vaeconv.common.wording import plural
 from vaeconv.errors import printable
 from vaeconv.evaluation.metrics import COLUMNS
 
-FORMATS = ("table", "markdown", "latex", "json")
 _LATEX = {char: f"\\{char}" for char in "&%$#_{}"} | {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
@@ -82,8 +81,8 @@ def _make_table(results: Sequence[Mapping[str, Any]]) -> Table:
     # The card's order: rFID, single pictures, then where it is from and what to say.
     columns: list[tuple[str, bool, list[str]]] = [
         ("Model", True, [model["name"] for model in models]),
-        ("train steps", False, [_or_dash(model["train_steps"]) for model in models]),
-        ("rFID", False, [_rfid(model["metrics"]) for model in models]),
+        ("train steps", False, [_number(model["train_steps"], "") for model in models]),
+        ("rFID", False, [_number(model["metrics"].get("rfid"), ".2f") for model in models]),
         *(
             (
                 titles[name],
@@ -112,13 +111,8 @@ def _plain(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
-def _or_dash(value: Any) -> str:
-    return "-" if value is None else str(value)
-
-
-def _rfid(metrics: Mapping[str, Any]) -> str:
-    value = metrics.get("rfid")
-    return "-" if value is None else f"{value:.2f}"
+def _number(value: Any, form: str) -> str:
+    return "-" if value is None else f"{value:{form}}"
 
 
 def _statistic(found: Mapping[str, Any] | None, name: str) -> str:

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from vaeconv.common.notes import Note, note
 from vaeconv.errors import CheckpointNotFoundError, InputError, UnsupportedModelError
 from vaeconv.weights.output_names import KINDS
 
@@ -152,6 +153,15 @@ def count_left_out(left_out: Sequence[LeftOut]) -> str:
     noun = "file is" if len(left_out) == 1 else "files are"
     kinds = "; ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
     return f"{len(left_out)} {noun} not used: {kinds}"
+
+
+def left_out_notes(left_out: Sequence[LeftOut], *, verbose: bool) -> list[Note]:
+    """Say how many files were not used, and with ``verbose`` which."""
+    if not left_out:
+        return []
+    named = [note(f"{one.name}: {one.reason}") for one in left_out] if verbose else []
+    hint = "" if verbose else " (--verbose names them)"
+    return [note(f"{count_left_out(left_out)}{hint}"), *named]
 
 
 # --- what is in them ---

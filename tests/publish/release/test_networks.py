@@ -15,8 +15,8 @@ from tests.publish.releases import make, redone, write_project, write_toml
 from tests.support.loopback_hub import LoopbackHub
 from tests.support.range_hub import point_client_at
 from vaeconv.errors import VaeconvError
+from vaeconv.evaluation.image_metrics import VGG16, WIDTHS
 from vaeconv.evaluation.metric_networks import NETS
-from vaeconv.evaluation.perceptual import VGG16, WIDTHS
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "eval": {

@@ -7,7 +7,7 @@ from vaeconv.cli.eval_jobs import EvalJob
 from vaeconv.cli.jobs import Reading
 from vaeconv.cli.output import Sink
 from vaeconv.evaluation.eval_options import EvalOptions
-from vaeconv.evaluation.network_files import NetworkFiles
+from vaeconv.evaluation.metric_networks import NetworkFiles
 from vaeconv.evaluation.protocol import ProtocolOptions
 
 
@@ -52,9 +52,4 @@ def eval(
         weights=networks.by_network(options.metrics),
         sides=reading.options(),
     )
-    if job.reproduce_card:
-        from vaeconv.cli.reproduce import reproduce
-
-        reproduce(job, options, sink)
-    else:
-        evaluate_job(job, options, sink)
+    evaluate_job(job, options, sink)

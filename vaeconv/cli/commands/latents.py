@@ -51,8 +51,8 @@ def latents(
 
         vaeconv verify --latents refs.safetensors last.ckpt out/
     """
-    from vaeconv.cli.left_out import left_out_notes
     from vaeconv.cli.render.latents import latents_document, latents_lines
+    from vaeconv.models.images import left_out_notes
     from vaeconv.parity.encode import encode_images
 
     with sink.progress("fetching") as fetching, sink.steps() as steps:

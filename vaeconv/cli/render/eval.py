@@ -6,14 +6,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vaeconv.cli.left_out import left_out_notes
 from vaeconv.cli.output import print_notes
 from vaeconv.cli.screen import Line, Table, fitted
 from vaeconv.common.json_text import dump_json
 from vaeconv.common.notes import Note, note, warning
 from vaeconv.common.wording import plural
 from vaeconv.evaluation.tables import format_latex, format_markdown, make_tables
-from vaeconv.models.images import LeftOut
+from vaeconv.models.images import LeftOut, left_out_notes
 
 
 def result_notes(result: Mapping[str, Any], *, verbose: bool) -> list[Note]:

@@ -18,9 +18,8 @@ from vaeconv.checkpoint.writers.atomic import replace_small_file
 from vaeconv.common.option_checks import MOST_PIXELS, RUN_DTYPES, Range, check_fields
 from vaeconv.common.option_docs import IMAGES, Device, Doc, ShiftFactor
 from vaeconv.errors import OutputExistsError, UsageError, VaeconvError
-from vaeconv.evaluation.metric_networks import NETS, Net
+from vaeconv.evaluation.metric_networks import INCEPTION_FILE, LPIPS_FILE, NETS, VGG_FILE, Net
 from vaeconv.evaluation.metrics import METRICS
-from vaeconv.evaluation.network_files import INCEPTION_FILE, LPIPS_FILE, VGG_FILE
 from vaeconv.evaluation.protocol import PRESETS
 from vaeconv.publish.card.meta import CardMeta
 from vaeconv.weights.output_names import KINDS, check_ending
