@@ -9,6 +9,7 @@ from vaeconv.errors import UsageError, VaeconvError
 from vaeconv.evaluation.distributed import read_ranks
 from vaeconv.evaluation.metric_networks import INCEPTION, LPIPS_HEADS, VGG
 from vaeconv.publish.hub.push_options import PushOptions, check_options
+from vaeconv.publish.modelspec import source_date
 from vaeconv.publish.release.config import (
     EvalTable,
     OutputTable,
@@ -16,7 +17,6 @@ from vaeconv.publish.release.config import (
     ReleaseConfig,
     SourceTable,
 )
-from vaeconv.publish.source_date import source_date
 from vaeconv.weights.manifest import MANIFEST
 from vaeconv.weights.output_names import KINDS, OutputKind, ending_of, no_path
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vaeconv.publish.hub.push import checked_files, publish_files
+from vaeconv.publish.files import checked_files
+from vaeconv.publish.hub.push import publish_files
 from vaeconv.publish.hub.push_options import PushOptions
 from vaeconv.publish.hub.session import Deadline
 from vaeconv.publish.release.results import describe, measure, show
