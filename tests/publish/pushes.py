@@ -99,9 +99,13 @@ def write_parity(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def list_release(folder: Path, **patterns: Sequence[str]) -> list[ReleaseFile]:
+def list_release(
+    folder: Path, include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> list[ReleaseFile]:
     """List what would be published, without a look at whether it may be."""
-    return hash_files(folder, select_files(folder, **patterns), lambda done, total: None)
+    selection = select_files(folder, include=include, exclude=exclude)
+    assert not selection.problems
+    return hash_files(folder, selection, lambda done, total: None)
 
 
 def contents_of(folder: Path) -> dict[str, bytes]:

@@ -120,7 +120,8 @@ def test_names_that_no_repository_can_have(release: Path) -> None:
 
 def test_hashing_says_how_far_it_is(release: Path) -> None:
     said: list[tuple[int, int]] = []
-    files = hash_files(release, select_files(release), lambda *numbers: said.append(numbers))
+    selection = select_files(release)
+    files = hash_files(release, selection, lambda done, total: said.append((done, total)))
     total = sum(file.size for file in files)
     assert said[-1] == (total, total)
     assert said == sorted(said) and {one for _, one in said} == {total}

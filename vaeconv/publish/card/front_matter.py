@@ -117,29 +117,13 @@ def _load(text: str) -> dict[str, Any]:
     """
     import yaml
 
-    class Loader(yaml.SafeLoader):
-        """YAML's own, but for what it takes without a word."""
-
-        def compose_node(self, parent: Any, index: int) -> Any:
-            if self.check_event(yaml.AliasEvent):  # a few lines of them make gigabytes
-                raise InputError(
-                    f"refers to itself (*{self.peek_event().anchor})", hint="write it out"
-                )
-            return super().compose_node(parent, index)
-
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            seen: set[str] = set()
-            for key in (one for one, _ in node.value if isinstance(one, yaml.ScalarNode)):
-                if key.value in seen:
-                    raise InputError(
-                        f"has the key {key.value} twice, again in line {key.start_mark.line + 2}",
-                        hint="remove one of them",
-                    )
-                seen.add(key.value)
-            return super().construct_mapping(node, deep)
-
     try:
-        data = yaml.load(text, Loader)
+        for event in yaml.parse(text, yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):  # a few lines of them make gigabytes
+                raise InputError(f"refers to itself (*{event.anchor})", hint="write it out")
+        node = yaml.compose(text, yaml.SafeLoader)
+        _check_keys(node)
+        data = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 2}" if mark else ""
@@ -157,3 +141,23 @@ def _load(text: str) -> dict[str, Any]:
     if odd:
         raise InputError(f"has a key that YAML reads as {odd[0]!r}", hint="put quotes around it")
     return data
+
+
+def _check_keys(node: Any) -> None:
+    """Refuse a key that stands twice: YAML's reader takes the last one without a word."""
+    import yaml
+
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise InputError(
+                        f"has the key {key.value} twice, again in line {key.start_mark.line + 2}",
+                        hint="remove one of them",
+                    )
+                seen.add(key.value)
+            _check_keys(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for one in node.value:
+            _check_keys(one)

@@ -17,11 +17,11 @@ from vaeconv.publish.documents import parity_reports, read_parity
 from vaeconv.publish.files import ReleaseFile, checked_files, hash_file
 from vaeconv.publish.hub.access import look
 from vaeconv.publish.hub.commit import commit_files
-from vaeconv.publish.hub.published import card_line, find_outdated, with_published_card
+from vaeconv.publish.hub.published import card_line, with_published_card
 from vaeconv.publish.hub.push_options import PushOptions, check_options
 from vaeconv.publish.hub.repository import Remote, differing, fetch, with_remote
 from vaeconv.publish.hub.session import Deadline
-from vaeconv.publish.hub.stale import loaded_file, other_variants, weights_of
+from vaeconv.publish.hub.stale import find_outdated, loaded_file, other_variants, weights_of
 from vaeconv.publish.selection import select_files
 from vaeconv.publish.signing import SIGNATURE, settle_signature
 
@@ -204,10 +204,12 @@ def _run(
         own = {file.path: file.blob for file in files}.get(CARD)
         files, notes = with_published_card(remote, files, tree, head, options, room)
         changed = differing(files, tree)
-        gone = find_outdated(remote, files, tree, head, room)
+        pushed = {file.path: file.sha256 for file in files}
+        gone = find_outdated(
+            pushed, tree, lambda path: remote.download(path, head, room / "published")
+        )
         if changed:
-            paths = {file.path for file in files}
-            notes += [f"{path} stays, of an earlier push" for path in other_variants(paths, tree)]
+            notes += [f"{path} stays, of an earlier push" for path in other_variants(pushed, tree)]
         result = Pushed(
             remote.repo_id,
             remote.revision,
@@ -276,7 +278,7 @@ def _verify(
     with scratch_folder() as folder:
         for number, file in enumerate(files):
             report("downloading", number, len(files))
-            path = Path(remote.download(file.path, oid, str(folder)))
+            path = remote.download(file.path, oid, folder)
             if hash_file(path, file.path).sha256 != file.sha256:
                 raise CheckFailedError(
                     f"{file.path} came back different from what was published",

@@ -227,12 +227,13 @@ class Remote:
                 hint=f"remove it from {IGNORE}, or leave the file out with --exclude",
             )
 
-    def download(self, path: str, commit: str, folder: str) -> str:
+    def download(self, path: str, commit: str | None, folder: Path) -> Path:
         """Download a file into a folder, whatever a cache may have of it."""
-        found: str = self._ask(
-            "hf_hub_download", path, revision=commit, local_dir=folder, force_download=True
+        return Path(
+            self._ask(
+                "hf_hub_download", path, revision=commit, local_dir=str(folder), force_download=True
+            )
         )
-        return found
 
 
 def differing(files: Sequence[ReleaseFile], tree: Mapping[str, Any]) -> list[ReleaseFile]:
@@ -261,7 +262,7 @@ def fetch(
         head = remote.find_head()
         if head is None or path not in remote.tree(head):
             return None
-        return Path(remote.download(path, head, str(folder)))
+        return remote.download(path, head, folder)
 
     return with_remote(repo_id, options, deadline, work)
 
