@@ -24,11 +24,12 @@ from typer.testing import CliRunner, Result
 from fixtures.make_fixtures import FOLDER as FIXTURES
 from tests.support.loopback_hub import Account, LoopbackHub, Repository
 from vaeconv.cli import app
-from vaeconv.publish.files import ReleaseFile, list_release
+from vaeconv.publish.files import ReleaseFile, hash_files
 from vaeconv.publish.hub import commit as committing
 from vaeconv.publish.hub import session as hub_session
 from vaeconv.publish.hub.push import Pushed, push_files
 from vaeconv.publish.hub.push_options import PushOptions
+from vaeconv.publish.selection import select_files
 
 TOKEN = "hf_secretTokenOfTheTests"
 TOKENS: dict[str, str | Account] = {
@@ -96,6 +97,15 @@ def write_parity(folder: Path, **changes: Any) -> Path:
     path = folder / "parity.json"
     path.write_text(json.dumps(parity_of(folder / PLAIN, folder / FP16, **changes)))
     return path
+
+
+def list_release(
+    folder: Path, include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> list[ReleaseFile]:
+    """List what would be published, without a look at whether it may be."""
+    selection = select_files(folder, include=include, exclude=exclude)
+    assert not selection.problems
+    return hash_files(folder, selection, lambda done, total: None)
 
 
 def contents_of(folder: Path) -> dict[str, bytes]:

@@ -13,13 +13,16 @@ from tests.publish.pushes import (
     FP16,
     PLAIN,
     contents_of,
+    list_release,
     make_release,
     parity_of,
     run_here,
     write_parity,
 )
 from vaeconv.errors import CheckpointNotFoundError, OutputError
-from vaeconv.publish.files import check_release, hash_file, list_release, parity_reports
+from vaeconv.publish.documents import parity_reports
+from vaeconv.publish.files import check_release, hash_file, hash_files
+from vaeconv.publish.selection import select_files
 
 
 @pytest.fixture
@@ -117,7 +120,8 @@ def test_names_that_no_repository_can_have(release: Path) -> None:
 
 def test_hashing_says_how_far_it_is(release: Path) -> None:
     said: list[tuple[int, int]] = []
-    files = list_release(release, on_progress=lambda done, total: said.append((done, total)))
+    selection = select_files(release)
+    files = hash_files(release, selection, lambda done, total: said.append((done, total)))
     total = sum(file.size for file in files)
     assert said[-1] == (total, total)
     assert said == sorted(said) and {one for _, one in said} == {total}

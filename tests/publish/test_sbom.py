@@ -14,8 +14,8 @@ from tests.publish.pushes import run_here
 from vaeconv._version import __version__
 from vaeconv.errors import InputError, UsageError
 from vaeconv.publish.card.meta import CardMeta
+from vaeconv.publish.modelspec import source_date
 from vaeconv.publish.sbom import SBOM, make_sbom, write_sbom
-from vaeconv.publish.source_date import source_date
 from vaeconv.weights.convert import ConvertOptions, convert
 
 META = CardMeta(license="mit", repo_id="user/tiny", base_model="a b/c", summary="For „tests“.")

@@ -22,7 +22,7 @@ from vaeconv.checkpoint.dtypes import BY_CODE
 from vaeconv.checkpoint.scan import find_zeros
 from vaeconv.errors import CheckFailedError, ZeroWeightsError
 from vaeconv.models.compvis import CompVisAutoencoder
-from vaeconv.publish.hub.push import checked_files
+from vaeconv.publish.files import checked_files
 from vaeconv.publish.hub.push_options import PushOptions
 from vaeconv.weights.convert import ConvertOptions, convert
 from vaeconv.weights.execute import CopyOptions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vaeconv.checkpoint.readers.folder import STEM
 from vaeconv.checkpoint.text_file import read_text_file
@@ -29,6 +29,48 @@ def read_document(path: Path, command: str) -> dict[str, Any]:
     if found != command:
         raise InputError(f"a report of vaeconv {found}, not of {command}", where=str(path))
     return dict(document)
+
+
+class ParityReport(NamedTuple):
+    """A report of ``vaeconv verify``, as far as it decides what may be published.
+
+    Attributes:
+        sha256s: Of all files that were compared.
+        problems: Why it failed; empty where it passed.
+        has_decoded: Whether images were decoded, and not weights compared only.
+        unproven: What it could not prove.
+    """
+
+    sha256s: frozenset[str]
+    problems: tuple[str, ...]
+    has_decoded: bool
+    unproven: tuple[str, ...]
+
+
+def read_parity(path: Path) -> ParityReport:
+    """Read a parity report.
+
+    Raises:
+        InputError: It is not one.
+    """
+    report = read_document(path, "verify")
+    try:
+        sha256s = frozenset(one["sha256"] for side in report["sides"] for one in side["files"])
+        unproven = report.get("unproven")
+        is_ok = report["ok"]
+        return ParityReport(
+            sha256s,
+            () if is_ok else tuple(report["problems"] or ["the verification failed"]),
+            is_ok and any(report[key] and report[key]["decoded"] for key in ("same", "drop_in")),
+            tuple(unproven) if isinstance(unproven, list) else (),
+        )
+    except (KeyError, TypeError) as error:
+        raise InputError(str(error)) from error
+
+
+def parity_reports(folder: Path) -> list[Path]:
+    """Find the parity reports in a release."""
+    return sorted(folder.glob("parity*.json"))
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,16 +12,19 @@ from vaeconv.checkpoint.readers.folder import CONFIG, STEM
 from vaeconv.errors import CheckFailedError, InputError, OutputError, VaeconvError, counted
 from vaeconv.publish.card.card import CARD
 from vaeconv.publish.card.check import check_card
-from vaeconv.publish.documents import read_document, read_manifest
+from vaeconv.publish.documents import parity_reports, read_manifest, read_parity
+from vaeconv.publish.hub.push_options import PushOptions
 from vaeconv.publish.hub.stale import twofold_problems
-from vaeconv.publish.leaks import leak_problems, places_of
+from vaeconv.publish.places import leak_problems, places_of
 from vaeconv.publish.selection import Selection, is_never_published, select_files
 from vaeconv.publish.signing import SIGNATURE, read_signed
 from vaeconv.weights.detect import survey_checkpoint
+from vaeconv.weights.idle_options import Rule, refuse_idle
 from vaeconv.weights.output_names import KINDS, is_utf8
 from vaeconv.weights.zeros import check_zeros
 
 _PIECE = 1 << 20
+_MB = 1_000_000
 _WEIGHTS = tuple(KINDS)
 
 
@@ -50,53 +51,81 @@ class ReleaseFile(NamedTuple):
         return self.path.endswith(_WEIGHTS)
 
 
-def list_release(
-    folder: Path,
-    *,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    on_progress: Callable[[int, int], None] | None = None,
+def checked_files(
+    folder: Path, options: PushOptions, *, remote: Collection[str] = ()
 ) -> list[ReleaseFile]:
-    """List and hash the files of a release, in order of their paths.
+    """List what is to be published, after checking that it may be.
 
     Args:
         folder: The release.
-        include: Patterns of paths to publish; none means all.
-        exclude: Patterns of paths to leave out.
-        on_progress: Called with the bytes that are hashed, and those that are to be.
+        options: What of it, and with which proof.
+        remote: Paths that are published already, which its card may lead to as well.
 
     Raises:
-        CheckFailedError: There is what cannot be published.
-        OutputError: It is not a folder, or has no files.
+        CheckFailedError: It may not.
+        OutputError: There is nothing to publish.
+        UsageError: A pattern matches nothing.
     """
-    selection = select_files(folder, include=include, exclude=exclude)
-    if selection.problems:
-        what, details = counted("cannot be published as it is", selection.problems)
+    report = options.on_progress or (lambda step, done, total: None)
+    # A signature that is there may be of what was here before; a new one is made, or found.
+    exclude = (*options.exclude, *([SIGNATURE] if options.sign else []))
+    selection = select_files(
+        folder,
+        include=options.include,
+        exclude=exclude,
+        follow_symlinks=options.follow_symlinks,
+    )
+    refuse_idle(
+        Rule(f"--{option} {pattern}", pattern in selection.unused, False, "no file matches")
+        for option, patterns in (("include", options.include), ("exclude", options.exclude))
+        for pattern in patterns
+    )
+    files = hash_files(
+        folder,
+        selection,
+        lambda done, total: report("hashing, MB", done // _MB, max(1, total // _MB)),
+    )
+    problems = [
+        *selection.problems,
+        *check_release(
+            folder,
+            files,
+            reports=options.reports or parity_reports(folder),
+            needs_parity=options.parity,
+            allow_zeros=options.allow_zeros,
+            remote=remote,
+        ),
+    ]
+    if problems:
+        what, details = counted("cannot be published as it is", problems)
         raise CheckFailedError(what, where=str(folder), details=details)
-    return hash_files(folder, selection, on_progress)
+    return files
 
 
 def hash_files(
-    folder: Path, selection: Selection, on_progress: Callable[[int, int], None] | None = None
+    folder: Path, selection: Selection, on_progress: Callable[[int, int], None]
 ) -> list[ReleaseFile]:
     """Hash the files that were selected.
+
+    Args:
+        folder: The release.
+        selection: What of it.
+        on_progress: Called with the bytes that are hashed, and those that are to be.
 
     Raises:
         OutputError: There are none, or one cannot be read.
     """
     if not (selection.files or selection.problems):
         raise OutputError("there is nothing to publish", where=str(folder))
-    total, before = sum(local.stat().st_size for local, _ in selection.files), 0
-    found = []
+    total = sum(local.stat().st_size for local, _ in selection.files)
+    found: list[ReleaseFile] = []
+
+    def advance(done: int) -> None:
+        on_progress(sum(file.size for file in found) + done, total)
+
     for local, path in selection.files:
-        advance = partial(_advance, on_progress, before, total) if on_progress else None
         found.append(hash_file(local, path, advance))
-        before += found[-1].size
     return found
-
-
-def _advance(on_progress: Callable[[int, int], None], before: int, total: int, done: int) -> None:
-    on_progress(before + done, total)
 
 
 def hash_file(local: Path, path: str, on_bytes: Callable[[int], None] | None = None) -> ReleaseFile:
@@ -107,16 +136,14 @@ def hash_file(local: Path, path: str, on_bytes: Callable[[int], None] | None = N
         path: Its path in the repository.
         on_bytes: Called with the number of bytes so far.
     """
-    done = 0
     size = local.stat().st_size
     sha256, blob = hashlib.sha256(), hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
     with local.open("rb") as file:
         while piece := file.read(_PIECE):
             sha256.update(piece)
             blob.update(piece)
-            done += len(piece)
             if on_bytes:
-                on_bytes(done)
+                on_bytes(file.tell())
     return ReleaseFile(path, local, size, sha256.hexdigest(), blob.hexdigest())
 
 
@@ -222,39 +249,23 @@ def _parity_problems(files: Sequence[ReleaseFile], reports: Sequence[Path]) -> l
     """Name weights that no report proves, and reports that failed."""
     if not reports:
         return ["there is no parity report: vaeconv verify --report DIR/parity.json writes one"]
-    problems, proved = [], set()
+    problems: list[str] = []
+    proved: set[str] = set()
     for path in reports:
         try:
-            report = read_document(path, "verify")
-            hashes = {one["sha256"] for side in report["sides"] for one in side["files"]}
-            if not report["ok"]:
-                said = report["problems"] or ["the verification failed"]
-                problems += [f"{path.name} says: {one}" for one in said]
-            elif not any(report[key] and report[key]["decoded"] for key in ("same", "drop_in")):
-                problems.append(f"{path.name} compared weights only, and decoded nothing")
-            else:
-                proved |= hashes
-        except (VaeconvError, KeyError, TypeError) as error:
+            report = read_parity(path)
+        except VaeconvError as error:
             problems.append(f"{path.name} is not a parity report ({error})")
+            continue
+        if report.problems:
+            problems += [f"{path.name} says: {one}" for one in report.problems]
+        elif not report.has_decoded:
+            problems.append(f"{path.name} compared weights only, and decoded nothing")
+        else:
+            proved |= report.sha256s
     problems += [
         f"{file.path} is in no parity report that passed: what was verified is another file"
         for file in files
         if file.is_weights and file.sha256 not in proved
     ]
     return problems
-
-
-def unproven_by(reports: Sequence[Path]) -> list[str]:
-    """List what reports that passed leave unproven; none of a report that cannot be read."""
-    found = []
-    for path in reports:
-        with suppress(InputError):
-            reasons = read_document(path, "verify").get("unproven")
-            if isinstance(reasons, list):
-                found += [f"{path.name} could not prove {one}" for one in reasons]
-    return found
-
-
-def parity_reports(folder: Path) -> list[Path]:
-    """Find the parity reports in a release."""
-    return sorted(folder.glob("parity*.json"))

@@ -19,7 +19,7 @@ from vaeconv.common.json_text import dump_json
 from vaeconv.errors import InputError
 from vaeconv.publish.card.meta import CardMeta
 from vaeconv.publish.documents import read_manifest
-from vaeconv.publish.source_date import source_date
+from vaeconv.publish.modelspec import source_date
 from vaeconv.weights.manifest import MANIFEST
 
 SBOM = "sbom.cdx.json"

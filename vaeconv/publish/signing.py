@@ -7,12 +7,14 @@ people edit, and the signature.
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 from collections.abc import Callable, Iterable
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from vaeconv.checkpoint.local_source import FileSource
+from vaeconv.checkpoint.source import hash_bytes
 from vaeconv.common.leftovers import scratch_folder
 from vaeconv.errors import CheckFailedError, InputError, MissingDependencyError, OutputError
 from vaeconv.publish.card.card import CARD
@@ -54,57 +56,50 @@ def settle_signature(
     left = tuple(leave_out)
     with scratch_folder() as room:
         public = room / "key.pub"
-        public.write_bytes(_public_key(private_key))
+        public.write_bytes(check_key(private_key))
         for candidate in candidates:
             found = candidate()
-            if found is None or not found.is_file():
-                continue
-            try:
-                verify_signature(folder, public, found, leave_out=left)
-            except CheckFailedError:
-                continue
-            return found
+            if found and found.is_file():
+                with suppress(CheckFailedError):
+                    verify_signature(folder, public, found, leave_out=left)
+                    return found
     return sign_folder(folder, private_key, target, leave_out=left)
 
 
-def _public_key(private_key: Path) -> bytes:
-    _import()
+def check_key(private_key: Path) -> bytes:
+    """Check that a key can sign, before there is anything to sign.
+
+    Returns:
+        Its public half, in PEM.
+
+    Raises:
+        InputError: It is no private key on an elliptic curve in PEM, or is locked by a password.
+        MissingDependencyError: model-signing is not installed.
+    """
+    _signer(private_key)
     from cryptography.hazmat.primitives.serialization import (
         Encoding,
         PublicFormat,
         load_pem_private_key,
     )
 
-    try:
-        key = load_pem_private_key(private_key.read_bytes(), None)
-    except Exception as error:
-        raise _bad_key(private_key, error) from error
+    key = load_pem_private_key(private_key.read_bytes(), None)
     return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
-def check_key(private_key: Path) -> None:
-    """Check that a key can sign, before there is anything to sign.
-
-    Raises:
-        InputError: It is no private key on an elliptic curve in PEM, or is locked by a password.
-        MissingDependencyError: model-signing is not installed.
-    """
+def _signer(private_key: Path) -> Any:
+    """Make a signer of model-signing's with a key, which it reads."""
     _, signing, _ = _import()
     try:
-        signing.Config().use_elliptic_key_signer(private_key=private_key)
+        return signing.Config().use_elliptic_key_signer(private_key=private_key)
     except Exception as error:
-        raise _bad_key(private_key, error) from error
-    _public_key(private_key)
-
-
-def _bad_key(path: Path, error: Exception) -> InputError:
-    if not path.is_file():
-        return InputError("no such key", where=str(path))
-    return InputError(
-        f"not a key to sign with ({type(error).__name__})",
-        where=str(path),
-        hint="openssl ecparam -genkey -name prime256v1 -noout -out key.pem makes one",
-    )
+        if not private_key.is_file():
+            raise InputError("no such key", where=str(private_key)) from error
+        raise InputError(
+            f"not a key to sign with ({type(error).__name__})",
+            where=str(private_key),
+            hint="openssl ecparam -genkey -name prime256v1 -noout -out key.pem makes one",
+        ) from error
 
 
 def sign_folder(
@@ -130,16 +125,12 @@ def sign_folder(
         MissingDependencyError: model-signing is not installed.
         OutputError: The folder cannot be read, or the signature not written.
     """
-    hashing, signing, _ = _import()
     if not folder.is_dir():
         raise OutputError("is not a folder", where=str(folder))
     target = target or folder / SIGNATURE
+    signer = _signer(private_key)
     try:
-        config = signing.Config().use_elliptic_key_signer(private_key=private_key)
-    except Exception as error:
-        raise _bad_key(private_key, error) from error
-    try:
-        config.set_hashing_config(_hashing(hashing, folder, leave_out)).sign(folder, target)
+        signer.set_hashing_config(_hashing(folder, leave_out)).sign(folder, target)
     except OSError as error:
         raise OutputError(f"cannot be signed: {error}", where=str(folder)) from error
     return target
@@ -165,7 +156,7 @@ def verify_signature(
         InputError: There is no signature or no such key.
         MissingDependencyError: model-signing is not installed.
     """
-    hashing, _, verifying = _import()
+    _, _, verifying = _import()
     bundle = signature or folder / SIGNATURE
     for path, what in ((folder, "folder"), (bundle, "signature"), (public_key, "key")):
         if not path.exists():
@@ -179,7 +170,7 @@ def verify_signature(
             hint="openssl ec -in key.pem -pubout -out key.pub makes it of the private key",
         ) from error
     try:
-        config.set_hashing_config(_hashing(hashing, folder, leave_out)).verify(folder, bundle)
+        config.set_hashing_config(_hashing(folder, leave_out)).verify(folder, bundle)
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise _not_signed(folder, bundle, reason, leave_out) from error
@@ -190,11 +181,26 @@ def _not_signed(
 ) -> CheckFailedError:
     """Say what is wrong: every file that differs, and whether the signature is another's."""
     try:
-        found = find_differences(folder, bundle, leave_out=leave_out)
+        signed = read_signed(bundle)
     except InputError as error:
         return CheckFailedError(f"the signature does not fit: {error.what}", where=str(folder))
-    details = [f"{kind}: {name}" for kind, names in found._asdict().items() for name in names]
-    counts = [f"{len(names)} {kind}" for kind, names in found._asdict().items() if names]
+    left = {path.absolute() for path in (*leave_out, bundle)}
+    here = {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and path.relative_to(folder).parts[0] not in _IGNORED_HERE
+        and path.absolute() not in left
+    }
+    found = {
+        "changed": [
+            name for name in signed if name in here and _sha256(here[name]) != signed[name]
+        ],
+        "missing": [name for name in signed if name not in here],
+        "added": [name for name in here if name not in signed],
+    }
+    details = [f"{kind}: {name}" for kind, names in found.items() for name in names]
+    counts = [f"{len(names)} {kind}" for kind, names in found.items() if names]
     if not (counts and reason.startswith(_MISMATCH)):
         details.insert(0, f"the signature is not by this key, or it is damaged: {reason}")
         counts.insert(0, "it is not by this key, or damaged")
@@ -205,55 +211,10 @@ def _not_signed(
     )
 
 
-class Differences(NamedTuple):
-    """Files that are not as they were signed.
-
-    Attributes:
-        changed: Those whose content is another.
-        missing: Those that are not there.
-        added: Those that were not signed.
-    """
-
-    changed: tuple[str, ...]
-    missing: tuple[str, ...]
-    added: tuple[str, ...]
-
-
-def find_differences(
-    folder: Path, signature: Path, *, leave_out: Iterable[Path] = ()
-) -> Differences:
-    """Compare the files of a folder with those that a signature is about, whoever signed.
-
-    Raises:
-        InputError: It is no signature of OpenSSF model signing.
-    """
-    signed = read_signed(signature)
-    left = {path.absolute() for path in (*leave_out, signature)}
-    here = {
-        path.relative_to(folder).as_posix(): path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-        and path.relative_to(folder).parts[0] not in _IGNORED_HERE
-        and path.absolute() not in left
-    }
-    return Differences(
-        changed=tuple(
-            name for name in signed if name in here and _sha256(here[name]) != signed[name]
-        ),
-        missing=tuple(name for name in signed if name not in here),
-        added=tuple(name for name in here if name not in signed),
-    )
-
-
 def _sha256(path: Path) -> str | None:
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while piece := file.read(1 << 20):
-                digest.update(piece)
-    except OSError:
-        return None
-    return digest.hexdigest()
+    with suppress(OSError, InputError), closing(FileSource(path)) as source:
+        return hash_bytes(source)
+    return None
 
 
 def read_signed(signature: Path) -> dict[str, str]:
@@ -274,7 +235,8 @@ def read_signed(signature: Path) -> dict[str, str]:
         raise InputError(f"not a signature ({error})", where=signature.name) from error
 
 
-def _hashing(hashing: Any, folder: Path, leave_out: Iterable[Path]) -> Any:
+def _hashing(folder: Path, leave_out: Iterable[Path]) -> Any:
+    hashing, _, _ = _import()
     ignored = [*(folder / name for name in _IGNORED), *leave_out]
     config = hashing.Config().set_ignored_paths(paths=ignored, ignore_git_paths=True)
     # What is published is what a link leads to, and a download in the cache is links.

@@ -35,9 +35,10 @@ from tests.publish.pushes import (
 from tests.support.loopback_hub import FOREVER, Call, LoopbackHub, Repository, Status
 from vaeconv.cli.render.push import push_lines
 from vaeconv.errors import CheckFailedError, HubError, UsageError, one_line
+from vaeconv.publish.files import checked_files
 from vaeconv.publish.hub import push as pushing
 from vaeconv.publish.hub import session as hub_session
-from vaeconv.publish.hub.push import checked_files, push_files
+from vaeconv.publish.hub.push import push_files
 from vaeconv.publish.hub.push_options import PushOptions, is_ref
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:Use 'content=:DeprecationWarning")

@@ -319,8 +319,9 @@ def test_a_server_that_is_silent_for_ever(pushes: Pushes, monkeypatch: pytest.Mo
 
 def end_left_behind() -> None:
     """See threads that were left behind to their end, and what they held open."""
-    for thread in list(hub_session._left_behind()):
-        thread.join(20)
+    for thread in threading.enumerate():
+        if isinstance(thread, hub_session.Worker) and thread.is_left:
+            thread.join(20)
     gc.collect()
 
 

@@ -162,10 +162,10 @@ def test_a_pull_request_that_deletes(hub: LoopbackHub, release: Path, repo_id: s
 def test_verify_sees_what_somebody_put_in_front(
     hub: LoopbackHub, release: Path, repo_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vaeconv.publish.hub import published
+    from vaeconv.publish.hub import stale
 
     hub.create_repo(repo_id, {f"{PLAIN}.index.json": b"{}"})
-    monkeypatch.setattr(published, "winning_files", lambda *_: [])
+    monkeypatch.setattr(stale, "winning_files", lambda *_: [])
     with pytest.raises(CheckFailedError, match=r"diffusers loads .*index\.json, which was not"):
         push(release, repo_id, PushOptions(verify=True))
 

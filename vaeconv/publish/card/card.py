@@ -30,13 +30,11 @@ from vaeconv.publish.card.sections import (
     usage_section,
     without_markers,
 )
-from vaeconv.publish.documents import read_document, read_manifest, variants_of
+from vaeconv.publish.documents import read_manifest, variants_of
 from vaeconv.weights.manifest import MANIFEST
-from vaeconv.weights.output_names import KINDS, is_utf8
+from vaeconv.weights.output_names import KINDS
 
 CARD = "README.md"
-PICTURES = (".png", ".webp", ".jpg", ".jpeg")
-_MAX_PICTURES = 12  # a card shows that many; the rest is in the folder
 _TASK = "image-reconstruction"
 
 
@@ -131,7 +129,7 @@ def assemble_card(inputs: CardInputs, made: dict[str, Any], sections: Sequence[S
     tags = [tag for front in (made, card.front) for tag in _listed(front.get("tags"))]
     # In the file's order, and what is new at the end.
     merged = {**card.front, **made, **({"tags": list(dict.fromkeys(tags))} if tags else {})}
-    problems = front_problems(merged, published=_names_in(inputs.folder))
+    problems = front_problems(merged, published=names_in(inputs.folder))
     if problems:
         what, details = counted("its front matter is not valid for the Hub", problems)
         raise InputError(what, where=str(present), hint="fix it there", details=details)
@@ -140,7 +138,8 @@ def assemble_card(inputs: CardInputs, made: dict[str, Any], sections: Sequence[S
     return f"{dump_front(merged)}\n{merge_sections(card.body, sections)}"
 
 
-def _names_in(folder: Path) -> list[str]:
+def names_in(folder: Path) -> list[str]:
+    """List the files of a folder by their paths in it."""
     return [one.relative_to(folder).as_posix() for one in folder.rglob("*") if one.is_file()]
 
 
@@ -213,47 +212,11 @@ def _sections(inputs: CardInputs) -> list[Section]:
     if inputs.evaluations:
         sections.append(evaluation_section(inputs.evaluations, meta))
     if inputs.pictures:
-        sections.append(pictures_section(*_list_pictures(inputs)))
+        sections.append(pictures_section(inputs.folder, inputs.pictures))
     manifest = read_manifest(inputs.folder)
     if manifest or inputs.parity:
         sections.append(provenance_section(manifest, inputs.parity, __version__))
     return sections
-
-
-def _list_pictures(inputs: CardInputs) -> tuple[list[str], list[str]]:
-    """List pictures by their path from the card, and the order of panels, if compare told it."""
-    assert inputs.pictures is not None
-    try:
-        base = inputs.pictures.resolve().relative_to(inputs.folder.resolve()).as_posix()
-    except ValueError as error:
-        raise UsageError(
-            "the images must lie inside the folder that is published",
-            where=str(inputs.pictures),
-            hint=f"vaeconv compare … --out {inputs.folder / 'assets'}",
-        ) from error
-    try:
-        names = sorted(
-            one.name
-            for one in inputs.pictures.iterdir()
-            if one.suffix.lower() in PICTURES and one.stem != "sheet"
-        )
-    except OSError as error:
-        raise InputError(f"not a folder of images ({error})", where=str(inputs.pictures)) from error
-    for name in (".", *names):
-        if not is_utf8(f"{base}/{name}"):
-            raise InputError(
-                "its name is not UTF-8",
-                where=str(inputs.pictures / name),
-                hint="rename it: no link and no repository can have it",
-            )
-    if not names:
-        raise InputError("no images in it", where=str(inputs.pictures))
-    order: list[str] = []
-    report = inputs.pictures / "compare.json"
-    if report.is_file():
-        order = list(read_document(report, "compare").get("order", ()))
-    prefix = "" if base == "." else f"{base}/"
-    return [prefix + name for name in names[:_MAX_PICTURES]], order
 
 
 def _card_data(inputs: CardInputs) -> dict[str, Any]:
@@ -262,24 +225,21 @@ def _card_data(inputs: CardInputs) -> dict[str, Any]:
 
     meta = inputs.meta
     results = _eval_results(inputs)
-    optional: dict[str, Any] = {
-        "license": meta.license or None,
-        "license_name": meta.license_name or None,
-        "license_link": meta.license_link or None,
-        "base_model": meta.base_model or None,
-        "base_model_relation": meta.base_model_relation if meta.base_model else None,
-        "datasets": list(meta.datasets) or None,
-        "eval_results": results or None,
-        "model_name": card_title(inputs) if results else None,
-    }
     data: Any = ModelCardData(
         library_name="diffusers",
+        license=meta.license or None,
+        license_name=meta.license_name or None,
+        license_link=meta.license_link or None,
+        base_model=meta.base_model or None,
+        datasets=list(meta.datasets) or None,
         tags=list(meta.tags),
+        eval_results=results or None,
+        model_name=card_title(inputs) if results else None,
         inference=meta.inference,
-        **{key: value for key, value in optional.items() if value is not None},
+        base_model_relation=meta.base_model_relation if meta.base_model else None,
     )
     made: dict[str, Any] = data.to_dict()
-    problems = front_problems(made, published=_names_in(inputs.folder))
+    problems = front_problems(made, published=names_in(inputs.folder))
     if problems:
         what, details = counted("the card's facts are not valid for the Hub", problems)
         raise UsageError(what, hint="correct the file of facts", details=details)

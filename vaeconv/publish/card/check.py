@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from vaeconv.errors import InputError
 from vaeconv.evaluation.tables import make_tables, markdown_table
-from vaeconv.publish.card.card import CARD, metric_title
+from vaeconv.publish.card.card import CARD, metric_title, names_in
 from vaeconv.publish.card.front_matter import Card, read_card
 from vaeconv.publish.card.rules import front_problems
 from vaeconv.publish.card.sections import find_sections
@@ -54,7 +54,7 @@ def check_card(
     problems = [
         *_reading_problems(path, card),
         *_absences(card.front),
-        *front_problems(card.front, published=_paths(folder, published)),
+        *front_problems(card.front, published=names_in(folder) if published is None else published),
         *_link_problems(folder, card.body, published),
     ]
     front, body = card.front, card.body
@@ -94,12 +94,6 @@ def _absences(front: Mapping[str, Any]) -> Iterator[str]:
         )
     if front.get("library_name") != "diffusers":
         yield "the front matter does not say library_name: diffusers"
-
-
-def _paths(folder: Path, published: Collection[str] | None) -> Collection[str]:
-    if published is not None:
-        return published
-    return [one.relative_to(folder).as_posix() for one in folder.rglob("*") if one.is_file()]
 
 
 def _link_problems(folder: Path, body: str, published: Collection[str] | None) -> Iterator[str]:

@@ -32,11 +32,6 @@ class Card(NamedTuple):
     has_front: bool
     is_first: bool = True
 
-    @property
-    def text(self) -> str:
-        """The card, put together."""
-        return join_card(self.front, self.body) if self.has_front else self.body
-
 
 def read_card(path: Path) -> Card:
     """Read a card.

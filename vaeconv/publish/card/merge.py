@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from vaeconv.common.wording import plural
 from vaeconv.errors import CheckFailedError
-from vaeconv.publish.card.front_matter import dump_front, split_card
+from vaeconv.publish.card.front_matter import join_card, split_card
 from vaeconv.publish.card.sections import PROSE, Section, find_sections, inner_text, merge_sections
 
 # What vaeconv writes into front matter: a release has the say.
@@ -95,14 +95,9 @@ def merge_cards(here: str, there: str, where: str) -> Merged:
     if front == theirs.front and theirs.is_first and theirs.has_front:
         plain = there.lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
         head = plain[: len(plain) - len(theirs.body)].lstrip()  # as people wrote it
-        return Merged(f"{head}{_below(theirs.body, body)}", notes)
-    return Merged(f"{dump_front(front)}\n{body.lstrip()}", notes)
-
-
-def _below(before: str, body: str) -> str:
-    """Begin a text with as many empty lines as the one before it."""
-    blank = before[: len(before) - len(before.lstrip("\n"))]
-    return blank + body.lstrip("\n")
+        blank = theirs.body[: len(theirs.body) - len(theirs.body.lstrip("\n"))]
+        return Merged(head + blank + body.lstrip("\n"), notes)
+    return Merged(join_card(front, body), notes)
 
 
 def _merge_front(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

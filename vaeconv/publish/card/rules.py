@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from vaeconv.publish.hub.push_options import is_repo_id
+
 LICENSES = frozenset(
     """
     apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0
@@ -98,7 +100,7 @@ def front_problems(
         problems += [
             f"{key} {value!r} is not owner/name of a repository on the Hub"
             for value in texts[key]
-            if not _is_repo_id(value)
+            if not is_repo_id(value)
         ]
     for value in texts["language"]:
         if not _LANGUAGE.fullmatch(value):
@@ -158,17 +160,6 @@ def _meant(value: str, known: Collection[str]) -> str:
     return f": did you mean {found[0]}?" if found else ""
 
 
-def _is_repo_id(value: str) -> bool:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
-    try:
-        validate_repo_id(value)
-    except HFValidationError:
-        return False
-    return all(value.split("/"))
-
-
 def _index_problems(index: Any) -> Iterator[str]:
     """Name what a list of results lacks."""
     if index is None:
@@ -178,32 +169,32 @@ def _index_problems(index: Any) -> Iterator[str]:
         return
     for number, model in enumerate(index):
         place = f"model-index[{number}]"
-        if not isinstance(model, dict) or not isinstance(model.get("name"), str):
+        if not _has_text(model, "name"):
             yield f"{place} has no name"
-            continue
-        results = model.get("results")
-        if not isinstance(results, list):
+        elif not isinstance(model.get("results"), list):
             yield f"{place} has no list of results"
-            continue
-        for at, result in enumerate(results):
-            yield from _result_problems(f"{place}.results[{at}]", result)
+        else:
+            for at, result in enumerate(model["results"]):
+                yield from _result_problems(f"{place}.results[{at}]", result)
 
 
 def _result_problems(place: str, result: Any) -> Iterator[str]:
     if not isinstance(result, dict):
         yield f"{place} cannot be read"
         return
-    for part, keys in (("task", ("type",)), ("dataset", ("type", "name"))):
-        found = result.get(part)
-        for key in keys:
-            if not isinstance(found, dict) or not isinstance(found.get(key), str):
-                yield f"{place}.{part} has no {key}"
+    for part, key in (("task", "type"), ("dataset", "type"), ("dataset", "name")):
+        if not _has_text(result.get(part), key):
+            yield f"{place}.{part} has no {key}"
     metrics = result.get("metrics")
     if not isinstance(metrics, list):
         yield f"{place} has no list of metrics"
         return
     for number, metric in enumerate(metrics):
-        if not isinstance(metric, dict) or not isinstance(metric.get("type"), str):
+        if not _has_text(metric, "type"):
             yield f"{place}.metrics[{number}] has no type"
         elif metric.get("value") is None:
             yield f"{place}.metrics[{number}] has no value"
+
+
+def _has_text(table: Any, key: str) -> bool:
+    return isinstance(table, dict) and isinstance(table.get(key), str)

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from vaeconv.errors import printable
+from vaeconv.errors import InputError, UsageError, printable
 from vaeconv.evaluation.tables import escape_markdown, make_tables, markdown_table
 from vaeconv.publish.card.meta import CardMeta
+from vaeconv.publish.documents import read_document
+from vaeconv.weights.output_names import is_utf8
 
 _BEGIN, _END = "<!-- vaeconv:begin {name} -->", "<!-- vaeconv:end {name} -->"
 _MARKED = re.compile(
@@ -18,6 +20,8 @@ _MARKED = re.compile(
 )
 _PLACED = re.compile(f"(?P<before>\n*)(?:{_MARKED.pattern})(?P<after>\n*)", re.DOTALL)
 
+_PICTURES = (".png", ".webp", ".jpg", ".jpeg")
+_MAX_PICTURES = 12  # a card shows that many; the rest is in the folder
 PROSE = ("about", "training", "limits")
 _NAMED = ("gpu", "device", "torch", "diffusers")  # of the environment of a check
 
@@ -162,14 +166,50 @@ def evaluation_section(results: Sequence[Mapping[str, Any]], meta: CardMeta) -> 
     return Section("evaluation", "\n".join(lines))
 
 
-def pictures_section(paths: Sequence[str], order: Sequence[str]) -> Section:
-    """Side-by-side reconstructions, by links relative to the card."""
+def pictures_section(folder: Path, pictures: Path) -> Section:
+    """Side-by-side reconstructions, by links relative to the card.
+
+    Args:
+        folder: The release.
+        pictures: The folder of images in it; its report of ``vaeconv compare`` names the panels.
+
+    Raises:
+        InputError: There are no images, or one has a name that no link can have.
+        UsageError: They lie elsewhere.
+    """
+    try:
+        base = pictures.resolve().relative_to(folder.resolve())
+    except ValueError as error:
+        raise UsageError(
+            "the images must lie inside the folder that is published",
+            where=str(pictures),
+            hint=f"vaeconv compare … --out {folder / 'assets'}",
+        ) from error
+    try:
+        names = sorted(
+            one.name
+            for one in pictures.iterdir()
+            if one.suffix.lower() in _PICTURES and one.stem != "sheet"
+        )
+    except OSError as error:
+        raise InputError(f"not a folder of images ({error})", where=str(pictures)) from error
+    for name in (".", *names):
+        if not is_utf8(f"{base}/{name}"):
+            raise InputError(
+                "its name is not UTF-8",
+                where=str(pictures / name),
+                hint="rename it: no link and no repository can have it",
+            )
+    if not names:
+        raise InputError("no images in it", where=str(pictures))
     lines = ["## Reconstructions", ""]
+    report = pictures / "compare.json"
+    order = read_document(report, "compare").get("order") if report.is_file() else None
     if order:
         lines += [f"From left to right: {_text(', '.join(order))}.", ""]
-    for path in paths:
-        name = _cell(Path(path).stem.replace("[", "").replace("]", ""))
-        lines += [f"![{name}]({quote(path)})", ""]
+    for name in names[:_MAX_PICTURES]:
+        title = _cell(Path(name).stem.replace("[", "").replace("]", ""))
+        lines += [f"![{title}]({quote((base / name).as_posix())})", ""]
     return Section("pictures", "\n".join(lines))
 
 

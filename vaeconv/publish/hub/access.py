@@ -13,25 +13,10 @@ from typing import Any, NamedTuple
 from vaeconv.errors import HubError
 from vaeconv.publish.hub.push_options import TYPES, PushOptions
 from vaeconv.publish.hub.repository import Remote, with_remote
-from vaeconv.publish.hub.session import Deadline, ask, status_of
-from vaeconv.publish.hub.tag import check_tag
+from vaeconv.publish.hub.session import RESOURCE, Deadline, ask, status_of
 
 _WRITES = ("repo.write", "repo.content.write")  # permissions of a fine-grained token
 _LOG_IN = "log in with: hf auth login, or set HF_TOKEN"
-
-
-class Access(NamedTuple):
-    """A repository, and what is to be said of it.
-
-    Attributes:
-        exists: Whether it is there.
-        private: Whether it is private, or will be; None for the default of its namespace.
-        notes: Notes and warnings for the user.
-    """
-
-    exists: bool
-    private: bool | None
-    notes: tuple[str, ...] = ()
 
 
 class Destination(NamedTuple):
@@ -83,25 +68,19 @@ def look_at(
         HubError: There is no token, it may not write there, or the Hub does not answer; the tag
             stands on a commit that is not the branch's.
     """
-    return with_remote(
-        repo_id, options, deadline, lambda remote: _look(remote, options, needs_token=needs_token)
-    )
+
+    def work(remote: Remote) -> Destination:
+        found = look(remote, options, needs_token=needs_token)
+        if options.tag:
+            remote.check_tag(options.tag, found.tagged, found.head)
+        return found
+
+    return with_remote(repo_id, options, deadline, work)
 
 
-def _look(remote: Remote, options: PushOptions, *, needs_token: bool) -> Destination:
-    access = check_access(remote, options, needs_token=needs_token)
-    head = remote.find_head() if access.exists else None
-    tagged = remote.find_tag(options.tag) if options.tag and access.exists else None
-    if options.tag and tagged:
-        check_tag(remote, options.tag, head)
-    return Destination(
-        remote.repo_id, remote.revision, access.exists, access.private, head, tagged, access.notes
-    )
-
-
-def check_access(
+def look(
     remote: Remote, options: PushOptions, *, namesakes: bool = False, needs_token: bool = True
-) -> Access:
+) -> Destination:
     """Check the token, its rights and the repository.
 
     Args:
@@ -123,7 +102,7 @@ def check_access(
             notes.append("the Hub did not say whose token it is: rights are not checked")
         else:
             problems += _rights_problems(account, remote, options)
-    lacks_rights = bool(problems)
+    hint = _WRITE_ACCESS if problems else None
     info = remote.info()
     private = options.private
     if info is not None:
@@ -142,15 +121,15 @@ def check_access(
     elif namesakes:
         notes += _namesakes(remote)
     if problems:
-        raise HubError(
-            problems[0]
-            if not problems[1:]
-            else f"a push would be refused for {len(problems)} reasons",
-            where=remote.repo_id,
-            hint=_WRITE_ACCESS if lacks_rights else None,
-            details=problems if problems[1:] else (),
-        )
-    return Access(info is not None, private, tuple(notes))
+        first, *others = problems
+        what = f"a push would be refused for {len(problems)} reasons" if others else first
+        details = problems if others else ()
+        raise HubError(what, where=remote.repo_id, hint=hint, details=details)
+    head = remote.find_head() if info is not None else None
+    tagged = remote.find_tag(options.tag) if options.tag and info is not None else None
+    return Destination(
+        remote.repo_id, remote.revision, info is not None, private, head, tagged, tuple(notes)
+    )
 
 
 _NO_TOKEN = (
@@ -162,7 +141,7 @@ _WRITE_ACCESS = "use a token with write access to this namespace"
 
 def _is_exchanged() -> bool:
     """Whether a job's identity is exchanged for a token, which has no owner to ask for."""
-    return "/" in os.environ.get("HF_OIDC_RESOURCE", "")
+    return "/" in os.environ.get(RESOURCE, "")
 
 
 def _has_token() -> bool:

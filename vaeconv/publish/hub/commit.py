@@ -4,24 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from vaeconv.errors import CheckFailedError, HubError, VaeconvError
 from vaeconv.publish.files import ReleaseFile
-from vaeconv.publish.hub.repository import IGNORE, Remote
+from vaeconv.publish.hub.repository import IGNORE, Commit, Remote
 from vaeconv.publish.hub.session import WAITS, is_lost, status_of
-
-
-class Commit(NamedTuple):
-    """A commit, or a pull request.
-
-    Attributes:
-        oid: Of the commit.
-        url: Of the pull request or the commit; empty where its answer was lost.
-    """
-
-    oid: str
-    url: str
 
 
 def commit_files(
@@ -61,7 +49,7 @@ def commit_files(
         "create_pr": create_pr,
     }
     if IGNORE in tree:
-        _check_ignored(remote, additions, where)
+        remote.check_ignored(additions, **where)
     for wait in (*WAITS, None):
         try:
             remote.deadline.check()
@@ -108,21 +96,6 @@ def _operations(files: Sequence[ReleaseFile]) -> list[Any]:
     return operations
 
 
-def _check_ignored(remote: Remote, operations: Sequence[Any], where: Mapping[str, Any]) -> None:
-    """Ask which files the Hub would leave out: the client does not say, and leaves them out.
-
-    Raises:
-        HubError: There are some.
-    """
-    ignored = remote.ignored(operations, **where)
-    if ignored:
-        raise HubError(
-            f"a line of {IGNORE} keeps {', '.join(ignored)} out of the repository",
-            where=remote.repo_id,
-            hint=f"remove it from {IGNORE}, or leave the file out with --exclude",
-        )
-
-
 def _find_lost(
     remote: Remote,
     files: Sequence[ReleaseFile],
@@ -137,8 +110,7 @@ def _find_lost(
     """
     try:
         if create_pr:
-            pull = remote.find_pull(files, gone)
-            return Commit(*pull) if pull else None
+            return remote.find_pull(files, gone)
         oid = remote.child_of(head)
         return Commit(oid, "") if oid and remote.has(files, oid, gone) else None
     except Exception as error:

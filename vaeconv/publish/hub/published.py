@@ -1,9 +1,8 @@
-"""Contents of a repository, and what becomes of them when a release is pushed."""
+"""The card that is published, and what becomes of it when a release is pushed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from vaeconv.publish.card.merge import merge_cards
 from vaeconv.publish.files import ReleaseFile, hash_file
 from vaeconv.publish.hub.push_options import PushOptions
 from vaeconv.publish.hub.repository import Remote, differing
-from vaeconv.publish.hub.stale import outdated_documents, winning_files
 
 
 def card_line(blob: str) -> str:
@@ -46,7 +44,7 @@ def with_published_card(
     if remote.says(card_line(tree[CARD].blob_id)):
         return list(files), []
     where = f"{remote.repo_id}/{CARD}"
-    place = Path(remote.download(CARD, head, str(room)))
+    place = remote.download(CARD, head, room)
     try:
         there = place.read_bytes().decode("utf-8")
         merged = merge_cards(card.local.read_bytes().decode("utf-8"), there, where)
@@ -66,27 +64,3 @@ def with_published_card(
         raise CheckFailedError(what, where=where, details=details)
     linked = hash_file(path, CARD)
     return [linked if file is card else file for file in files], merged.notes
-
-
-def find_outdated(
-    remote: Remote,
-    files: Sequence[ReleaseFile],
-    tree: Mapping[str, Any],
-    head: str | None,
-    room: Path,
-) -> list[str]:
-    """List what an older release left, and what would win over the new files or contradict them."""
-    if head is None:
-        return []
-    pushed = {file.path for file in files}
-    gone = winning_files(pushed, tree)
-    hashes: dict[str, str | None] = {
-        path: one.lfs.sha256 if one.lfs is not None else None
-        for path, one in tree.items()
-        if path not in gone
-    }
-    hashes.update((file.path, file.sha256) for file in files)
-    fetch = partial(remote.download, commit=head, folder=str(room / "published"))
-    return sorted(
-        [*gone, *outdated_documents(pushed, tree, hashes, lambda path: Path(fetch(path)))]
-    )

@@ -4,40 +4,26 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from vaeconv.common.leftovers import scratch_folder
 from vaeconv.common.option_checks import options_of
 from vaeconv.common.wording import plural
-from vaeconv.errors import CheckFailedError, counted
+from vaeconv.errors import CheckFailedError
 from vaeconv.publish.card.card import CARD
-from vaeconv.publish.files import (
-    ReleaseFile,
-    check_release,
-    hash_file,
-    hash_files,
-    parity_reports,
-    unproven_by,
-)
-from vaeconv.publish.hub.access import check_access
+from vaeconv.publish.documents import parity_reports, read_parity
+from vaeconv.publish.files import ReleaseFile, checked_files, hash_file
+from vaeconv.publish.hub.access import look
 from vaeconv.publish.hub.commit import commit_files
-from vaeconv.publish.hub.published import card_line, find_outdated, with_published_card
+from vaeconv.publish.hub.published import card_line, with_published_card
 from vaeconv.publish.hub.push_options import PushOptions, check_options
 from vaeconv.publish.hub.repository import Remote, differing, fetch, with_remote
 from vaeconv.publish.hub.session import Deadline
-from vaeconv.publish.hub.stale import (
-    loaded_file,
-    other_variants,
-    weights_of,
-)
-from vaeconv.publish.hub.tag import check_tag, put_tag
+from vaeconv.publish.hub.stale import find_outdated, loaded_file, other_variants, weights_of
 from vaeconv.publish.selection import select_files
 from vaeconv.publish.signing import SIGNATURE, settle_signature
-from vaeconv.weights.idle_options import Rule, refuse_idle
-
-_MB = 1_000_000
 
 
 class Pushed(NamedTuple):
@@ -143,7 +129,12 @@ def publish_files(
         HubError: The Hub refused, or did not answer.
         InputError: The key cannot be used.
     """
-    unproven = unproven_by(options.reports or parity_reports(folder)) if options.parity else []
+    reports = (options.reports or parity_reports(folder)) if options.parity else ()
+    unproven = [
+        f"{path.name} could not prove {one}"
+        for path in reports
+        for one in read_parity(path).unproven
+    ]
     with scratch_folder() as room:
         if options.sign:
             target = (room if dry_run else folder) / SIGNATURE
@@ -153,57 +144,6 @@ def publish_files(
         left_out=tuple(select_files(folder, exclude=options.exclude).left_out),
         notes=(*unproven, *done.notes),
     )
-
-
-def checked_files(
-    folder: Path, options: PushOptions, *, remote: Collection[str] = ()
-) -> list[ReleaseFile]:
-    """List what is to be published, after checking that it may be.
-
-    Args:
-        folder: The release.
-        options: What of it, and with which proof.
-        remote: Paths that are published already, which its card may lead to as well.
-
-    Raises:
-        CheckFailedError: It may not.
-        OutputError: There is nothing to publish.
-        UsageError: A pattern matches nothing.
-    """
-    report = options.on_progress or (lambda step, done, total: None)
-    # A signature that is there may be of what was here before; a new one is made, or found.
-    exclude = (*options.exclude, *([SIGNATURE] if options.sign else []))
-    selection = select_files(
-        folder,
-        include=options.include,
-        exclude=exclude,
-        follow_symlinks=options.follow_symlinks,
-    )
-    refuse_idle(
-        Rule(f"--{option} {pattern}", pattern in selection.unused, False, "no file matches")
-        for option, patterns in (("include", options.include), ("exclude", options.exclude))
-        for pattern in patterns
-    )
-    files = hash_files(
-        folder,
-        selection,
-        lambda done, total: report("hashing, MB", done // _MB, max(1, total // _MB)),
-    )
-    problems = [
-        *selection.problems,
-        *check_release(
-            folder,
-            files,
-            reports=options.reports or parity_reports(folder),
-            needs_parity=options.parity,
-            allow_zeros=options.allow_zeros,
-            remote=remote,
-        ),
-    ]
-    if problems:
-        what, details = counted("cannot be published as it is", problems)
-        raise CheckFailedError(what, where=str(folder), details=details)
-    return files
 
 
 def _with_signature(
@@ -255,39 +195,45 @@ def _run(
 ) -> Pushed:
     """Look at what is there, commit what differs, and put the tag."""
     report = options.on_progress or (lambda step, done, total: None)
-    access = check_access(remote, options, namesakes=dry_run)
-    head = remote.find_head(private=options.private, may_create=not dry_run)
+    found = look(remote, options, namesakes=dry_run)
+    head = found.head
+    if head is None and not dry_run:
+        head = remote.find_head(private=options.private, may_create=True)
     tree = remote.tree(head)
     with scratch_folder() as room:
         own = {file.path: file.blob for file in files}.get(CARD)
         files, notes = with_published_card(remote, files, tree, head, options, room)
         changed = differing(files, tree)
-        gone = find_outdated(remote, files, tree, head, room)
-        paths = {file.path for file in files}
+        pushed = {file.path: file.sha256 for file in files}
+        gone = find_outdated(
+            pushed, tree, lambda path: remote.download(path, head, room / "published")
+        )
         if changed:
-            notes += [f"{path} stays, of an earlier push" for path in other_variants(paths, tree)]
+            notes += [f"{path} stays, of an earlier push" for path in other_variants(pushed, tree)]
         result = Pushed(
             remote.repo_id,
             remote.revision,
-            head,
-            "",
-            tuple(file.path for file in changed),
-            tuple(file.path for file in files if file not in changed),
-            None,
+            oid=None if dry_run else head,
+            url="",
+            changed=tuple(file.path for file in changed),
+            unchanged=tuple(file.path for file in files if file not in changed),
+            tag=None,
             is_new=False,
             replaced=tuple(file.path for file in changed if file.path in tree),
             deleted=tuple(gone),
-            creates=not access.exists,
-            is_private=access.private,
-            notes=(*access.notes, *notes),
+            creates=not found.exists,
+            is_private=found.private,
+            notes=(*found.notes, *notes),
         )
-        if options.tag and head:
-            check_tag(remote, options.tag, None if changed or gone else head)
+        if options.tag:
+            remote.check_tag(options.tag, found.tagged, None if changed or gone else head)
         if dry_run:
-            return result._replace(oid=None)
+            return result
         if changed or gone:
-            pull = remote.find_pull(files, gone) if options.create_pr else None
-            if pull is None:
+            made = remote.find_pull(files, gone) if options.create_pr else None
+            is_new = made is None
+            if made is None:
+                is_own = any(file.path == CARD and file.blob == own for file in changed)
                 report("uploading", 0, 0)
                 made = commit_files(
                     remote,
@@ -295,19 +241,13 @@ def _run(
                     head,
                     tree,
                     gone=gone,
-                    description="".join(
-                        card_line(file.blob)
-                        for file in changed
-                        if file.path == CARD and file.blob == own
-                    ),
+                    description=card_line(own) if own and is_own else "",
                     message=options.message,
                     create_pr=options.create_pr,
                 )
-                result = result._replace(oid=made.oid, url=made.url, is_new=True)
-            else:
-                result = result._replace(oid=pull.oid, url=pull.url)
+            result = result._replace(oid=made.oid, url=made.url, is_new=is_new)
         if options.tag and result.oid:
-            put_tag(remote, options.tag, result.oid)
+            remote.put_tag(options.tag, result.oid)
             result = result._replace(tag=options.tag)
         if options.verify and result.oid:
             _verify(remote, files, result.oid, report)
@@ -338,7 +278,7 @@ def _verify(
     with scratch_folder() as folder:
         for number, file in enumerate(files):
             report("downloading", number, len(files))
-            path = Path(remote.download(file.path, oid, str(folder)))
+            path = remote.download(file.path, oid, folder)
             if hash_file(path, file.path).sha256 != file.sha256:
                 raise CheckFailedError(
                     f"{file.path} came back different from what was published",

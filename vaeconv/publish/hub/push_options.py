@@ -135,15 +135,7 @@ def check_options(repo_id: str, options: PushOptions) -> None:
         UsageError: They are not.
     """
     check_environment()
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
-    try:
-        validate_repo_id(repo_id)
-        is_named = repo_id.count("/") == 1 and all(repo_id.split("/"))
-    except HFValidationError:
-        is_named = False
-    if not is_named:
+    if not is_repo_id(repo_id) or repo_id.count("/") != 1:
         is_path = bool(repo_id) and Path(repo_id).exists()
         hint = "the folder comes first, then the repository" if is_path else None
         raise UsageError(f"{repo_id} is not owner/name", hint=hint)
@@ -159,6 +151,18 @@ def check_options(repo_id: str, options: PushOptions) -> None:
             "--create-pr goes with neither --revision nor --tag",
             hint="a pull request goes to main, and gets its tag once it is merged",
         )
+
+
+def is_repo_id(name: str) -> bool:
+    """Tell if the Hub allows it as the name of a repository, with an owner or without."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return all(name.split("/"))
 
 
 def is_ref(name: str) -> bool:

@@ -3,38 +3,49 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from vaeconv._version import __version__
-from vaeconv.errors import VaeconvError
+from vaeconv.checkpoint.hub.client import request_headers
+from vaeconv.errors import HubError, VaeconvError
 from vaeconv.publish.files import ReleaseFile
 from vaeconv.publish.hub.push_options import PushOptions
-from vaeconv.publish.hub.session import Deadline, ask, bounded_client, explain, trusted_for, within
+from vaeconv.publish.hub.session import (
+    Answer,
+    Deadline,
+    ask,
+    bounded_client,
+    explain,
+    is_lost,
+    status_of,
+    trusted_for,
+    within,
+)
 
-Answer = TypeVar("Answer")
 IGNORE = ".gitignore"
 _PULLS = 10  # newest pull requests that are looked at for one with the same files
 
 
-class Pull(NamedTuple):
-    """A pull request.
+class Commit(NamedTuple):
+    """A commit, or a pull request.
 
     Attributes:
-        oid: Of the commit that it is at.
-        url: Where it is discussed.
+        oid: Of the commit.
+        url: Of the pull request or the commit; empty where its answer was lost.
     """
 
     oid: str
     url: str
 
 
+@dataclass(frozen=True, slots=True)
 class Remote:
     """A repository at a branch. What gets no answer is asked again, where that does no harm.
 
-    Args:
+    Attributes:
         api: The Hub's client.
         repo_id: ``owner/name``.
         repo_type: ``model``, ``dataset`` or ``space``.
@@ -42,14 +53,11 @@ class Remote:
         deadline: What all requests together may take.
     """
 
-    def __init__(
-        self, api: Any, repo_id: str, repo_type: str, revision: str, deadline: Deadline
-    ) -> None:
-        self.api = api
-        self.repo_id = repo_id
-        self.repo_type = repo_type
-        self.revision = revision
-        self.deadline = deadline
+    api: Any
+    repo_id: str
+    repo_type: str
+    revision: str
+    deadline: Deadline
 
     def _ask(self, method: str, *args: Any, **options: Any) -> Any:
         call: Callable[..., Any] = getattr(self.api, method)
@@ -66,11 +74,6 @@ class Remote:
         except RepositoryNotFoundError:
             return None
 
-    def head(self) -> str | None:
-        """The commit that the branch is at."""
-        sha: str | None = self._ask("repo_info", revision=self.revision).sha
-        return sha
-
     def find_head(self, *, private: bool | None = None, may_create: bool = False) -> str | None:
         """Find the commit that the branch is at; None where there is no branch or repository.
 
@@ -80,8 +83,12 @@ class Remote:
         """
         from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
+        def head() -> str | None:
+            sha: str | None = self._ask("repo_info", revision=self.revision).sha
+            return sha
+
         try:
-            return self.head()
+            return head()
         except (RepositoryNotFoundError, RevisionNotFoundError) as error:
             if not may_create:
                 return None
@@ -89,7 +96,7 @@ class Remote:
                 self._ask("create_repo", private=private, exist_ok=True)
         if self.revision != "main":
             self._ask("create_branch", branch=self.revision, exist_ok=True)
-        return self.head()
+        return head()
 
     def tree(self, commit: str | None) -> dict[str, Any]:
         """List the files at a commit by their paths, with what the client says of each."""
@@ -112,87 +119,121 @@ class Remote:
         tree = self.tree(commit)
         return commit is not None and not differing(files, tree) and not set(gone) & tree.keys()
 
+    def _commits(self) -> list[Any]:
+        return list(self._ask("list_repo_commits", revision=self.revision))
+
     def child_of(self, parent: str | None) -> str | None:
         """Find the commit that came right after another one; None where there is none."""
-        commits = self._ask("list_repo_commits", revision=self.revision)
-        oids = [commit.commit_id for commit in commits]
+        oids = [commit.commit_id for commit in self._commits()]
         place = oids.index(parent) if parent in oids else len(oids)
         return oids[place - 1] if place else None
 
     def says(self, line: str) -> bool:
         """Tell if a commit of the branch has a line in its description."""
-        commits = self._ask("list_repo_commits", revision=self.revision)
-        return any(line in (commit.message or "").splitlines() for commit in commits)
+        return any(line in (commit.message or "").splitlines() for commit in self._commits())
 
-    def find_pull(self, files: Sequence[ReleaseFile], gone: Sequence[str] = ()) -> Pull | None:
+    def find_pull(self, files: Sequence[ReleaseFile], gone: Sequence[str] = ()) -> Commit | None:
         """Find an open pull request that has these files already, and none of those."""
-        for number, oid in self._pulls():
+        refs = self._ask("list_repo_refs", include_pull_requests=True).pull_requests or ()
+        known = {int(one.ref.rpartition("/")[2]): one.target_commit for one in refs}
+        for number, oid in sorted(known.items(), reverse=True)[:_PULLS]:
             if self.has(files, oid, gone):
                 details = self._ask("get_discussion_details", number)
                 if details.status in ("open", "draft"):
-                    return Pull(oid, details.url)
+                    return Commit(oid, details.url)
         return None
-
-    def _pulls(self) -> Iterator[tuple[int, str]]:
-        refs = self._ask("list_repo_refs", include_pull_requests=True).pull_requests or ()
-        known = {int(one.ref.rpartition("/")[2]): one.target_commit for one in refs}
-        yield from sorted(known.items(), reverse=True)[:_PULLS]
 
     def find_tag(self, name: str) -> str | None:
         """Find the commit that a tag stands on."""
-        for tag in self._ask("list_repo_refs").tags:
-            if tag.name == name:
-                commit: str = tag.target_commit
-                return commit
-        return None
+        tags = self._ask("list_repo_refs").tags
+        return next((one.target_commit for one in tags if one.name == name), None)
 
-    def make_tag(self, name: str, commit: str) -> None:
-        """Put a tag on a commit."""
-        self._ask("create_tag", tag=name, revision=commit)
+    def check_tag(self, name: str, present: str | None, commit: str | None) -> None:
+        """Refuse a tag that stands on another commit than it would.
 
-    def ignored(
+        Args:
+            name: The tag.
+            present: The commit that it stands on; None for none.
+            commit: The commit that it would stand on; None for one that is not made yet.
+
+        Raises:
+            HubError: It stands elsewhere.
+        """
+        if present not in (None, commit):
+            raise HubError(
+                f"the tag {name} stands on another commit, {present}",
+                where=self.repo_id,
+                hint="choose another tag, or remove that one: hf repo tag delete",
+            )
+
+    def put_tag(self, name: str, commit: str) -> None:
+        """Put a tag on a commit; one that stands elsewhere is left.
+
+        Raises:
+            HubError: It stands elsewhere.
+        """
+        present = self.find_tag(name)
+        if present is None:
+            try:
+                self._ask("create_tag", tag=name, revision=commit)
+            except Exception as error:
+                if not is_lost(error) and status_of(error) != 409:
+                    raise
+                present = self.find_tag(name)
+                if present is None:
+                    raise
+        self.check_tag(name, present, commit)
+
+    def check_ignored(
         self, operations: Sequence[Any], *, revision: str | None, create_pr: bool
-    ) -> list[str]:
-        """Ask which files a ``.gitignore`` keeps out: the client leaves them out and does not say.
+    ) -> None:
+        """Refuse files that a ``.gitignore`` keeps out: the client leaves them out without a word.
 
         Args:
             operations: ``CommitOperationAdd`` of each file.
             revision: The branch; None for main.
             create_pr: Whether it is for a pull request.
+
+        Raises:
+            HubError: There are some.
         """
         from huggingface_hub import get_session, hf_raise_for_status
-        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
         address = f"{self.api.endpoint}/api/{self.repo_type}s/{self.repo_id}/preupload/"
-        body: dict[str, Any] = {
-            "files": [
-                {
-                    "path": one.path_in_repo,
-                    "sample": base64.b64encode(one.upload_info.sample).decode(),
-                    "size": one.upload_info.size,
-                }
-                for one in operations
-            ]
-        }
+        files = [
+            {
+                "path": one.path_in_repo,
+                "sample": base64.b64encode(one.upload_info.sample).decode(),
+                "size": one.upload_info.size,
+            }
+            for one in operations
+        ]
 
         def call() -> list[str]:
             response = get_session().post(
                 address + quote(revision or "main", safe=""),
-                json=body,
+                json={"files": files},
                 params={"create_pr": "1"} if create_pr else None,
-                headers=build_hf_headers(library_name="vaeconv", library_version=__version__),
+                headers=request_headers(),
             )
             hf_raise_for_status(response)
             return [one["path"] for one in response.json()["files"] if one["shouldIgnore"]]
 
-        return ask(call, self.deadline)
+        ignored = ask(call, self.deadline)
+        if ignored:
+            raise HubError(
+                f"a line of {IGNORE} keeps {', '.join(ignored)} out of the repository",
+                where=self.repo_id,
+                hint=f"remove it from {IGNORE}, or leave the file out with --exclude",
+            )
 
-    def download(self, path: str, commit: str, folder: str) -> str:
+    def download(self, path: str, commit: str | None, folder: Path) -> Path:
         """Download a file into a folder, whatever a cache may have of it."""
-        found: str = self._ask(
-            "hf_hub_download", path, revision=commit, local_dir=folder, force_download=True
+        return Path(
+            self._ask(
+                "hf_hub_download", path, revision=commit, local_dir=str(folder), force_download=True
+            )
         )
-        return found
 
 
 def differing(files: Sequence[ReleaseFile], tree: Mapping[str, Any]) -> list[ReleaseFile]:
@@ -221,7 +262,7 @@ def fetch(
         head = remote.find_head()
         if head is None or path not in remote.tree(head):
             return None
-        return Path(remote.download(path, head, str(folder)))
+        return remote.download(path, head, folder)
 
     return with_remote(repo_id, options, deadline, work)
 
@@ -241,9 +282,8 @@ def with_remote(
     repo_id: str, options: PushOptions, deadline: Deadline, work: Callable[[Remote], Answer]
 ) -> Answer:
     """Do something with a repository, in bounded time, with errors explained."""
-    shows = options.on_progress is not None
     with (
-        bounded_client(deadline, shows=shows) as api,
+        bounded_client(deadline, shows=options.on_progress is not None) as api,
         trusted_for(repo_id, options.repo_type),
     ):
         remote = Remote(api, repo_id, options.repo_type, options.revision, deadline)

@@ -6,25 +6,26 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from json import JSONDecodeError
 from logging import ERROR
 from typing import Any, TypeVar
 
-from vaeconv._version import __version__
+from vaeconv.checkpoint.hub.client import NAME, VERSION, hidden_bars
 from vaeconv.errors import HubError, VaeconvError
 
 Answer = TypeVar("Answer")
+Hook = Callable[[Any], None]
 
 TIMEOUT = 60.0  # seconds without a byte
 MAX_WAIT = 60  # seconds that a server may ask for before a retry
 DEADLINE = 3600.0  # seconds for everything
-
 WAITS = (1.0, 2.0, 4.0)  # seconds between tries
+RESOURCE = "HF_OIDC_RESOURCE"  # of a CI job
+
 _TIMEOUTS = ("connect", "read", "write", "pool")
 _CLIENTS = ("httpx2", "httpx", "httpcore2", "httpcore")
-_RESOURCE = "HF_OIDC_RESOURCE"
 _DIGITS = 9  # of a number of seconds; Python reads no text of thousands
 _AGAIN = (408, 429, 500, 502, 503, 504)
 _UNSETTLED = (408, 412, 429, 500, 502, 503, 504)
@@ -40,15 +41,8 @@ _REMEDIES = {
 _REFUSED = ("the Hub rejects the request", "correct what it names, and push again")
 
 
-_abandoned: set[threading.Thread] = set()
-
-
 class Deadline:
-    """Time limit of all requests together.
-
-    Args:
-        seconds: How long.
-    """
+    """Time limit of all requests together, in seconds."""
 
     def __init__(self, seconds: float = DEADLINE) -> None:
         self._end = time.monotonic() + seconds
@@ -60,18 +54,13 @@ class Deadline:
         Raises:
             HubError: It is.
         """
-        if self.is_over:
+        if time.monotonic() > self._end:
             raise self.over()
 
     @property
     def left(self) -> float:
         """Seconds that are left."""
         return max(0.0, self._end - time.monotonic())
-
-    @property
-    def is_over(self) -> bool:
-        """Tell if the time is over."""
-        return time.monotonic() > self._end
 
     def over(self) -> HubError:
         """Say that the time is over."""
@@ -97,11 +86,6 @@ def bounded_client(deadline: Deadline, *, shows: bool = False) -> Iterator[Any]:
     """
     from huggingface_hub import HfApi, get_session, set_client_factory
     from huggingface_hub.utils import logging
-    from huggingface_hub.utils.tqdm import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
 
     plain = get_session()
 
@@ -114,73 +98,40 @@ def bounded_client(deadline: Deadline, *, shows: bool = False) -> Iterator[Any]:
 
     def check_time(request: Any) -> None:
         deadline.check()
-        _refuse_left_behind(request)
         # Some calls of the client say that they have no timeout.
         request.extensions["timeout"] = dict.fromkeys(_TIMEOUTS, TIMEOUT)
 
-    def factory() -> Any:
-        client = _client_like(plain)
-        client.timeout = TIMEOUT
-        hooks = client.event_hooks
-        hooks["request"] = [*hooks.get("request", []), check_time]
-        hooks["response"] = [*hooks.get("response", []), limit_wait]
-        client.event_hooks = hooks
-        return client
-
-    hides = not (shows and sys.stderr.isatty()) and not are_progress_bars_disabled()
-    if hides:
-        disable_progress_bars()
-    said = logging.get_verbosity()
+    verbosity = logging.get_verbosity()
     # Each try that fails would be a line, with the upload's address.
     logging.set_verbosity(ERROR)
-    set_client_factory(factory)
+    set_client_factory(lambda: _client_like(plain, [check_time], [limit_wait]))
     try:
-        yield HfApi(library_name="vaeconv", library_version=__version__)
+        with nullcontext() if shows and sys.stderr.isatty() else hidden_bars():
+            yield HfApi(library_name=NAME, library_version=VERSION)
     finally:
-        if hides:
-            enable_progress_bars()
-        logging.set_verbosity(said)
-        set_client_factory(lambda: _later_client(plain))
+        logging.set_verbosity(verbosity)
+        # The next thing that a thread that was left behind would do may be a commit.
+        set_client_factory(lambda: _client_like(plain, [_refuse_left_behind]))
 
 
-def _client_like(client: Any) -> Any:
-    """Make a client as another one: huggingface_hub gives its client away, and not how it is made.
+def _client_like(client: Any, requests: Sequence[Hook], responses: Sequence[Hook] = ()) -> Any:
+    """Make a client as another one, with more hooks: huggingface_hub does not say how it makes its.
 
     Proxies and certificates come from the environment anew.
     """
+    hooks = client.event_hooks
     return type(client)(
         auth=client.auth,
         headers=client.headers,
         cookies=client.cookies,
         timeout=client.timeout,
         follow_redirects=client.follow_redirects,
-        event_hooks=client.event_hooks,
+        event_hooks={
+            "request": list(dict.fromkeys([*hooks["request"], *requests])),
+            "response": list(dict.fromkeys([*hooks["response"], *responses])),
+        },
         trust_env=client.trust_env,
     )
-
-
-def _left_behind() -> set[threading.Thread]:
-    """Threads that were no longer waited for, and may still be asking the Hub for something."""
-    _abandoned.intersection_update(threading.enumerate())
-    return _abandoned
-
-
-def _later_client(plain: Any) -> Any:
-    """Make everybody's client after a push; it refuses what a thread that was left behind asks for.
-
-    The next thing that such a thread would do may be a commit.
-    """
-    client = _client_like(plain)
-    if _left_behind():
-        hooks = client.event_hooks
-        hooks["request"] = [*hooks.get("request", []), _refuse_left_behind]
-        client.event_hooks = hooks
-    return client
-
-
-def _refuse_left_behind(request: Any) -> None:
-    if threading.current_thread() in _left_behind():
-        raise HubError("this request was abandoned")
 
 
 @contextmanager
@@ -190,34 +141,37 @@ def trusted_for(repo_id: str, repo_type: str) -> Iterator[None]:
     Such a token is for one repository, the one that ``HF_OIDC_RESOURCE`` names, and a release goes
     to two. The client reads the variable anew for each request.
     """
-    given = os.environ.get(_RESOURCE, "")
+    given = os.environ.get(RESOURCE, "")
     if "/" not in given:  # not asked for, or a user's identity, which is for reading
         yield
         return
-    os.environ[_RESOURCE] = repo_id if repo_type == "model" else f"{repo_type}s/{repo_id}"
+    os.environ[RESOURCE] = repo_id if repo_type == "model" else f"{repo_type}s/{repo_id}"
     try:
         yield
     finally:
-        os.environ[_RESOURCE] = given
+        os.environ[RESOURCE] = given
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Give an error and what is below it: the client wraps what went wrong with an upload."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
 
 
 def is_lost(error: BaseException) -> bool:
     """Tell whether an error leaves open if the server did what it was asked."""
     status = status_of(error)
-    return (status is None and not _is_refused_card(error)) or (status or 0) in _UNSETTLED
+    return status in _UNSETTLED or (status is None and not _is_refused_card(error))
 
 
 def status_of(error: BaseException) -> int | None:
-    """The status of the answer; None where there was none.
-
-    The client wraps what went wrong with an upload in a plain RuntimeError.
-    """
-    cause: BaseException | None = error
-    while cause is not None:
+    """The status of the answer; None where there was none."""
+    for cause in _causes(error):
         status = getattr(getattr(cause, "response", None), "status_code", None)
         if isinstance(status, int):
             return status
-        cause = cause.__cause__
     return None
 
 
@@ -236,11 +190,11 @@ def ask(call: Callable[[], Answer], deadline: Deadline) -> Answer:
     for wait in WAITS:
         try:
             return call()
+        except VaeconvError:
+            raise
         except Exception as error:
             status = status_of(error)
-            if isinstance(error, VaeconvError) or not (status is None or status in _AGAIN):
-                raise
-            if status is None and not _is_no_answer(error):
+            if status not in _AGAIN and (status is not None or not _is_no_answer(error)):
                 raise
         deadline.check()
         time.sleep(wait)
@@ -249,13 +203,26 @@ def ask(call: Callable[[], Answer], deadline: Deadline) -> Answer:
 
 def _is_no_answer(error: BaseException) -> bool:
     """Whether the connection failed, or what came was no answer of a Hub."""
-    cause: BaseException | None = error
-    while cause is not None:
-        module = type(cause).__module__.partition(".")[0]
-        if module in _CLIENTS or isinstance(cause, OSError | JSONDecodeError):
-            return True
-        cause = cause.__cause__
-    return False
+    return any(
+        type(cause).__module__.partition(".")[0] in _CLIENTS
+        or isinstance(cause, OSError | JSONDecodeError)
+        for cause in _causes(error)
+    )
+
+
+class Worker(threading.Thread):
+    """A thread that does something while another one waits for it.
+
+    Attributes:
+        is_left: Whether nobody waits any more.
+    """
+
+    is_left = False
+
+
+def _refuse_left_behind(request: Any) -> None:
+    if getattr(threading.current_thread(), "is_left", False):
+        raise HubError("this request was abandoned")
 
 
 def within(deadline: Deadline, work: Callable[[], Answer]) -> Answer:
@@ -275,13 +242,13 @@ def within(deadline: Deadline, work: Callable[[], Answer]) -> Answer:
         except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
             failure.append(error)
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(deadline.left + 1)
+    worker = Worker(target=run, daemon=True)
+    worker.start()
+    worker.join(deadline.left + 1)
     if failure:
         raise failure[0]
     if not box:
-        _abandoned.add(thread)
+        worker.is_left = True
         raise deadline.over()
     return box[0]
 

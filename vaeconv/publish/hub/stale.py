@@ -114,34 +114,38 @@ def other_variants(pushed: Collection[str], tree: Iterable[str]) -> list[str]:
     )
 
 
-def outdated_documents(
-    pushed: Collection[str],
-    tree: Mapping[str, Any],
-    hashes: Mapping[str, str | None],
-    fetch: Callable[[str], Path],
+def find_outdated(
+    pushed: Mapping[str, str], tree: Mapping[str, Any], fetch: Callable[[str], Path]
 ) -> list[str]:
-    """List manifests, reports and signatures that no longer say what is true of the repository.
+    """List what an older release left, and what would win over the new files or contradict them.
+
+    The latter are manifests, reports and signatures that no longer say what is true of the
+    repository; what those say that are pushed was checked.
 
     Args:
-        pushed: Paths that are pushed: what they say was checked.
+        pushed: The sha256 of each file that is pushed, by its path.
         tree: The files of the repository, with what the client says of each.
-        hashes: The sha256 of each file after the push; None where it is not known.
         fetch: Downloads a file.
     """
+    gone = winning_files(pushed, tree)
+    sha256s: dict[str, str | None] = {
+        path: one.lfs and one.lfs.sha256 for path, one in tree.items() if path not in gone
+    }
+    sha256s.update(pushed)
     found = []
-    for path in sorted(tree):
+    for path in sorted(tree.keys() - pushed.keys()):
         name = path.rpartition("/")[2]
-        if path in pushed or not _DOCUMENT.fullmatch(name) or tree[path].size > _MAX:
+        if not _DOCUMENT.fullmatch(name) or tree[path].size > _MAX:
             continue
         folder = path[: len(path) - len(name)]
         here = {
             one[len(folder) :]: sha256
-            for one, sha256 in hashes.items()
+            for one, sha256 in sha256s.items()
             if one.startswith(folder) and one != path
         }
         if not _fits(name, fetch(path), here):
             found.append(path)
-    return found
+    return sorted([*gone, *found])
 
 
 def _fits(name: str, local: Path, hashes: Mapping[str, str | None]) -> bool:

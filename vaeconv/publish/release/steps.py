@@ -24,7 +24,8 @@ from vaeconv.parity.verify import VerifyOptions, verify
 from vaeconv.publish.card.card import CARD, CardInputs, write_card
 from vaeconv.publish.card.check import check_card
 from vaeconv.publish.documents import read_document
-from vaeconv.publish.hub.push import Pushed, checked_files, publish_files
+from vaeconv.publish.files import checked_files
+from vaeconv.publish.hub.push import Pushed, publish_files
 from vaeconv.publish.hub.push_options import PushOptions
 from vaeconv.publish.hub.session import Deadline
 from vaeconv.publish.release.gates import check_metrics
