@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from vaeconv.errors import CheckFailedError, InputError
 from vaeconv.evaluation.frechet import Moments, factor_of, frechet_distance
 from vaeconv.evaluation.image_set import ImageSet
-from vaeconv.evaluation.metrics import COLUMNS, INFINITE, WINDOW, Meter
+from vaeconv.evaluation.metrics import COLUMNS, INFINITE, Meter
 from vaeconv.evaluation.models import Candidate
 from vaeconv.evaluation.partial_results import Merged, Record
-from vaeconv.evaluation.protocol import Protocol
+from vaeconv.evaluation.protocol import WINDOW, Protocol
 from vaeconv.models.images import LeftOut
 
 

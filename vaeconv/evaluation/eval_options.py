@@ -11,8 +11,8 @@ from vaeconv.common import option_docs as docs
 from vaeconv.common.option_checks import check_fields
 from vaeconv.common.option_docs import Doc
 from vaeconv.errors import UsageError
-from vaeconv.evaluation.metrics import METRICS, WINDOW
-from vaeconv.evaluation.protocol import PRESETS, Protocol
+from vaeconv.evaluation.metrics import METRICS
+from vaeconv.evaluation.protocol import PRESETS, WINDOW, Protocol
 from vaeconv.evaluation.samples import Sample
 from vaeconv.models.open_model import OfOneModel, SideOptions
 

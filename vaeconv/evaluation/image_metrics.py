@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vaeconv.evaluation.metrics import WINDOW
+from vaeconv.evaluation.protocol import WINDOW
 
 # Channels of the convolutions; a new row begins behind a pooling. Distances are taken at the end
 # of each row: relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3.

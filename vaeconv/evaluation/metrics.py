@@ -17,6 +17,7 @@ from vaeconv.evaluation.metric_networks import (
     Weights,
     find_weights,
 )
+from vaeconv.evaluation.protocol import WINDOW
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 COLUMNS = {"psnr": ("PSNR", 1), "ssim": ("SSIM", 2), "psim": ("PSIM (VGG, unweighted)", 2),
            "lpips": ("LPIPS", 3)}  # fmt: skip
 INFINITE = "inf"  # what a record has for the PSNR of two equal images
-WINDOW = 11  # pixels of a side that SSIM looks at
 _LONGEST = 120  # characters of a reason
 METRICS = ("rfid", *COLUMNS)
 BETTER_IF_LARGER = frozenset({"psnr", "ssim"})

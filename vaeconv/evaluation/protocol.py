@@ -9,6 +9,7 @@ from vaeconv.common.option_checks import MOST_PIXELS, Range, check_fields, check
 from vaeconv.common.option_docs import Doc
 from vaeconv.weights.idle_options import Rule, refuse_idle
 
+WINDOW = 11  # pixels of a side that SSIM looks at; smaller images have none
 FILTERS = ("bicubic", "lanczos", "bilinear", "box", "hamming", "nearest")
 _PANEL = "Protocol"
 RESIZES = ("shorter-side", "squash", "none")
