@@ -29,7 +29,7 @@ from typer.testing import CliRunner, Result
 from tests.support.faults import Call, NoExchange, Watch
 from tests.support.lacking import IS_POSIX, needs_no_root, open_can_be_replaced
 from vaeconv.checkpoint import system
-from vaeconv.checkpoint.local_source import FileSource
+from vaeconv.checkpoint.source import FileSource
 from vaeconv.checkpoint.writers import atomic
 from vaeconv.cli import app
 from vaeconv.errors import InputError

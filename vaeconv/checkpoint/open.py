@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from vaeconv.checkpoint.local_source import FileSource
 from vaeconv.checkpoint.readers.by_content import open_source
 from vaeconv.checkpoint.readers.folder import CONFIG, STEM, open_folder
 from vaeconv.checkpoint.readers.in_memory import AnyModel, InMemory, as_source
+from vaeconv.checkpoint.source import FileSource
 from vaeconv.checkpoint.text_file import read_text_file
 from vaeconv.checkpoint.tree import FileTree, LocalTree, is_folder
 from vaeconv.checkpoint.types import Checkpoint, ConfigText
@@ -64,7 +64,7 @@ def open_checkpoint(
         raise UsageError("an empty name", hint="is a variable of the shell not set?")
     if "://" in text:
         from vaeconv.checkpoint.hub.address import parse_location
-        from vaeconv.checkpoint.hub.open import open_hub
+        from vaeconv.checkpoint.hub.repository import open_hub
 
         location = parse_location(text)
         if location is None:

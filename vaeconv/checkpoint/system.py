@@ -76,11 +76,7 @@ def reserve(fd: int, size: int) -> None:
     try:
         os.posix_fallocate(fd, 0, size)
     except OSError as error:
-        if error.errno not in (
-            errno.EOPNOTSUPP,
-            errno.EINVAL,
-            errno.ENOSYS,
-        ):  # a file system without
+        if error.errno not in _NO_RESERVE:
             raise
 
 
@@ -179,5 +175,4 @@ def _lock(fd: int, wait: bool) -> bool:
     except BlockingIOError:
         raise
     except OSError:  # a file system without locks
-        pass
-    return False
+        return False

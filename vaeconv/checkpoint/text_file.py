@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vaeconv.checkpoint.local_source import FileSource
-from vaeconv.checkpoint.source import ByteSource, read_bytes
+from vaeconv.checkpoint.source import ByteSource, FileSource, read_bytes
 from vaeconv.errors import MalformedCheckpointError
 
 MAX_TEXT = 1 << 20

@@ -7,8 +7,7 @@ import re
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from vaeconv.checkpoint.local_source import FileSource
-from vaeconv.checkpoint.source import ByteSource
+from vaeconv.checkpoint.source import ByteSource, FileSource
 from vaeconv.errors import CheckpointNotFoundError
 
 _FORBIDDEN = re.compile(r"[\\\x00-\x1f\x7f]")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vaeconv.autoencoder.config import Scaling
 from vaeconv.autoencoder.topology import Topology
-from vaeconv.checkpoint.local_source import FileSource
+from vaeconv.checkpoint.source import FileSource
 from vaeconv.common.leftovers import utf8_path
 from vaeconv.errors import MalformedCheckpointError, UsageError, VaeconvError
 from vaeconv.models.latents import unscale

@@ -13,8 +13,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-from vaeconv.checkpoint.local_source import FileSource
-from vaeconv.checkpoint.source import hash_bytes
+from vaeconv.checkpoint.source import FileSource, hash_bytes
 from vaeconv.common.leftovers import scratch_folder
 from vaeconv.errors import CheckFailedError, InputError, MissingDependencyError, OutputError
 from vaeconv.publish.card.card import CARD

@@ -10,9 +10,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from vaeconv._version import __version__
-from vaeconv.checkpoint.local_source import FileSource
 from vaeconv.checkpoint.readers.folder import CONFIG, STEM
-from vaeconv.checkpoint.source import hash_bytes
+from vaeconv.checkpoint.source import FileSource, hash_bytes
 from vaeconv.common.json_text import dump_json
 from vaeconv.common.notes import Note, note, warning
 from vaeconv.errors import listed

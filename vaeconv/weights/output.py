@@ -22,13 +22,13 @@ from vaeconv.checkpoint.readers.folder import (
 from vaeconv.checkpoint.source import hash_bytes
 from vaeconv.checkpoint.types import Checkpoint
 from vaeconv.checkpoint.writers.atomic import (
-    check_output,
     replace_small_file,
     staged_file,
     staged_folder,
     write_small_file,
 )
 from vaeconv.checkpoint.writers.layout import lay_out_safetensors, lay_out_torch_zip
+from vaeconv.checkpoint.writers.writable import check_output
 from vaeconv.common.notes import Note, note, warning
 from vaeconv.common.wording import plural
 from vaeconv.errors import OutputError
@@ -99,7 +99,7 @@ def check_target(
         plan: What would be written.
 
     Raises:
-        OutputError: As :func:`~vaeconv.checkpoint.writers.atomic.check_output`.
+        OutputError: As :func:`~vaeconv.checkpoint.writers.writable.check_output`.
     """
     texts = [os.fspath(source) for source in sources]
     local = [Path(text) for text in texts if not is_address(text) and os.path.lexists(text)]

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Sequence
 
 from vaeconv.checkpoint.dtypes import BY_CODE
-from vaeconv.checkpoint.local_source import MemorySource
+from vaeconv.checkpoint.source import MemorySource
 from vaeconv.checkpoint.tensor import PlainStorage, Tensor
 from vaeconv.common.notes import Note, note
 from vaeconv.weights.plan import Row

@@ -11,11 +11,10 @@ import pytest
 
 from tests.support.range_hub import RangeHub, point_client_at
 from vaeconv.checkpoint.hub.address import HubLocation, parse_location
-from vaeconv.checkpoint.hub.http import Retry
-from vaeconv.checkpoint.hub.open import HubFiles, open_hub
+from vaeconv.checkpoint.hub.failures import Retry
 from vaeconv.checkpoint.hub.range_source import RangeSource
-from vaeconv.checkpoint.local_source import FileSource
-from vaeconv.checkpoint.source import ByteSource, read_bytes
+from vaeconv.checkpoint.hub.repository import HubFiles, open_hub
+from vaeconv.checkpoint.source import ByteSource, FileSource, read_bytes
 from vaeconv.checkpoint.tree import LocalTree
 from vaeconv.errors import (
     CheckpointNotFoundError,
@@ -487,7 +486,7 @@ def test_the_environment_decides(hub: RangeHub, tmp_path: Path) -> None:
     """The client's own variables work, as it reads them when it is imported."""
     script = """
 import sys
-from vaeconv.checkpoint.hub.open import open_hub
+from vaeconv.checkpoint.hub.repository import open_hub
 from vaeconv.checkpoint.hub.address import parse_location
 from vaeconv.checkpoint.source import read_bytes
 from vaeconv.errors import HubError

@@ -17,9 +17,9 @@ import pytest
 
 from tests.support.range_hub import Content, RangeHub, point_client_at
 from vaeconv.checkpoint import system
-from vaeconv.checkpoint.hub.http import Retry
-from vaeconv.checkpoint.hub.intervals import Intervals
+from vaeconv.checkpoint.hub.failures import Retry
 from vaeconv.checkpoint.hub.range_source import RangeSource
+from vaeconv.checkpoint.hub.sparse_file import Intervals
 from vaeconv.checkpoint.source import read_bytes
 from vaeconv.errors import HubError, MalformedCheckpointError, OutputError
 
@@ -305,7 +305,6 @@ def test_a_redirect_to_another_file_is_an_error(start: Start, opened: Open) -> N
     hub.misbehave(host="hub", headers={"X-Linked-ETag": '"other"'})
     with pytest.raises(MalformedCheckpointError, match="changed on the server"):
         read_bytes(opened(hub, content), 0, 10)
-    assert not hub.asked(host="cdn")
 
 
 @pytest.mark.parametrize("body", [noise(KIB), noise(2 * MIB)])
@@ -317,19 +316,6 @@ def test_another_length_is_an_error(start: Start, opened: Open, body: bytes) -> 
         read_bytes(opened(hub, content), MIB - 10, 10)
 
 
-def test_a_changed_file_is_noticed_through_if_range(start: Start, opened: Open) -> None:
-    content = noise(MIB)
-    hub = start(content, cdn=True)
-    source = opened(hub, content)
-    read_bytes(source, 0, 10)
-    hub.misbehave(host="cdn", headers={"ETag": '"new"'})
-    with pytest.raises(MalformedCheckpointError, match="changed on the server"):
-        read_bytes(source, MIB - 10, 10)
-    last = hub.asked(host="cdn")[-1]
-    assert last.headers["if-range"].strip('"') != "new"
-    assert last.status == 200  # so the server kept to If-Range, and the body stayed unread
-
-
 def test_weak_etags_are_the_same_file(start: Start, opened: Open) -> None:
     content = noise(MIB)
     hub = start(content)
@@ -337,7 +323,6 @@ def test_weak_etags_are_the_same_file(start: Start, opened: Open) -> None:
     source = opened(hub, content)
     assert bytes(read_bytes(source, 0, 10)) == content[:10]
     assert bytes(read_bytes(source, MIB - 10, 10)) == content[-10:]
-    assert all("if-range" not in request.headers for request in hub.requests)
 
 
 def test_a_server_without_ranges_sends_the_whole_file_once(

@@ -17,9 +17,9 @@ from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.torch import save, save_file
 
 from vaeconv.checkpoint.dtypes import BY_CODE, BY_TORCH_NAME, DTYPES, DType
-from vaeconv.checkpoint.local_source import FileSource
 from vaeconv.checkpoint.readers import safetensors as safetensors_file
 from vaeconv.checkpoint.readers.safetensors import MAX_HEADER, build_header, open_safetensors
+from vaeconv.checkpoint.source import FileSource
 from vaeconv.checkpoint.types import Checkpoint
 from vaeconv.checkpoint.writers import layout as layout_out
 from vaeconv.checkpoint.writers.layout import lay_out_safetensors

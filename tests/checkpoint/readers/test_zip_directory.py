@@ -17,9 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support import corpus
-from vaeconv.checkpoint.local_source import FileSource
 from vaeconv.checkpoint.readers import zip_directory
 from vaeconv.checkpoint.readers.zip_directory import ZipEntry, read_zip_directory
+from vaeconv.checkpoint.source import FileSource
 from vaeconv.errors import MalformedCheckpointError
 
 QUIET = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

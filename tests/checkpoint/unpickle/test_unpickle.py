@@ -29,8 +29,8 @@ from hypothesis import HealthCheck, example, given, settings
 from omegaconf import OmegaConf
 
 from vaeconv.checkpoint.dtypes import DTYPES, DType
-from vaeconv.checkpoint.local_source import FileSource
 from vaeconv.checkpoint.readers.torch_legacy import open_torch_legacy
+from vaeconv.checkpoint.source import FileSource
 from vaeconv.checkpoint.unpickle.interpreter import Placeholder, StorageRef, TensorRef, unpickle
 from vaeconv.checkpoint.unpickle.policy import GlobalUse, Verdict, judge
 from vaeconv.errors import MalformedCheckpointError, UnsafeCheckpointError, VaeconvError

@@ -25,9 +25,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from vaeconv.checkpoint.dtypes import BY_CODE, BY_OPTION, DTYPES, DType
-from vaeconv.checkpoint.local_source import FileSource
 from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.checkpoint.readers.safetensors import open_safetensors
+from vaeconv.checkpoint.source import FileSource
 from vaeconv.checkpoint.writers import layout as layout_out
 from vaeconv.checkpoint.writers.layout import (
     OutputFile,

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from fixtures.make_fixtures import FOLDER as FIXTURES
 from tests.publish.releases import NAME, make, published_of, redone, write_project
 from tests.support.range_hub import RangeHub, point_client_at
-from vaeconv.checkpoint.local_source import FileSource
+from vaeconv.checkpoint.source import FileSource
 
 SOURCE = FIXTURES / "tiny-kl.ckpt"
 MIB = 1 << 20

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 from vaeconv.checkpoint.hub.address import HubLocation
-from vaeconv.checkpoint.hub.client import NAME, VERSION, ask, hidden_bars, not_a_hub
-from vaeconv.checkpoint.hub.environment import check_environment
-from vaeconv.checkpoint.hub.http import Retry
-from vaeconv.checkpoint.shared import current
+from vaeconv.checkpoint.hub.client import ask, check_environment, fetch_whole, hub_api
+from vaeconv.checkpoint.hub.failures import Retry, not_a_hub
+from vaeconv.checkpoint.hub.repository import COMMIT, LISTING_TIMEOUT
+from vaeconv.checkpoint.source import shared_now
 from vaeconv.checkpoint.tree import stays_inside
 from vaeconv.errors import CheckpointNotFoundError, HubError, InputError
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile, RepoFolder
+
+T = TypeVar("T")
+
 _KIND = "dataset"
 _MOST = 200_000  # files that are listed
-_TIMEOUT = 30.0
-_PATTERN = re.compile(r"[*?\[]")
+_WILDCARD = re.compile(r"[*?\[]")
 
 
 class Dataset:
@@ -31,7 +36,9 @@ class Dataset:
         retry: How patient to be.
 
     Attributes:
-        commit: The commit that the revision names now; all is read at it.
+        place: The address as it was given.
+        source: The address at the commit that the revision names now; all is read at it.
+        label: The dataset and the path in it.
         sizes: Bytes of each file, by its name in the folder.
 
     Raises:
@@ -42,24 +49,15 @@ class Dataset:
 
     def __init__(self, location: HubLocation, retry: Retry | None = None) -> None:
         check_environment()
-        self._location = location
+        self._id = location.repo_id
         self._retry = retry or Retry()
         self.place = str(location)
-        self.commit = self._find_commit()
+        self._commit = self._find_commit(location.revision or "main")
+        self.source = str(HubLocation(self._id, self._commit, location.path, _KIND))
+        self.label = f"{self._id}/{location.path}" if location.path else self._id
         self._prefix, self.sizes = self._list(location.path or "")
         if not self.sizes:
             raise CheckpointNotFoundError("no such file in the dataset", where=self.place)
-
-    @property
-    def label(self) -> str:
-        """The dataset and the path in it."""
-        path = self._location.path
-        return f"{self._location.repo_id}/{path}" if path else self._location.repo_id
-
-    @property
-    def source(self) -> str:
-        """The address at the commit."""
-        return str(HubLocation(self._location.repo_id, self.commit, self._location.path, _KIND))
 
     def fetch(self, name: str) -> Path:
         """Fetch a file, unless the cache has it.
@@ -67,86 +65,69 @@ class Dataset:
         Raises:
             HubError: It cannot be fetched.
         """
-        from huggingface_hub import hf_hub_download
-
         path = self._prefix + name
-
-        def download() -> str:
-            with hidden_bars():
-                return hf_hub_download(
-                    self._location.repo_id,
-                    path,
-                    repo_type=_KIND,
-                    revision=self.commit,
-                    library_name=NAME,
-                    library_version=VERSION,
-                    etag_timeout=self._retry.connect,
-                )
-
         where = f"{self.place}: {path}"
-        place = Path(ask(download, where, self._retry, tries=self._retry.tries))
+        retry = self._retry
+        place = fetch_whole(self._id, path, self._commit, _KIND, where, retry, tries=retry.tries)
         if place.stat().st_size != self.sizes[name]:
             raise HubError("another size than the Hub has listed", where=where, hint="run again")
         return place
 
-    def _find_commit(self) -> str:
+    def _find_commit(self, revision: str) -> str:
         """Ask which commit a revision names; in a run that shares its sources, once."""
-        repo_id, wanted = self._location.repo_id, self._location.revision or "main"
-        pinned = current().commits
-        key = f"{_KIND}s/{repo_id}", wanted
+        pinned = shared_now().commits
+        key = f"{_KIND}s/{self._id}", revision
         if key not in pinned:
-            found: Any = self._ask(
-                lambda api: api.repo_info(
-                    repo_id, repo_type=_KIND, revision=wanted, timeout=_TIMEOUT
+            commit = self._ask(
+                lambda api: (
+                    api.dataset_info(self._id, revision=revision, timeout=LISTING_TIMEOUT).sha
                 )
             )
-            if not found.sha or not _COMMIT.fullmatch(found.sha):
+            if not commit or not COMMIT.fullmatch(commit):
                 raise not_a_hub(self.place)
-            pinned[key] = found.sha
+            pinned[key] = commit
         return pinned[key]
 
     def _list(self, path: str) -> tuple[str, dict[str, int]]:
         """List files: the folder that they are in, and their sizes by what follows it."""
-        pattern = ""
-        if _PATTERN.search(path):
-            pattern = path
-            path = path[: _PATTERN.search(path).start()].rpartition("/")[0]  # type: ignore[union-attr]
-        elif path:
-            (found,) = self._look_up(path) or [None]
-            if found is None:
+        from huggingface_hub.hf_api import RepoFile
+
+        folder, pattern = path, "*"
+        if wildcard := _WILDCARD.search(path):
+            folder, pattern = path[: wildcard.start()].rpartition("/")[0], path
+        entries: list[RepoFile | RepoFolder] = []
+        if folder == path != "":
+            entries = self._ask(
+                lambda api: api.get_paths_info(
+                    self._id, [path], repo_type=_KIND, revision=self._commit
+                )
+            )
+            if not any(entry.path == path for entry in entries):
                 return "", {}
-            if hasattr(found, "size"):
-                folder, slash, name = path.rpartition("/")
-                return folder + slash, {name: found.size}
-        prefix = f"{path}/" if path else ""
-        sizes = {
+        if any(isinstance(entry, RepoFile) for entry in entries):
+            folder = path.rpartition("/")[0]
+        else:
+            entries = self._list_tree(folder)
+        prefix = f"{folder}/" if folder else ""
+        return prefix, {
             entry.path[len(prefix) :]: entry.size
-            for entry in self._tree(path)
-            if hasattr(entry, "size")
+            for entry in entries
+            if isinstance(entry, RepoFile)
             and entry.path.startswith(prefix)
             and stays_inside(entry.path)
-            and (not pattern or fnmatchcase(entry.path, pattern))
+            and fnmatchcase(entry.path, pattern)
         }
-        return prefix, sizes
 
-    def _look_up(self, path: str) -> list[Any]:
-        found: list[Any] = self._ask(
-            lambda api: api.get_paths_info(
-                self._location.repo_id, [path], repo_type=_KIND, revision=self.commit
-            )
-        )
-        return [one for one in found if one.path == path]
-
-    def _tree(self, folder: str) -> list[Any]:
-        entries: list[Any] = self._ask(
+    def _list_tree(self, folder: str) -> list[RepoFile | RepoFolder]:
+        entries = self._ask(
             lambda api: list(
                 islice(
                     api.list_repo_tree(
-                        self._location.repo_id,
+                        self._id,
                         folder or None,
                         recursive=True,
                         repo_type=_KIND,
-                        revision=self.commit,
+                        revision=self._commit,
                     ),
                     _MOST + 1,
                 )
@@ -160,8 +141,5 @@ class Dataset:
             )
         return entries
 
-    def _ask(self, call: Any) -> Any:
-        from huggingface_hub import HfApi
-
-        api = HfApi(library_name=NAME, library_version=VERSION)
-        return ask(lambda: call(api), self.place, self._retry, tries=self._retry.tries)
+    def _ask(self, call: Callable[[HfApi], T]) -> T:
+        return ask(lambda: call(hub_api()), self.place, self._retry)

@@ -1,4 +1,4 @@
-"""One repository on the Hub: the local cache first, then the network."""
+"""Files and folders of a repository on the Hub: the local cache first, then the network."""
 
 from __future__ import annotations
 
@@ -9,28 +9,63 @@ from pathlib import Path
 
 from vaeconv.checkpoint.hub.address import HubLocation
 from vaeconv.checkpoint.hub.client import (
-    NAME,
-    VERSION,
     ask,
-    hidden_bars,
-    not_a_hub,
+    check_environment,
+    fetch_whole,
+    hub_api,
     request_headers,
 )
-from vaeconv.checkpoint.hub.http import Retry, UnreachableError
+from vaeconv.checkpoint.hub.failures import NoSuchFileError, Retry, UnreachableError, not_a_hub
 from vaeconv.checkpoint.hub.range_source import RangeSource
-from vaeconv.checkpoint.local_source import FileSource
-from vaeconv.checkpoint.shared import current, is_sharing
-from vaeconv.checkpoint.source import ByteSource
-from vaeconv.checkpoint.tree import stays_inside
-from vaeconv.errors import MalformedCheckpointError
+from vaeconv.checkpoint.source import ByteSource, FileSource, shared_now
+from vaeconv.checkpoint.tree import FileTree, LocalTree, checked, stays_inside
+from vaeconv.errors import CheckpointNotFoundError, HubError, MalformedCheckpointError
 
 Progress = Callable[[int], None]
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+LISTING_TIMEOUT = 30.0
 _HASH = re.compile(r"[0-9a-f]{40,64}")
-_LISTING_TIMEOUT = 30.0
+_LEVELS = 2
 
 logger = logging.getLogger(__name__)
+
+
+def open_hub(
+    location: HubLocation,
+    *,
+    download: bool = False,
+    on_progress: Progress | None = None,
+    retry: Retry | None = None,
+) -> ByteSource | FileTree:
+    """Open a file, or a folder, in a repository on the Hub.
+
+    What the local cache holds is used from there; of other files only those parts travel that
+    are read. All is read at the commit that the revision names now.
+
+    Args:
+        location: Where it is.
+        download: Fetch files whole, into the cache.
+        on_progress: Called with the number of bytes of each piece that arrived; by turns from
+            several threads.
+        retry: How patient to be.
+
+    Raises:
+        HubError: It is not there, may not be read, or the network failed.
+        UsageError: The environment says something impossible to the client.
+    """
+    check_environment()
+    repository = Repository(location, download, on_progress, retry or Retry())
+    if location.path is None:
+        return repository.open_folder("")
+    try:
+        return repository.open(location.path)
+    except NoSuchFileError:
+        return repository.open_folder(location.path)
+    except UnreachableError:
+        if not repository.cached_folder(location.path):
+            raise
+        return repository.open_folder(location.path)
 
 
 class Repository:
@@ -38,21 +73,21 @@ class Repository:
 
     Args:
         location: The repository and the revision; its path plays no role.
-        download: Fetch files whole, into the cache.
+        downloads: Fetch files whole, into the cache.
         on_progress: Called with the number of bytes of each piece that arrived.
         retry: How patient to be.
     """
 
     def __init__(
-        self, location: HubLocation, download: bool, on_progress: Progress | None, retry: Retry
+        self, location: HubLocation, downloads: bool, on_progress: Progress | None, retry: Retry
     ) -> None:
         self.root = str(HubLocation(location.repo_id, location.revision))
         self._id = location.repo_id
         self._revision = location.revision or "main"
-        self._download = download
+        self._downloads = downloads
         self._on_progress = on_progress
         self._retry = retry
-        self._shared = current()
+        self._shared = shared_now()
 
     @property
     def _wanted(self) -> str:
@@ -73,11 +108,11 @@ class Repository:
 
         name = f"{self.root}/{path}"
         revision = commit or self._wanted
-        kept = self._shared.remote.get((self._id, revision, path))
-        if kept:
-            return kept.retain()
+        remote = self._shared.remote
+        if remote and (self._id, revision, path) in remote:
+            return remote[self._id, revision, path].retain()
         cached = self._cached(path, revision)
-        if cached and (constants.HF_HUB_OFFLINE or _COMMIT.fullmatch(revision)):
+        if cached and (constants.HF_HUB_OFFLINE or COMMIT.fullmatch(revision)):
             return FileSource(cached)
         url = hf_hub_url(self._id, path, revision=revision)
         headers = request_headers()
@@ -86,7 +121,7 @@ class Repository:
                 lambda: get_hf_file_metadata(url, timeout=self._retry.connect, headers=headers),
                 name,
                 self._retry,
-                tries=1 if cached else self._retry.tries,
+                tries=1 if cached else None,
             )
         except UnreachableError as error:
             if not cached:
@@ -95,11 +130,11 @@ class Repository:
             self._pin(cached.parts[cached.parts.index("snapshots") + 1])
             return FileSource(cached)
         size, etag, found = metadata.size, metadata.etag, metadata.commit_hash
-        if size is None or not etag or not found or not _COMMIT.fullmatch(found):
+        if size is None or not etag or not found or not COMMIT.fullmatch(found):
             raise not_a_hub(name)
         self._pin(found)
-        if self._download:
-            return self._downloaded(path, found, name)
+        if self._downloads:
+            return self._download(path, found, name)
         held = self._cached(path, found) or self._blob(etag)
         if held:
             return FileSource(held)
@@ -112,70 +147,70 @@ class Repository:
             on_progress=self._on_progress,
             retry=self._retry,
         )
-        if is_sharing():
-            self._shared.remote[self._id, found, path] = source.retain()
+        if remote is not None:
+            remote[self._id, found, path] = source.retain()
         return source
 
-    def list_files(self, *, tries: int | None = None) -> tuple[str, frozenset[str]]:
-        """Return the commit that the revision names now, and the paths of all files in it.
+    def open_folder(self, path: str) -> FileTree:
+        """Open a folder, from the cache where the Hub cannot be asked.
 
         Raises:
-            UnreachableError: The Hub cannot be asked.
-            HubError: It refuses.
+            HubError: It is not there, or may not be read.
         """
-        from huggingface_hub import HfApi
+        from huggingface_hub import constants
 
+        snapshot = self.cached_folder(path)
+        if snapshot and constants.HF_HUB_OFFLINE:
+            return LocalTree(snapshot)
+        try:
+            commit, files = self._list_files(tries=1 if snapshot else None)
+        except UnreachableError as error:
+            if not snapshot:
+                raise
+            logger.warning("%s; using the cached copy", error)
+            return LocalTree(snapshot)
+        prefix = f"{path}/" if path else ""
+        if prefix and not any(file.startswith(prefix) for file in files):
+            raise HubError(
+                "no such file or folder in the repository",
+                where=f"{self.root}/{path}",
+                hint="check the path and the revision",
+            )
+        return HubFiles(self, commit, prefix, files)
+
+    def _list_files(self, tries: int | None) -> tuple[str, frozenset[str]]:
+        """Return the commit that the revision names now, and the paths of all files in it."""
         known = self._shared.listings.get((self._id, self._wanted))
         if known is not None:
             return self._wanted, known
         info = ask(
-            lambda: HfApi(library_name=NAME, library_version=VERSION).model_info(
-                self._id, revision=self._wanted, timeout=_LISTING_TIMEOUT
-            ),
+            lambda: hub_api().model_info(self._id, revision=self._wanted, timeout=LISTING_TIMEOUT),
             self.root,
             self._retry,
-            tries=tries or self._retry.tries,
+            tries=tries,
         )
-        if not info.sha or not _COMMIT.fullmatch(info.sha):
+        if not info.sha or not COMMIT.fullmatch(info.sha):
             raise not_a_hub(self.root)
-        files = (sibling.rfilename for sibling in info.siblings or ())
         self._pin(info.sha)
-        found = frozenset(filter(stays_inside, files))
-        self._shared.listings[self._id, info.sha] = found
-        return info.sha, found
+        names = (sibling.rfilename for sibling in info.siblings or ())
+        files = self._shared.listings[self._id, info.sha] = frozenset(filter(stays_inside, names))
+        return info.sha, files
 
     def cached_folder(self, path: str) -> Path | None:
         """Return the cache's copy of a folder; it holds what was downloaded, not all there is."""
         commit = self._wanted
-        if not _COMMIT.fullmatch(commit):
+        if not COMMIT.fullmatch(commit):
             try:
                 commit = (self._storage() / "refs" / commit).read_text(encoding="ascii").strip()
             except (OSError, ValueError):
                 return None
         place = self._storage() / "snapshots" / commit / path
-        return place if _COMMIT.fullmatch(commit) and place.is_dir() else None
+        return place if COMMIT.fullmatch(commit) and place.is_dir() else None
 
-    def _downloaded(self, path: str, commit: str, name: str) -> ByteSource:
-        from huggingface_hub import hf_hub_download
-
+    def _download(self, path: str, commit: str, name: str) -> ByteSource:
         # Asked for by the revision's own name, so that offline runs find it by that name too. The
         # client retries by itself, and waits long: one try, once the Hub has answered us.
-        with hidden_bars():
-            place = Path(
-                ask(
-                    lambda: hf_hub_download(
-                        self._id,
-                        path,
-                        revision=self._revision,
-                        library_name=NAME,
-                        library_version=VERSION,
-                        etag_timeout=self._retry.connect,
-                    ),
-                    name,
-                    self._retry,
-                    tries=1,
-                )
-            )
+        place = fetch_whole(self._id, path, self._revision, "model", name, self._retry, tries=1)
         if commit not in place.parts:
             raise MalformedCheckpointError(
                 "changed on the server while it was being read", where=name, hint="run again"
@@ -200,3 +235,43 @@ class Repository:
         # The ETag comes from a server: only a plain hash may become part of a path.
         place = self._storage() / "blobs" / etag
         return place if _HASH.fullmatch(etag) and place.is_file() else None
+
+
+class HubFiles:
+    """A folder in a repository on the Hub, at one commit; see ``FileTree``."""
+
+    def __init__(
+        self, repository: Repository, commit: str, prefix: str, files: frozenset[str]
+    ) -> None:
+        self._repository = repository
+        self._commit = commit
+        self._prefix = prefix
+        self._files = files  # of the whole repository
+
+    @property
+    def name(self) -> str:
+        """Return the address."""
+        return f"{self._repository.root}/{self._prefix}".rstrip("/")
+
+    def names(self) -> list[str]:
+        """List the files, at most two levels deep."""
+        below = (f[len(self._prefix) :] for f in self._files if f.startswith(self._prefix))
+        return sorted(name for name in below if name.count("/") < _LEVELS)
+
+    def holds(self, name: str) -> bool:
+        """Tell whether a file is called so."""
+        return self._prefix + name in self._files
+
+    def open(self, name: str) -> ByteSource:
+        """Open one of the files."""
+        path = self._prefix + checked(name, self.name)
+        if path not in self._files:
+            raise CheckpointNotFoundError(f"no file {name} in this folder", where=self.name)
+        return self._repository.open(path, self._commit)
+
+    def subtree(self, name: str) -> HubFiles:
+        """Return the view of a folder inside this one."""
+        prefix = f"{self._prefix}{checked(name, self.name)}/"
+        if not any(file.startswith(prefix) for file in self._files):
+            raise CheckpointNotFoundError(f"no folder {name} in this folder", where=self.name)
+        return HubFiles(self._repository, self._commit, prefix, self._files)

@@ -8,10 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from vaeconv.checkpoint.checksum import crc32
-from vaeconv.checkpoint.local_source import FileSource, SliceSource
 from vaeconv.checkpoint.readers.safetensors import looks_like_safetensors, open_safetensors
 from vaeconv.checkpoint.readers.zip_directory import ZipEntry, read_zip_directory
-from vaeconv.checkpoint.source import ByteSource, read_bytes
+from vaeconv.checkpoint.source import ByteSource, FileSource, SliceSource, read_bytes
 from vaeconv.checkpoint.text_file import MAX_TEXT, decode_text
 from vaeconv.checkpoint.types import Checkpoint, ConfigText
 from vaeconv.errors import (

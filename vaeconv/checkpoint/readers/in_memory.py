@@ -10,7 +10,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vaeconv.checkpoint.dtypes import BY_TORCH_NAME
-from vaeconv.checkpoint.local_source import MemorySource
+from vaeconv.checkpoint.source import ByteSource
 from vaeconv.checkpoint.tensor import PlainStorage, Tensor
 from vaeconv.checkpoint.types import Checkpoint, ConfigText
 from vaeconv.errors import UnsupportedModelError, UsageError
@@ -113,18 +113,13 @@ def as_source(model: AnyModel) -> str | os.PathLike[str]:
     return model if isinstance(model, str | os.PathLike) else InMemory(model)
 
 
-class _Tensors(MemorySource):
+class _Tensors(ByteSource):
     """The bytes of many tensors, one behind the other, without joining them."""
 
     def __init__(self, parts: list[memoryview], name: str) -> None:
-        super().__init__(b"", name)
         self._parts = parts
         self.starts = [0, *accumulate(map(len, parts))]
-        self._size = self.starts.pop()
-
-    @property
-    def size(self) -> int:
-        return self._size
+        super().__init__(name, self.starts.pop())
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         index, done = bisect_right(self.starts, offset) - 1, 0

@@ -11,14 +11,13 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 from vaeconv.checkpoint import system
-from vaeconv.checkpoint.writers.writable import no_folder
-from vaeconv.checkpoint.writers.writable import translated as _translated
+from vaeconv.checkpoint.writers.writable import is_empty_folder, translated
 from vaeconv.common.leftovers import removed_when_stopped
 from vaeconv.errors import OutputError, OutputExistsError
 
@@ -26,51 +25,6 @@ _MARK = ".vaeconv-"
 _ASIDE = "-old"
 # What a file system without hard links says to one; the last is what Windows says.
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-
-
-def check_output(
-    target: Path,
-    sources: Sequence[Path],
-    *,
-    overwrite: bool,
-    hint: str = "--overwrite replaces it",
-) -> None:
-    """Refuse an output that must not be written, before anything is opened for writing.
-
-    Args:
-        target: The file or folder to write.
-        sources: Local files that will be read.
-        overwrite: Replace an existing output.
-        hint: What to say of an output that is there.
-
-    Raises:
-        OutputError: It is one of the sources (by whatever spelling), contains one or lies in one,
-            is a symbolic link or a folder without a name, or its folder does not exist.
-        OutputExistsError: It is there.
-    """
-    if target.name in ("", ".."):
-        raise OutputError(
-            "is not the name of a folder", where=str(target), hint="name a folder in it"
-        )
-    try:
-        parent_exists = target.parent.is_dir()
-        is_link, exists = target.is_symlink(), target.exists()
-        overlaps = [(_overlap(source, target), source) for source in sources if source.exists()]
-    except (OSError, ValueError) as error:
-        raise OutputError(f"cannot be written: {error}", where=str(target)) from error
-    if not parent_exists:
-        raise no_folder(target, target.parent)
-    for overlap, source in overlaps:
-        if overlap:
-            raise OutputError(
-                f"{overlap} ({source})", where=str(target), hint="write to another place"
-            )
-    if is_link:
-        raise OutputError(
-            "is a symbolic link", where=str(target), hint="name the place that it points to"
-        )
-    if exists and not overwrite and not _is_empty_folder(target):
-        raise OutputExistsError("exists", where=str(target), hint=hint)
 
 
 @contextmanager
@@ -92,12 +46,12 @@ def staged_file(target: Path, *, overwrite: bool, durable: bool) -> Iterator[int
     with _claimed(target, _create_file, _remove_file) as temporary:
         with _opened(temporary, target) as fd:
             yield fd
-            with _translated(target):
+            with translated(target):
                 if target.exists():
                     os.chmod(temporary, stat.S_IMODE(target.stat().st_mode))
                 if durable:
                     os.fsync(fd)
-        with _translated(target):
+        with translated(target):
             if overwrite:
                 os.replace(temporary, target)
             else:
@@ -130,9 +84,9 @@ def staged_folder(
     _remove_debris(target)
     with _claimed(target, os.mkdir, partial(_remove_staged, target)) as temporary:
         yield temporary
-        with _translated(target):
+        with translated(target):
             if target.exists():
-                if not overwrite and not _is_empty_folder(target):
+                if not overwrite and not is_empty_folder(target):
                     raise OutputExistsError("exists", where=str(target))
                 _carry_over(target, temporary, stale)
                 os.chmod(temporary, stat.S_IMODE(target.stat().st_mode))
@@ -162,7 +116,7 @@ def _claimed(
         temporary = _temporary(target)
         with removed_when_stopped(partial(remove, temporary)), ExitStack() as lock:
             try:
-                with _translated(target):
+                with translated(target):
                     create(temporary)
                     with suppress(FileNotFoundError):  # taken already
                         lock.enter_context(system.locked(temporary, wait=True))
@@ -177,13 +131,13 @@ def _claimed(
 @contextmanager
 def _opened(temporary: Path, target: Path) -> Iterator[int]:
     """Open a temporary for writing; what is open cannot be removed everywhere, so it is closed."""
-    with _translated(target):
+    with translated(target):
         fd = os.open(temporary, system.WRITE)
     with removed_when_stopped(partial(os.close, fd)):
         try:
             yield fd
         finally:
-            with _translated(target):
+            with translated(target):
                 os.close(fd)
 
 
@@ -213,7 +167,7 @@ def replace_small_file(path: Path, data: bytes, *, durable: bool) -> None:
     """
     with (
         staged_file(path, overwrite=True, durable=durable) as fd,
-        _translated(path),
+        translated(path),
         open(fd, "wb", closefd=False) as file,
     ):
         file.write(data)
@@ -225,31 +179,11 @@ def write_small_file(path: Path, data: bytes, *, durable: bool) -> None:
     Raises:
         OutputError: It cannot be written.
     """
-    with _translated(path), open(path, "xb") as file:
+    with translated(path), open(path, "xb") as file:
         file.write(data)
         file.flush()
         if durable:
             os.fsync(file.fileno())
-
-
-def _overlap(source: Path, target: Path) -> str | None:
-    """Say how an output and an input are one place, or one within the other; None if neither.
-
-    A new file in the input's folder is neither.
-    """
-    if target.exists():
-        if os.path.samefile(source, target):
-            return "is the input itself"
-        above = {*source.absolute().parents, *source.resolve().parents}
-        if target.is_dir() and any(os.path.samefile(folder, target) for folder in above):
-            return "contains the input"
-        if source.is_dir() and source.resolve() in target.resolve().parents:
-            return "lies in the input"
-    return None
-
-
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
 
 
 def _stem(target: Path) -> str:

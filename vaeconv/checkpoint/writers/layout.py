@@ -6,6 +6,7 @@ before them. All sizes are known from the start, so any part can be filled at it
 
 from __future__ import annotations
 
+import math
 import struct
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from vaeconv.checkpoint.dtypes import DType
 from vaeconv.checkpoint.readers.safetensors import build_header
 
 Spec = tuple[str, DType, tuple[int, ...]]
+Deferred = Callable[[Mapping[str, int]], bytes]
 
 
 class Segment(NamedTuple):
@@ -34,7 +36,7 @@ class Segment(NamedTuple):
     size: int
     literal: bytes | None = None
     tensor: str | None = None
-    deferred: Callable[[Mapping[str, int]], bytes] | None = None
+    deferred: Deferred | None = None
 
 
 class OutputFile(NamedTuple):
@@ -77,10 +79,10 @@ def lay_out_safetensors(
     header, order = build_header(tensors, {**metadata, "format": "pt"})
     sizes = {name: _nbytes(dtype, shape) for name, dtype, shape in tensors}
     builder = _Builder()
-    builder.add_literal(header)
+    builder.add(len(header), literal=header)
     for name in order:
-        builder.add_tensor(name, sizes[name])
-    return builder.file()
+        builder.add(sizes[name], tensor=name)
+    return OutputFile(tuple(builder.segments))
 
 
 def lay_out_torch_zip(tensors: Sequence[Spec]) -> OutputFile:
@@ -89,20 +91,16 @@ def lay_out_torch_zip(tensors: Sequence[Spec]) -> OutputFile:
     Records are stored, begin at multiples of 64 bytes, and are followed by a data descriptor, as
     in torch's own writer; so the file is written in one pass, without going back for a checksum.
     """
-    records: list[_Record] = []
-    builder = _Builder()
-    for name, content in (
-        ("data.pkl", pickle_state_dict(tensors)),
-        (".format_version", b"1"),
-        (".storage_alignment", b"64"),
-        ("byteorder", b"little"),
-    ):
-        _add_record(builder, records, name, len(content), literal=content)
+    builder = _ZipBuilder()
+    builder.add_bytes("data.pkl", pickle_state_dict(tensors))
+    builder.add_bytes(".format_version", b"1")
+    builder.add_bytes(".storage_alignment", b"64")
+    builder.add_bytes("byteorder", b"little")
     for index, (name, dtype, shape) in enumerate(tensors):
-        _add_record(builder, records, f"data/{index}", _nbytes(dtype, shape), tensor=name)
-    _add_record(builder, records, "version", 2, literal=b"3\n")
-    _add_directory(builder, records)
-    return builder.file(needs_crc=True)
+        builder.add_tensor(f"data/{index}", _nbytes(dtype, shape), name)
+    builder.add_bytes("version", b"3\n")
+    builder.add_directory()
+    return OutputFile(tuple(builder.segments), needs_crc=True)
 
 
 def pickle_state_dict(tensors: Sequence[Spec]) -> bytes:
@@ -149,19 +147,12 @@ def _tuple(values: Sequence[int]) -> bytes:
 
 
 def _strides(shape: Sequence[int]) -> list[int]:
-    strides: list[int] = []
-    step = 1
-    for size in reversed(shape):
-        strides.insert(0, step)
-        step *= max(size, 1)
-    return strides
+    inner = (shape[axis + 1 :] for axis in range(len(shape)))
+    return [math.prod(max(size, 1) for size in sizes) for sizes in inner]
 
 
 def _nbytes(dtype: DType, shape: Sequence[int]) -> int:
-    total = dtype.itemsize
-    for size in shape:
-        total *= size
-    return total
+    return dtype.itemsize * math.prod(shape)
 
 
 class _Builder:
@@ -169,24 +160,19 @@ class _Builder:
 
     def __init__(self) -> None:
         self.offset = 0
-        self._segments: list[Segment] = []
+        self.segments: list[Segment] = []
 
-    def _add(self, segment: Segment) -> None:
-        if segment.size:
-            self._segments.append(segment)
-            self.offset += segment.size
-
-    def add_literal(self, data: bytes) -> None:
-        self._add(Segment(self.offset, len(data), literal=data))
-
-    def add_tensor(self, name: str, size: int) -> None:
-        self._add(Segment(self.offset, size, tensor=name))
-
-    def add_deferred(self, size: int, make: Callable[[Mapping[str, int]], bytes]) -> None:
-        self._add(Segment(self.offset, size, deferred=make))
-
-    def file(self, *, needs_crc: bool = False) -> OutputFile:
-        return OutputFile(tuple(self._segments), needs_crc)
+    def add(
+        self,
+        size: int,
+        *,
+        literal: bytes | None = None,
+        tensor: str | None = None,
+        deferred: Deferred | None = None,
+    ) -> None:
+        if size:
+            self.segments.append(Segment(self.offset, size, literal, tensor, deferred))
+            self.offset += size
 
 
 # --- the zip container (PKWARE APPNOTE 6.3); every record in zip64 form where it must be ---
@@ -202,72 +188,68 @@ class _Record(NamedTuple):
     name: bytes
     offset: int
     size: int
-    crc: int | None
-    tensor: str | None
-
-    def checksum(self, crcs: Mapping[str, int]) -> int:
-        if self.crc is not None:
-            return self.crc
-        assert self.tensor is not None
-        return crcs[self.tensor] if self.size else 0
+    checksum: Callable[[Mapping[str, int]], int]
 
 
-def _add_record(
-    builder: _Builder,
-    records: list[_Record],
-    name: str,
-    size: int,
-    *,
-    literal: bytes | None = None,
-    tensor: str | None = None,
-) -> None:
-    raw = (_FOLDER + name).encode()
-    crc = None if literal is None else crc32(literal)
-    record = _Record(raw, builder.offset, size, crc, tensor)
-    records.append(record)
-    # The extra field "FB" pads the data to the alignment that torch maps files with.
-    start = builder.offset + 30 + len(raw) + 4
-    padding = -start % _ALIGNMENT
-    builder.add_literal(
-        struct.pack(
+class _ZipBuilder(_Builder):
+    """Appends records, and the directory of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._records: list[_Record] = []
+
+    def add_bytes(self, name: str, data: bytes) -> None:
+        crc = crc32(data)
+        self._add_header(name, len(data), lambda crcs: crc)
+        self.add(len(data), literal=data)
+        self._add_descriptor()
+
+    def add_tensor(self, name: str, size: int, tensor: str) -> None:
+        self._add_header(name, size, lambda crcs: crcs[tensor] if size else 0)
+        self.add(size, tensor=tensor)
+        self._add_descriptor()
+
+    def _add_header(
+        self, name: str, size: int, checksum: Callable[[Mapping[str, int]], int]
+    ) -> None:
+        raw = (_FOLDER + name).encode()
+        self._records.append(_Record(raw, self.offset, size, checksum))
+        # The extra field "FB" pads the data to the alignment that torch maps files with.
+        padding = -(self.offset + 30 + len(raw) + 4) % _ALIGNMENT
+        fixed = struct.pack(
             "<4s5H3I2H", b"PK\x03\x04", 45, _FLAGS, 0, *_DATE, 0, 0, 0, len(raw), 4 + padding
         )
-        + raw
-        + struct.pack("<2sH", b"FB", padding)
-        + b"Z" * padding
-    )
-    if literal is not None:
-        builder.add_literal(literal)
-    else:
-        assert tensor is not None
-        builder.add_tensor(tensor, size)
-    wide = size >= _LIMIT
-    form = "<4sIQQ" if wide else "<4s3I"
-    builder.add_deferred(
-        struct.calcsize(form),
-        lambda crcs: struct.pack(form, b"PK\x07\x08", record.checksum(crcs), size, size),
-    )
+        header = fixed + raw + struct.pack("<2sH", b"FB", padding) + b"Z" * padding
+        self.add(len(header), literal=header)
 
+    def _add_descriptor(self) -> None:
+        *_, size, checksum = self._records[-1]
+        form = "<4sIQQ" if size >= _LIMIT else "<4s3I"
+        self.add(
+            struct.calcsize(form),
+            deferred=lambda crcs: struct.pack(form, b"PK\x07\x08", checksum(crcs), size, size),
+        )
 
-def _add_directory(builder: _Builder, records: Sequence[_Record]) -> None:
-    start = builder.offset
-    size = sum(len(_directory_entry(record, 0)) for record in records)
-
-    def make(crcs: Mapping[str, int]) -> bytes:
-        return b"".join(_directory_entry(record, record.checksum(crcs)) for record in records)
-
-    builder.add_deferred(size, make)
-    count = len(records)
-    end = b""
-    if start + size > _LIMIT or count > 0xFFFE:
-        end = struct.pack(
-            "<4sQ2H2I4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, size, start
-        ) + struct.pack("<4sIQI", b"PK\x06\x07", 0, start + size, 1)
-    short = min(count, 0xFFFF)
-    builder.add_literal(
-        end
-        + struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, short, short, size, min(start, _LIMIT), 0)
-    )
+    def add_directory(self) -> None:
+        records, start = self._records, self.offset
+        size = sum(len(_directory_entry(record, 0)) for record in records)
+        self.add(
+            size,
+            deferred=lambda crcs: b"".join(
+                _directory_entry(record, record.checksum(crcs)) for record in records
+            ),
+        )
+        count = len(records)
+        end = b""
+        if start + size > _LIMIT or count > 0xFFFE:
+            end = struct.pack(
+                "<4sQ2H2I4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, size, start
+            ) + struct.pack("<4sIQI", b"PK\x06\x07", 0, start + size, 1)
+        short = min(count, 0xFFFF)
+        end += struct.pack(
+            "<4s4H2IH", b"PK\x05\x06", 0, 0, short, short, size, min(start, _LIMIT), 0
+        )
+        self.add(len(end), literal=end)
 
 
 def _directory_entry(record: _Record, crc: int) -> bytes:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vaeconv._version import __version__
-from vaeconv.checkpoint.hub.environment import check_environment
+from vaeconv.checkpoint.hub.client import check_environment
 from vaeconv.checkpoint.text_file import read_text_file
 from vaeconv.checkpoint.writers.atomic import replace_small_file
 from vaeconv.common.option_checks import path_text

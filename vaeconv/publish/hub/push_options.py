@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from vaeconv.checkpoint.hub.environment import check_environment
+from vaeconv.checkpoint.hub.client import check_environment
 from vaeconv.common import option_docs as docs
 from vaeconv.common.option_checks import Range, check_fields
 from vaeconv.common.option_docs import Doc

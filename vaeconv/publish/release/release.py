@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from vaeconv._version import __version__
 from vaeconv.autoencoder.topology import Layout
-from vaeconv.checkpoint.shared import shared_sources
+from vaeconv.checkpoint.source import shared_sources
 from vaeconv.common.option_checks import not_among, path_text
 from vaeconv.errors import OutputError, UsageError, VaeconvError, raise_all
 from vaeconv.publish.hub.access import Destination
