@@ -15,12 +15,11 @@ from vaeconv.parity.verify import VerifyOptions, verify
 from vaeconv.publish.release.check import is_pickle
 from vaeconv.publish.release.project import Project
 from vaeconv.publish.release.work import Outcome, Work
-from vaeconv.weights.convert import ConvertOptions, convert
-from vaeconv.weights.execute import CopyOptions
+from vaeconv.weights.convert import convert
 from vaeconv.weights.manifest import MANIFEST, remove_outputs
+from vaeconv.weights.options import ConvertOptions, CopyOptions, PruneOptions
 from vaeconv.weights.plan import Plan
 from vaeconv.weights.prune import prune
-from vaeconv.weights.prune_options import PruneOptions
 
 
 def convert_folder(work: Work) -> Outcome:
