@@ -15,7 +15,8 @@ from rich.text import Text
 
 from vaeconv.cli.render.inspect import inspection_lines
 from vaeconv.cli.screen import fitted
-from vaeconv.weights.inspect import InspectOptions, inspect
+from vaeconv.weights.inspect import inspect
+from vaeconv.weights.options import InspectOptions
 
 WIDTH = 100
 # rich links to a font on the web; a picture in a README should load nothing.

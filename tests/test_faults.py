@@ -33,8 +33,8 @@ from vaeconv.checkpoint.source import FileSource
 from vaeconv.checkpoint.writers import atomic
 from vaeconv.cli import app
 from vaeconv.errors import InputError
-from vaeconv.weights.convert import ConvertOptions, convert
-from vaeconv.weights.execute import CopyOptions
+from vaeconv.weights.convert import convert
+from vaeconv.weights.options import ConvertOptions, CopyOptions
 
 ROOT = Path(__file__).parents[1]
 CKPT = ROOT / "fixtures" / "tiny-kl.ckpt"

@@ -31,11 +31,10 @@ if TYPE_CHECKING:
     from vaeconv.publish.hub.push_options import PushOptions
     from vaeconv.publish.release.config import ReleaseConfig
     from vaeconv.publish.release.release import Release, release
-    from vaeconv.weights.convert import Conversion, ConvertOptions, convert
-    from vaeconv.weights.execute import CopyOptions
-    from vaeconv.weights.inspect import Inspection, InspectOptions, inspect
+    from vaeconv.weights.convert import Conversion, convert
+    from vaeconv.weights.inspect import Inspection, inspect
+    from vaeconv.weights.options import ConvertOptions, CopyOptions, InspectOptions, PruneOptions
     from vaeconv.weights.prune import Pruning, prune
-    from vaeconv.weights.prune_options import PruneOptions
 
 __all__ = [
     "CardInputs",
@@ -89,19 +88,19 @@ _HOMES = {
     "Compared": "vaeconv.evaluation.compare",
     "CompareOptions": "vaeconv.evaluation.compare",
     "Conversion": "vaeconv.weights.convert",
-    "ConvertOptions": "vaeconv.weights.convert",
-    "CopyOptions": "vaeconv.weights.execute",
+    "ConvertOptions": "vaeconv.weights.options",
+    "CopyOptions": "vaeconv.weights.options",
     "Encoded": "vaeconv.parity.encode",
     "EvalResult": "vaeconv.evaluation.evaluate",
     "EvalOptions": "vaeconv.evaluation.eval_options",
-    "InspectOptions": "vaeconv.weights.inspect",
+    "InspectOptions": "vaeconv.weights.options",
     "Inspection": "vaeconv.weights.inspect",
     "Level": "vaeconv.common.notes",
     "Limits": "vaeconv.parity.compare_outputs",
     "ModelSpec": "vaeconv.evaluation.models",
     "Note": "vaeconv.common.notes",
     "Protocol": "vaeconv.evaluation.protocol",
-    "PruneOptions": "vaeconv.weights.prune_options",
+    "PruneOptions": "vaeconv.weights.options",
     "Pruning": "vaeconv.weights.prune",
     "PushOptions": "vaeconv.publish.hub.push_options",
     "Pushed": "vaeconv.publish.hub.push",

@@ -13,10 +13,8 @@ from tests.support.litema import ema_name
 from vaeconv.autoencoder import keys
 from vaeconv.autoencoder.keys import (
     ATTENTION,
-    IDENTITY,
     RESNET,
     RULES,
-    SQUEEZE_1X1,
     NameMap,
     Rule,
     expand_rules,
@@ -94,8 +92,8 @@ def test_average_names_never_collide(topology: Topology) -> None:
 @settings(max_examples=50, deadline=None)
 def test_operations_have_inverses_and_keep_the_elements(topology: Topology) -> None:
     for pair in expand_rules(topology):
-        there = pair.op.forward(pair.compvis_shape)
-        assert pair.op.inverse(there) == pair.compvis_shape
+        there = pair.shape(Layout.DIFFUSERS)
+        assert (*there, *(1, 1) * pair.is_squeezed) == pair.compvis_shape
         assert pair.accepts(there)
         assert pair.accepts(pair.compvis_shape)
 
@@ -104,7 +102,7 @@ def test_attention_weights_are_taken_with_two_three_and_four_dimensions() -> Non
     table = NameMap(expand_rules(MIXED))
     pair = table.find(Layout.COMPVIS, "encoder.mid.attn_1.q.weight")
     assert pair is not None
-    assert pair.op is SQUEEZE_1X1
+    assert pair.is_squeezed
     for shape in ((96, 96), (96, 96, 1), (96, 96, 1, 1)):
         assert pair.accepts(shape)
     for shape in (
@@ -225,7 +223,7 @@ def test_planted_missing_attention_leaf_is_found(
 
 def test_planted_missing_squeeze_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     rule = RULE["encoder.mid.attn_1"]
-    leaves = tuple(leaf._replace(op=IDENTITY) for leaf in rule.leaves)
+    leaves = tuple(leaf._replace(is_squeezed=False) for leaf in rule.leaves)
     replace_rules(monkeypatch, {rule.compvis: rule._replace(leaves=leaves)})
     PAIRS(MIXED)  # the names are right
     COMPVIS(MIXED)

@@ -33,11 +33,7 @@ from vaeconv.publish.release.config import (
     read_release,
 )
 from vaeconv.publish.release.release import release
-from vaeconv.weights.convert import ConvertOptions
-from vaeconv.weights.execute import CopyOptions
-from vaeconv.weights.inspect import InspectOptions
-from vaeconv.weights.parts import Part
-from vaeconv.weights.prune_options import PruneOptions
+from vaeconv.weights.options import ConvertOptions, CopyOptions, InspectOptions, Part, PruneOptions
 
 TABLES = [OutputTable, VerifyTable, EvalTable, CompareTable, PushTable]
 KINDS: list[type] = [

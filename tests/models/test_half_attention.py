@@ -13,7 +13,8 @@ from tests.autoencoder.topologies import make_topology
 from vaeconv.autoencoder.scaling import ScalingOptions
 from vaeconv.autoencoder.topology import Topology
 from vaeconv.models.compvis import CompVisAutoencoder
-from vaeconv.weights.convert import ConvertOptions, convert
+from vaeconv.weights.convert import convert
+from vaeconv.weights.options import ConvertOptions
 
 BASE = make_topology((1, 2), 4, ch=32, layers=1)
 HALVES = [

@@ -28,7 +28,7 @@ from tests.support.samples import (
     weights_of,
     with_old_names,
 )
-from vaeconv.autoencoder.keys import IDENTITY, NamePair
+from vaeconv.autoencoder.keys import NamePair
 from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.errors import MalformedCheckpointError
 from vaeconv.models.open_model import SideOptions, open_side
@@ -46,7 +46,7 @@ def rows_of(path: Path) -> dict[NamePair, Row]:
     """Rows of a file whose names mean the same on both sides."""
     tensors = open_checkpoint(path).tensors
     return {
-        NamePair(name, name, tensor.shape, IDENTITY, name): Row(
+        NamePair(name, name, tensor.shape, False, name): Row(
             name, tensor, tensor.shape, tensor.dtype
         )
         for name, tensor in tensors.items()

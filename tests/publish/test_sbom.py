@@ -16,7 +16,8 @@ from vaeconv.errors import InputError, UsageError
 from vaeconv.publish.card.meta import CardMeta
 from vaeconv.publish.modelspec import source_date
 from vaeconv.publish.sbom import SBOM, make_sbom, write_sbom
-from vaeconv.weights.convert import ConvertOptions, convert
+from vaeconv.weights.convert import convert
+from vaeconv.weights.options import ConvertOptions
 
 META = CardMeta(license="mit", repo_id="user/tiny", base_model="a b/c", summary="For „tests“.")
 PLAIN = "diffusion_pytorch_model.safetensors"

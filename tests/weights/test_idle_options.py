@@ -15,8 +15,8 @@ from vaeconv import ConvertOptions, CopyOptions, PruneOptions, convert, prune
 from vaeconv.autoencoder.scaling import ScalingOptions
 from vaeconv.cli import app
 from vaeconv.errors import UsageError
-from vaeconv.weights.inspect import InspectOptions, inspect
-from vaeconv.weights.parts import Part
+from vaeconv.weights.inspect import inspect
+from vaeconv.weights.options import InspectOptions, Part
 
 
 @pytest.fixture(scope="module")

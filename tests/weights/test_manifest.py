@@ -17,8 +17,8 @@ from vaeconv.autoencoder.scaling import ScalingOptions
 from vaeconv.publish.card.sections import provenance_section
 from vaeconv.publish.documents import read_manifest
 from vaeconv.weights.convert import Conversion
+from vaeconv.weights.options import PruneOptions
 from vaeconv.weights.prune import prune
-from vaeconv.weights.prune_options import PruneOptions
 
 FP16 = "diffusion_pytorch_model.fp16.safetensors"
 

@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from fixtures.make_fixtures import FOLDER as FIXTURES
 from tests.support.samples import in_diffusers, prefixed, save_folder, weights_of
 from vaeconv.errors import UsageError
-from vaeconv.weights.convert import ConvertOptions, convert
+from vaeconv.weights.convert import convert
+from vaeconv.weights.options import ConvertOptions, PruneOptions
 from vaeconv.weights.prune import prune
-from vaeconv.weights.prune_options import PruneOptions
 
 SOURCE = str(FIXTURES / "tiny-kl.ckpt")
 ENTRIES = {"modelspec.title": "Tiny: „ä“ = x", "a": "", "Z": "line\nline"}

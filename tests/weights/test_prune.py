@@ -50,7 +50,7 @@ from vaeconv.errors import (
     UnmappedKeysError,
     UsageError,
 )
-from vaeconv.weights.parts import Part
+from vaeconv.weights.options import Part
 
 BIG = "decoder.mid.block_1.conv2.weight"
 ENTRY = Path(sys.executable).with_name("vaeconv")

@@ -16,10 +16,10 @@ from torch.optim.swa_utils import AveragedModel
 from tests.autoencoder.topologies import make_topology
 from vaeconv.errors import AmbiguousInputError, EmaError, NotACheckpointError, UsageError
 from vaeconv.models.compvis import CompVisAutoencoder
-from vaeconv.weights.convert import ConvertOptions, convert
-from vaeconv.weights.inspect import InspectOptions, inspect
+from vaeconv.weights.convert import convert
+from vaeconv.weights.inspect import inspect
+from vaeconv.weights.options import ConvertOptions, InspectOptions, PruneOptions
 from vaeconv.weights.prune import prune
-from vaeconv.weights.prune_options import PruneOptions
 
 State = dict[str, Tensor]
 RAW, EMA, THIRD = 1.0, 2.0, 3.0

@@ -24,11 +24,10 @@ from vaeconv.errors import CheckFailedError, ZeroWeightsError
 from vaeconv.models.compvis import CompVisAutoencoder
 from vaeconv.publish.files import checked_files
 from vaeconv.publish.hub.push_options import PushOptions
-from vaeconv.weights.convert import ConvertOptions, convert
-from vaeconv.weights.execute import CopyOptions
+from vaeconv.weights.convert import convert
 from vaeconv.weights.inspect import inspect
+from vaeconv.weights.options import ConvertOptions, CopyOptions, PruneOptions
 from vaeconv.weights.prune import prune
-from vaeconv.weights.prune_options import PruneOptions
 
 State = dict[str, Tensor]
 KNOWN = ScalingOptions(scaling_factor=0.5)

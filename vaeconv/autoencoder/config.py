@@ -36,6 +36,14 @@ class Scaling(NamedTuple):
     latents_std: tuple[float, ...] | None = None
     source: str = ""
 
+    def facts(self) -> dict[str, Any]:
+        """Describe it for machines, without what only configs have."""
+        return {
+            "scaling_factor": self.scaling_factor,
+            "shift_factor": self.shift_factor,
+            "from": self.source,
+        }
+
 
 class GivenConfig(NamedTuple):
     """Fields of a config that came with the weights or was provided; None if it has no such field.

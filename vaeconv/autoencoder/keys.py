@@ -20,25 +20,6 @@ from vaeconv.autoencoder.topology import Layout, Topology
 Shape = tuple[int, ...]
 
 
-class Op(NamedTuple):
-    """Change of a tensor's shape between the layouts; its bytes never change.
-
-    Attributes:
-        name: For printing.
-        forward: CompVis shape to diffusers shape.
-        inverse: Diffusers shape to CompVis shape.
-    """
-
-    name: str
-    forward: Callable[[Shape], Shape]
-    inverse: Callable[[Shape], Shape]
-
-
-IDENTITY = Op("identity", lambda shape: shape, lambda shape: shape)
-# CompVis keeps attention projections as 1x1 convolutions, diffusers as linear layers.
-SQUEEZE_1X1 = Op("squeeze_1x1", lambda shape: shape[:2], lambda shape: (*shape, 1, 1))
-
-
 class Leaf(NamedTuple):
     """A module inside a block.
 
@@ -46,7 +27,7 @@ class Leaf(NamedTuple):
         compvis: Its name in the CompVis layout.
         diffusers: Its name in the diffusers layout.
         kind: ``norm``, ``conv3``, ``conv1``; gives its shapes.
-        op: How its weight's shape changes.
+        is_squeezed: Whether diffusers has a 1x1 convolution of CompVis as a linear layer.
         ends: Which widths it has: ``ii``, ``io`` or ``oo`` for input and output of the block.
         alias: An older diffusers name; accepted when reading.
         only_where_widths_differ: Whether it exists only where the block changes the width.
@@ -55,7 +36,7 @@ class Leaf(NamedTuple):
     compvis: str
     diffusers: str
     kind: str
-    op: Op = IDENTITY
+    is_squeezed: bool = False
     ends: str = "oo"
     alias: str = ""
     only_where_widths_differ: bool = False
@@ -71,10 +52,10 @@ RESNET = (
 # The aliases are diffusers' names before 0.17.
 ATTENTION = (
     Leaf("norm", "group_norm", "norm"),
-    Leaf("q", "to_q", "conv1", SQUEEZE_1X1, alias="query"),
-    Leaf("k", "to_k", "conv1", SQUEEZE_1X1, alias="key"),
-    Leaf("v", "to_v", "conv1", SQUEEZE_1X1, alias="value"),
-    Leaf("proj_out", "to_out.0", "conv1", SQUEEZE_1X1, alias="proj_attn"),
+    Leaf("q", "to_q", "conv1", is_squeezed=True, alias="query"),
+    Leaf("k", "to_k", "conv1", is_squeezed=True, alias="key"),
+    Leaf("v", "to_v", "conv1", is_squeezed=True, alias="value"),
+    Leaf("proj_out", "to_out.0", "conv1", is_squeezed=True, alias="proj_attn"),
 )
 NORM = (Leaf("", "", "norm"),)
 CONV3 = (Leaf("", "", "conv3", ends="io"),)
@@ -109,14 +90,14 @@ class NamePair(NamedTuple):
         compvis: CompVis name.
         diffusers: Diffusers name.
         compvis_shape: Its shape in the CompVis layout.
-        op: How the shape changes.
+        is_squeezed: Whether diffusers leaves out the last two dimensions, which are 1.
         legacy: The name that diffusers used before 0.17.
     """
 
     compvis: str
     diffusers: str
     compvis_shape: Shape
-    op: Op
+    is_squeezed: bool
     legacy: str
 
     def name(self, layout: Layout, *, legacy: bool = False) -> str:
@@ -127,16 +108,15 @@ class NamePair(NamedTuple):
 
     def shape(self, layout: Layout) -> Shape:
         """The shape in a layout."""
-        return (
-            self.compvis_shape if layout is Layout.COMPVIS else self.op.forward(self.compvis_shape)
-        )
+        is_short = self.is_squeezed and layout is Layout.DIFFUSERS
+        return self.compvis_shape[:2] if is_short else self.compvis_shape
 
     def accepts(self, shape: Shape) -> bool:
         """Tell if a source tensor of this shape can be this one.
 
         Attention weights occur with two, three and four dimensions in either layout.
         """
-        if self.op is SQUEEZE_1X1:
+        if self.is_squeezed:
             return shape[:2] == self.compvis_shape[:2] and set(shape[2:]) <= {1} and len(shape) < 5
         return shape == self.compvis_shape
 
@@ -237,14 +217,8 @@ def _expand_leaf(
     width_out = widths[0] if leaf.ends[1] == "i" else widths[1]
     bias = (width_out,)
     weight = bias if leaf.kind == "norm" else (width_out, width_in, *_KERNELS[leaf.kind])
-    for parameter, shape, op in (("weight", weight, leaf.op), ("bias", bias, IDENTITY)):
-        yield NamePair(
-            f"{compvis}.{parameter}",
-            f"{diffusers}.{parameter}",
-            shape,
-            op,
-            f"{legacy}.{parameter}",
-        )
+    for end, shape, is_squeezed in ((".weight", weight, leaf.is_squeezed), (".bias", bias, False)):
+        yield NamePair(compvis + end, diffusers + end, shape, is_squeezed, legacy + end)
 
 
 def _join(stem: str, leaf: str) -> str:

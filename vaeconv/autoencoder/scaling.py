@@ -17,6 +17,7 @@ from vaeconv.autoencoder.families import (
 )
 from vaeconv.autoencoder.topology import Topology
 from vaeconv.common import option_docs as docs
+from vaeconv.common.notes import Note, warning
 from vaeconv.common.option_checks import Range, check_fields
 from vaeconv.errors import AmbiguousInputError, ConfigMismatchError
 
@@ -73,6 +74,10 @@ class Decision(NamedTuple):
         """True if the factors are more than the 1.0 of shapes that no family has."""
         return self.family is not None or self.warning is None
 
+    def notes(self) -> list[Note]:
+        """Warn of an assumption, if there is one."""
+        return [warning(self.warning)] if self.warning else []
+
 
 def decide_scaling(
     topology: Topology,
@@ -127,8 +132,8 @@ def decide_scaling(
     if options.shift_factor is not None:
         source = " and ".join(filter(None, (scaling.source, "--shift-factor")))
         scaling = scaling._replace(shift_factor=options.shift_factor, source=source)
-    warning = base.warning if options.scaling_factor is None else None
-    return base._replace(scaling=scaling, warning=warning)
+    doubt = base.warning if options.scaling_factor is None else None
+    return base._replace(scaling=scaling, warning=doubt)
 
 
 def _named_family(name: str | None, topology: Topology, where: str) -> Family | None:

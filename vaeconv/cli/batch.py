@@ -11,10 +11,10 @@ from typing import Any
 from vaeconv.cli.output import Sink
 from vaeconv.common.wording import plural
 from vaeconv.errors import CheckpointNotFoundError, OutputError, UsageError, raise_all
+from vaeconv.weights.options import Probe, Probed, PruneOptions
 from vaeconv.weights.output_names import batch_targets, is_address, output_kind
 from vaeconv.weights.plan import Row
-from vaeconv.weights.prune import Pruning, prune
-from vaeconv.weights.prune_options import Probe, Probed, PruneOptions
+from vaeconv.weights.prune import Pruning, option_rules, prune
 
 
 def pair(paths: list[str], out_dir: Path | None) -> list[tuple[str, str]]:
@@ -45,7 +45,7 @@ def fitting(
     """Leave out of one job of several what only others can use, such as the shards of folders."""
 
     def idle(source: str, target: str) -> set[str]:
-        rules = options.rules(*output_kind(target), source)
+        rules = option_rules(*output_kind(target), source, options)
         return {rule.option for rule in rules if rule.is_given and not rule.has_effect}
 
     everywhere = set(idle(*job)).intersection(*(idle(*one) for one in jobs))

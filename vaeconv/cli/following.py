@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vaeconv.publish.card.meta import CardMeta
-    from vaeconv.weights.convert import Conversion, ConvertOptions
+    from vaeconv.weights.convert import Conversion
+    from vaeconv.weights.options import ConvertOptions, PruneOptions
     from vaeconv.weights.prune import Pruning
-    from vaeconv.weights.prune_options import PruneOptions
 
 Words = tuple[object, ...]
 NOTHING: Words = ()

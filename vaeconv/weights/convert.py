@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from vaeconv.autoencoder.config import build_config
 from vaeconv.autoencoder.match import DropReason
-from vaeconv.autoencoder.scaling import Decision, ScalingOptions
+from vaeconv.autoencoder.scaling import Decision
 from vaeconv.autoencoder.topology import Layout
 from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.checkpoint.readers.in_memory import AnyModel, as_source
 from vaeconv.checkpoint.types import Checkpoint
-from vaeconv.common import option_docs as docs
-from vaeconv.common.notes import Note, issue_warnings, note, warning
-from vaeconv.common.option_checks import CAST_DTYPES, Text, check_fields, options_of
-from vaeconv.common.option_docs import Doc
+from vaeconv.common.notes import Note, note, warning
+from vaeconv.common.option_checks import options_of
 from vaeconv.common.wording import human_size, plural
 from vaeconv.errors import UnmappedKeysError, name_parameters
-from vaeconv.weights.detect import Survey, decide, survey_checkpoint
+from vaeconv.weights.detect import Survey, decide_config, survey_checkpoint
 from vaeconv.weights.ema import check_average, choose_average, shadow_of
-from vaeconv.weights.execute import CopyOptions
 from vaeconv.weights.idle_options import (
     Rule,
     pattern_rules,
@@ -33,66 +28,12 @@ from vaeconv.weights.idle_options import (
     variant_rule,
     writing_rules,
 )
-from vaeconv.weights.metadata import Change, make_header
-from vaeconv.weights.output import Output, Written, check_target, write_output, written_notes
+from vaeconv.weights.metadata import make_header
+from vaeconv.weights.options import ConvertOptions
+from vaeconv.weights.output import Output, Written, check_target
 from vaeconv.weights.output_names import OutputKind, check_order, is_address, output_kind
 from vaeconv.weights.parameters import weight_dtype
-from vaeconv.weights.plan import KEEP, Plan, Row
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConvertOptions:
-    """Options of a conversion; each says what it does.
-
-    Attributes:
-        scaling: Scaling and shift, where the user knows them.
-        copy: Checks while tensors are copied.
-        on_fetch: Called with the bytes that arrived from the Hub, from any thread.
-
-    Example:
-        >>> options = ConvertOptions(ema=True, dtype="fp16", scaling=ScalingOptions(family="sd1"))
-        >>> options.dtype
-        'fp16'
-    """
-
-    dtype: Annotated[str, docs.choice("Type to cast the weights to", "TYPE", CAST_DTYPES)] = KEEP
-    ema: Annotated[
-        bool,
-        Doc("Use the EMA weights of tensors that have some.", flags=("--ema/--no-ema",)),
-    ] = False
-    variant: docs.OutputVariant = None
-    prefix: Annotated[
-        str,
-        Doc(
-            "Prefix of the keys to write into a CompVis file, such as first_stage_model.; for a "
-            "diffusers folder, whose keys have none, the same as --source-prefix.",
-            "PREFIX",
-            rule=Text,
-            parse=docs.with_dot,
-        ),
-    ] = ""
-    legacy_names: Annotated[bool, Doc("Write the attention names of diffusers before 0.17.")] = (
-        False
-    )
-    overwrite: docs.Overwrite = False
-    manifest: docs.Manifest = False
-    metadata: docs.Metadata = field(default_factory=dict)
-    keep_metadata: docs.KeepMetadata = True
-    scaling: ScalingOptions = ScalingOptions()
-    config: docs.Config = None
-    copy: CopyOptions = CopyOptions()
-    hash_source: docs.HashSource = False
-    source_prefix: docs.SourcePrefix = None
-    drop: Annotated[
-        tuple[str, ...],
-        Doc("Pattern of keys to leave out; repeatable.", "GLOB", docs.EXPERT),
-    ] = ()
-    salvage: docs.Salvage = False
-    download: docs.Download = False
-    on_fetch: Callable[[int], None] | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(self)
+from vaeconv.weights.plan import Plan, Row
 
 
 class Conversion(NamedTuple):
@@ -208,42 +149,35 @@ def convert(
                 *pattern_rules("--drop", options.drop, checkpoint.tensors),
             ]
         )
-        try:
-            survey = survey_checkpoint(
-                checkpoint,
-                prefix=_wanted_prefix(options, is_folder=is_folder),
-                config=options.config,
-                drop=options.drop,
-            )
-        except UnmappedKeysError as error:
-            if options.drop:
-                error.hint = f"--drop {shlex.join(options.drop)} may have left them out"
-            raise
+        survey = _survey(checkpoint, options, is_folder=is_folder)
         layout = Layout.DIFFUSERS if is_folder else Layout.COMPVIS
-        if layout is Layout.COMPVIS and survey.given:
+        if survey.given and not is_folder:
             survey.given.check_compvis()
         plan = build_plan(checkpoint, survey, layout, options)
+        notes = [*plan.notes]
         decision = config = None
-        if layout is Layout.DIFFUSERS:
-            decision = decide(checkpoint, survey, options.scaling)
-            config = build_config(
-                survey.autoencoder.topology,
-                decision.scaling,
-                sample_size=decision.sample_size,
-                given=survey.given,
-            )
-            if decision.warning:
-                plan = plan._replace(notes=(*plan.notes, warning(decision.warning)))
-        header = make_header(
-            checkpoint.metadata,
-            options.metadata,
-            kind,
-            Change.of(plan, is_renamed=survey.autoencoder.layout is not layout),
-            keep=options.keep_metadata,
+        if is_folder:
+            decision, config = decide_config(checkpoint, survey, options.scaling)
+            notes += decision.notes()
+        is_renamed = survey.autoencoder.layout is not layout
+        metadata, left_out = make_header(
+            checkpoint.metadata, options, kind, plan, is_renamed=is_renamed
         )
-        plan = plan._replace(notes=(*plan.notes, *header.notes))
+        plan = plan._replace(notes=(*notes, *left_out))
         check_target(target, [source], overwrite=options.overwrite, plan=plan)
-        result = Conversion(
+        written: tuple[Written, ...] = ()
+        if not dry_run:
+            written, plan = Output(
+                target=target,
+                kind=kind,
+                checkpoints=[checkpoint],
+                plan=plan,
+                config=config,
+                facts=_facts(survey.autoencoder.layout, layout, decision),
+                metadata=metadata,
+                options=options,
+            ).write()
+        return Conversion(
             checkpoint.name,
             checkpoint.container,
             target,
@@ -252,29 +186,9 @@ def convert(
             plan,
             decision,
             config,
-            header.entries,
+            metadata,
+            written,
         )
-        if dry_run:
-            return result
-        written = write_output(
-            Output(
-                target,
-                kind,
-                options.variant,
-                config,
-                _facts(checkpoint, result, options),
-                metadata=header.entries,
-            ),
-            [checkpoint],
-            plan,
-            overwrite=options.overwrite,
-            manifest=options.manifest,
-            hash_source=options.hash_source,
-            copy=options.copy,
-        )
-        notes = (*plan.notes, *written_notes(written))
-        issue_warnings(notes)
-        return result._replace(written=written, plan=plan._replace(notes=notes))
 
 
 def _option_rules(
@@ -284,33 +198,28 @@ def _option_rules(
     config = "it goes into a config, and a CompVis file has none"
     return [
         *reading_rules([source], download=options.download),
-        *writing_rules(
-            kind,
-            target,
-            dtype=options.dtype,
-            copy=options.copy,
-            manifest=options.manifest,
-            hash_source=options.hash_source,
-            metadata=options.metadata,
-        ),
+        *writing_rules(kind, target, options),
         Rule("--family", scaling.family is not None, is_folder, config),
         Rule("--scaling-factor", scaling.scaling_factor is not None, is_folder, config),
         Rule("--shift-factor", scaling.shift_factor is not None, is_folder, config),
         Rule("--legacy-names", options.legacy_names, is_folder, "a CompVis file has its own names"),
-        Rule(
-            "--prefix",
-            bool(options.prefix),
-            not is_folder or options.source_prefix is None,
-            "a folder's keys have none, and --source-prefix says which autoencoder to read",
-        ),
-    ]
+        Rule("--prefix", bool(options.prefix), not is_folder or options.source_prefix is None,
+             "a folder's keys have none, and --source-prefix says which autoencoder to read"),
+    ]  # fmt: skip
 
 
-def _wanted_prefix(options: ConvertOptions, *, is_folder: bool) -> str | None:
-    """Tell which autoencoder to read; an empty prefix is a choice, too."""
-    if options.source_prefix is None and is_folder:
-        return options.prefix or None
-    return options.source_prefix
+def _survey(checkpoint: Checkpoint, options: ConvertOptions, *, is_folder: bool) -> Survey:
+    prefix = options.source_prefix
+    if prefix is None and is_folder:
+        prefix = options.prefix or None
+    try:
+        return survey_checkpoint(
+            checkpoint, prefix=prefix, config=options.config, drop=options.drop
+        )
+    except UnmappedKeysError as error:
+        if options.drop:
+            error.hint = f"--drop {shlex.join(options.drop)} may have left them out"
+        raise
 
 
 def build_plan(
@@ -346,60 +255,34 @@ def build_plan(
         )
     unknown = [name for name, reason in dropped.items() if reason is DropReason.UNKNOWN]
     if unknown:
-        notes.append(
-            warning(
-                f"left out: {plural(len(unknown), 'key')} of unknown purpose outside the "
-                f"autoencoder, such as {unknown[0]}"
-            )
-        )
+        text = f"{plural(len(unknown), 'key')} of unknown purpose outside the autoencoder"
+        notes.append(warning(f"left out: {text}, such as {unknown[0]}"))
     return Plan(tuple(rows), dropped, tuple(notes))
 
 
-def _ema_notes(checkpoint: Checkpoint, survey: Survey, options: ConvertOptions) -> list[Note]:
+def _ema_notes(checkpoint: Checkpoint, survey: Survey, options: ConvertOptions) -> Iterator[Note]:
     ema, total = survey.ema, len(survey.autoencoder.keys)
-    if not options.ema:
-        if not ema.shadows or ema.is_whole:
-            return []
-        return [
-            note(
-                f"raw weights are used; the file also holds EMA weights for {len(ema.shadows)} of "
-                f"{plural(total, 'tensor')} ({ema.prefix.rstrip('.')}), which --ema uses"
-            )
-        ]
-    averaged = choose_average(checkpoint, survey)
-    shadows = {
-        key: averaged[pair.compvis]
-        for pair, key in survey.autoencoder.keys.items()
-        if pair.compvis in averaged
-    }
-    return [
-        note(
-            f"EMA weights for {plural(len(shadows), 'tensor')}, raw weights for "
-            f"{total - len(shadows)}"
-        ),
-        *check_average(checkpoint, survey, shadows),
-    ]
-
-
-def _facts(
-    checkpoint: Checkpoint, conversion: Conversion, options: ConvertOptions
-) -> dict[str, Any]:
-    """Gather what the manifest says of the plan."""
-    ema, raw = conversion.plan.ema_counts
-    facts: dict[str, Any] = {
-        "source": {"name": Path(checkpoint.name).name, "size": checkpoint.size},
-        "layout": {"from": conversion.source_layout.value, "to": conversion.layout.value},
-        "dtype": options.dtype,
-        "tensors": len(conversion.plan.rows),
-        "ema": {"ema": ema, "raw": raw},
-        "dropped": conversion.plan.drop_counts(),
-    }
-    if conversion.decision:
-        scaling, family = conversion.decision.scaling, conversion.decision.family
-        facts["family"] = family.name if family else None
-        facts["scaling"] = {
-            "scaling_factor": scaling.scaling_factor,
-            "shift_factor": scaling.shift_factor,
-            "from": scaling.source,
+    if options.ema:
+        averaged = choose_average(checkpoint, survey)
+        shadows = {
+            key: averaged[pair.compvis]
+            for pair, key in survey.autoencoder.keys.items()
+            if pair.compvis in averaged
         }
+        count = plural(len(shadows), "tensor")
+        yield note(f"EMA weights for {count}, raw weights for {total - len(shadows)}")
+        yield from check_average(checkpoint, survey, shadows)
+    elif ema.shadows and not ema.is_whole:
+        yield note(
+            f"raw weights are used; the file also holds EMA weights for {len(ema.shadows)} of "
+            f"{plural(total, 'tensor')} ({ema.prefix.rstrip('.')}), which --ema uses"
+        )
+
+
+def _facts(source: Layout, layout: Layout, decision: Decision | None) -> dict[str, Any]:
+    """Gather what the manifest says beyond the plan."""
+    facts: dict[str, Any] = {"layout": {"from": source.value, "to": layout.value}}
+    if decision:
+        facts["family"] = decision.family.name if decision.family else None
+        facts["scaling"] = decision.scaling.facts()
     return facts

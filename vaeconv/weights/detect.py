@@ -11,9 +11,9 @@ import struct
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from vaeconv.autoencoder.config import GivenConfig, Scaling
+from vaeconv.autoencoder.config import GivenConfig, Scaling, build_config
 from vaeconv.autoencoder.ema import DECAY, NUM_UPDATES, PREFIX, EmaSurvey, survey_ema
 from vaeconv.autoencoder.families import BY_NAME
 from vaeconv.autoencoder.match import (
@@ -28,10 +28,7 @@ from vaeconv.checkpoint.tensor import check_repeats
 from vaeconv.checkpoint.text_file import read_text_file
 from vaeconv.checkpoint.types import Checkpoint
 from vaeconv.common.notes import Note
-from vaeconv.errors import (
-    NonFiniteError,
-    listed,
-)
+from vaeconv.errors import NonFiniteError, listed
 from vaeconv.weights.candidates import choose_prefix, is_average
 
 _UNPACK = {"F64": "d", "F32": "f", "F16": "e", "I64": "q", "I32": "i", "I16": "h"}
@@ -136,6 +133,23 @@ def decide(checkpoint: Checkpoint, survey: Survey, options: ScalingOptions) -> D
         lambda: read_stored_scaling(checkpoint, autoencoder.prefix),
         autoencoder.dropped,
         where=checkpoint.name,
+    )
+
+
+def decide_config(
+    checkpoint: Checkpoint, survey: Survey, options: ScalingOptions = ScalingOptions()
+) -> tuple[Decision, dict[str, Any]]:
+    """Decide the scaling, and build the config that ``convert`` writes.
+
+    Raises:
+        InputError: As :func:`decide`, or its widths do not fit the normalisation.
+    """
+    decision = decide(checkpoint, survey, options)
+    return decision, build_config(
+        survey.autoencoder.topology,
+        decision.scaling,
+        sample_size=decision.sample_size,
+        given=survey.given,
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from queue import SimpleQueue
 from typing import NamedTuple
@@ -21,9 +21,8 @@ from vaeconv.checkpoint.dtypes import CastLoss
 from vaeconv.checkpoint.scan import has_nonfinite
 from vaeconv.checkpoint.tensor import StorageReader, Tensor, check_storages, crc_error
 from vaeconv.checkpoint.writers.layout import OutputFile, Segment
-from vaeconv.common.option_checks import check_fields
-from vaeconv.common.option_docs import AllowNonfinite, AllowZeros, Check, Clamp
 from vaeconv.errors import DTypeOverflowError, NonFiniteError, OutputError
+from vaeconv.weights.options import CopyOptions
 from vaeconv.weights.plan import Row
 from vaeconv.weights.workers import Scratch, Turn
 from vaeconv.weights.zeros import ZeroWatch
@@ -36,35 +35,8 @@ _WORKERS = 2
 _BUFFERS = 4
 _WRITEBACK = 4 << 20  # how much is written before the disk is asked to begin with it
 
-
-class CopyOptions(NamedTuple):
-    """Options of copying weights; each says what it does.
-
-    Attributes:
-        on_progress: Called from any thread, one call at a time, with the bytes just written, and
-            those of the whole file.
-
-    Example:
-        >>> sizes = []
-        >>> copy = CopyOptions(clamp=True, on_progress=lambda size, total: sizes.append(size))
-        >>> result = prune("fixtures/tiny-kl.ckpt", "p.safetensors", PruneOptions(copy=copy))
-        >>> sum(sizes) == result.written[0].size
-        True
-    """
-
-    check: Check = True
-    allow_nonfinite: AllowNonfinite = False
-    allow_zeros: AllowZeros = False
-    clamp: Clamp = False
-    on_progress: Callable[[int, int], None] | None = None
-
-    def validate(self) -> None:
-        """Check types and values.
-
-        Raises:
-            UsageError: One is not allowed.
-        """
-        check_fields(self)
+# A segment, where in it a piece begins, where in the buffer, and its length.
+_Piece = tuple[Segment, int, int, int]
 
 
 class Copied(NamedTuple):
@@ -101,7 +73,12 @@ def copy_rows(
         DTypeOverflowError: A value does not fit the output's dtype.
         OutputError: The output cannot be written, as on a full disk.
     """
-    _reserve(fd, file.size, where)
+    # A full disk shows now. And without it two writers at a time may keep each other from finding
+    # free blocks, and take three times as long.
+    try:
+        system.reserve(fd, file.size)
+    except OSError as error:
+        raise OutputError(f"cannot be written: {error.strerror}", where=where) from error
     prefetch_rows(rows)
     if options.check:
         partly = {
@@ -117,21 +94,6 @@ def copy_rows(
     return Copied(sha256, copy.losses, copy.source_crcs if options.check else {})
 
 
-def _reserve(fd: int, size: int, where: str) -> None:
-    """Take the space on the disk at once: a full one shows now, and writers find their blocks.
-
-    Without it, two writers at a time may keep each other from finding free blocks, and take three
-    times as long.
-
-    Raises:
-        OutputError: There is not enough space.
-    """
-    try:
-        system.reserve(fd, size)
-    except OSError as error:
-        raise OutputError(f"cannot be written: {error.strerror}", where=where) from error
-
-
 def prefetch_rows(rows: Sequence[Row]) -> None:
     """Say which bytes will be read, so that those of a remote file come in few requests."""
     ranges: dict[int, list[tuple[int, int]]] = {}
@@ -139,8 +101,8 @@ def prefetch_rows(rows: Sequence[Row]) -> None:
     for row in rows:
         storage = row.source.storage
         ranges.setdefault(id(storage.source), []).append(storage.extent)
-    for key, wanted in ranges.items():
-        sources[key].prefetch(wanted)
+    for key, source in sources.items():
+        source.prefetch(ranges[key])
 
 
 def _find_largest(tensor: Tensor) -> float:
@@ -256,13 +218,13 @@ class _Copy:
         view = memoryview(buffer)
         pieces = list(self._file.pieces(start, end))
         scratch.clear()
-        raw = [self._fill(view, buffer, scratch, *piece) for piece in pieces]
+        raw = [self._fill(buffer, scratch, piece) for piece in pieces]
         if self._needs_crc:
             with self._checked.wait_for(index):
                 if self._error:
                     return
                 for piece, source in zip(pieces, raw, strict=True):
-                    self._check(view, source, *piece)
+                    self._check(view, source, piece)
         self._write(view[: end - start], start)
         if self._options.check:
             self._hash(index, buffer, end - start)
@@ -286,18 +248,10 @@ class _Copy:
             finally:
                 self._hashing.release()
 
-    def _fill(
-        self,
-        view: memoryview,
-        buffer: bytearray,
-        scratch: Scratch,
-        segment: Segment,
-        start: int,
-        at: int,
-        size: int,
-    ) -> memoryview | None:
+    def _fill(self, buffer: bytearray, scratch: Scratch, piece: _Piece) -> memoryview | None:
         """Bring the bytes of one segment into the buffer; returns the source's own bytes."""
-        part = view[at : at + size]
+        segment, start, at, size = piece
+        part = memoryview(buffer)[at : at + size]
         if segment.literal is not None:
             part[:] = segment.literal[start : start + size]
             return None
@@ -307,7 +261,9 @@ class _Copy:
         if not row.is_cast:
             self._read(row, start, part)
             if self._options.check and not self._options.allow_nonfinite:
-                self._scan(row, buffer, at, size)
+                dtype, only_nan = row.source.dtype, row.may_be_infinite
+                if has_nonfinite(buffer, at, size, dtype, only_nan=only_nan):
+                    raise _nonfinite_error(row)
             if self._zeros:
                 self._zeros.look(row.name, start, buffer, at, size, row.source.dtype)
             return part
@@ -350,20 +306,9 @@ class _Copy:
             self._readers[row.name] = row.source.open()
         self._readers[row.name].read_into(part)
 
-    def _scan(self, row: Row, buffer: bytearray, at: int, size: int) -> None:
-        if has_nonfinite(buffer, at, size, row.source.dtype, only_nan=row.may_be_infinite):
-            raise _nonfinite_error(row)
-
-    def _check(
-        self,
-        view: memoryview,
-        source: memoryview | None,
-        segment: Segment,
-        start: int,
-        at: int,
-        size: int,
-    ) -> None:
+    def _check(self, view: memoryview, source: memoryview | None, piece: _Piece) -> None:
         """Carry the checksums on, in order; fill in what depends on them."""
+        segment, start, at, size = piece
         if segment.deferred is not None:
             view[at : at + size] = segment.deferred(self._crcs)[start : start + size]
             return

@@ -7,15 +7,15 @@ do. One that finds nothing to do by chance, such as ``allow_nonfinite`` on sound
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
 from vaeconv.checkpoint.types import Checkpoint
 from vaeconv.errors import UsageError
-from vaeconv.weights.execute import CopyOptions
 from vaeconv.weights.manifest import MANIFEST
+from vaeconv.weights.options import ConvertOptions, PruneOptions
 from vaeconv.weights.output_names import OutputKind, is_address, is_file
 from vaeconv.weights.plan import KEEP
 
@@ -79,26 +79,19 @@ def reading_rules(
 
 
 def writing_rules(
-    kind: OutputKind,
-    target: Path,
-    *,
-    dtype: str,
-    copy: CopyOptions,
-    manifest: bool,
-    hash_source: bool,
-    metadata: Mapping[str, str],
+    kind: OutputKind, target: Path, options: ConvertOptions | PruneOptions
 ) -> list[Rule]:
     """Make the rules of options that convert and prune share."""
-    is_folder, is_cast = kind is OutputKind.FOLDER, dtype != KEEP
-    has_manifest = is_folder or manifest or is_file(target.with_name(f"{target.name}.{MANIFEST}"))
+    is_folder, is_cast, copy = kind is OutputKind.FOLDER, options.dtype != KEEP, options.copy
+    beside = is_file(target.with_name(f"{target.name}.{MANIFEST}"))
     return [
         Rule("--clamp", copy.clamp, is_cast, "nothing is cast with --dtype keep"),
         Rule("--allow-nonfinite", copy.allow_nonfinite, copy.check or is_cast,
              "--no-check does not look for NaN"),
-        Rule("--manifest", manifest, not is_folder, "a folder always has one"),
-        Rule("--hash-source", hash_source, has_manifest,
+        Rule("--manifest", options.manifest, not is_folder, "a folder always has one"),
+        Rule("--hash-source", options.hash_source, is_folder or options.manifest or beside,
              "the hash goes into a manifest, which a file gets with --manifest"),
-        Rule("--metadata", bool(metadata), kind is not OutputKind.TORCH_ZIP,
+        Rule("--metadata", bool(options.metadata), kind is not OutputKind.TORCH_ZIP,
              f"{target.suffix} files have no header for metadata, .safetensors files have"),
     ]  # fmt: skip
 

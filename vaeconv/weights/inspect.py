@@ -3,65 +3,34 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from vaeconv.autoencoder.config import build_config
-from vaeconv.autoencoder.families import FAMILY_NAMES
 from vaeconv.autoencoder.match import Autoencoder, drop_reason, find_prefixes
-from vaeconv.autoencoder.scaling import FamilyName, ScalingOptions
+from vaeconv.autoencoder.scaling import ScalingOptions
 from vaeconv.autoencoder.topology import Layout
 from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.checkpoint.readers.in_memory import AnyModel, as_source
 from vaeconv.checkpoint.readers.state_dict import NAMELESS_HINT
 from vaeconv.checkpoint.source import hash_bytes
-from vaeconv.checkpoint.tensor import Tensor
 from vaeconv.checkpoint.types import Checkpoint, Sibling
-from vaeconv.common import option_docs as docs
 from vaeconv.common.ema_names import names_average
 from vaeconv.common.notes import Note, note, warning
-from vaeconv.common.option_checks import check_fields, options_of
-from vaeconv.common.option_docs import Doc
+from vaeconv.common.option_checks import options_of
 from vaeconv.common.wording import human_size, plural
 from vaeconv.errors import AmbiguousInputError, InputError, name_parameters
-from vaeconv.weights.detect import Survey, decide, read_config, read_ema_facts, survey_checkpoint
+from vaeconv.weights.detect import (
+    Survey,
+    decide_config,
+    read_config,
+    read_ema_facts,
+    survey_checkpoint,
+)
 from vaeconv.weights.ema import nameless_average
 from vaeconv.weights.idle_options import reading_rules, refuse_idle, variant_rule
+from vaeconv.weights.options import InspectOptions
 from vaeconv.weights.zeros import find_in_tensors
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InspectOptions:
-    """Options of an inspection; each says what it does.
-
-    Attributes:
-        on_fetch: Called with the bytes that arrived from the Hub, from any thread.
-
-    Example:
-        >>> InspectOptions(check=False).check
-        False
-    """
-
-    variant: docs.Variant = None
-    check: Annotated[
-        bool,
-        Doc(
-            "Read the autoencoder's weights: CRC, NaN, infinity, zeros of an unfinished download. "
-            "Local files only.",
-            panel=docs.CHECKS,
-        ),
-    ] = True
-    hash_source: docs.HashSource = False
-    family: FamilyName = None
-    config: docs.Config = None
-    source_prefix: docs.SourcePrefix = None
-    salvage: docs.Salvage = False
-    download: docs.Download = False
-    on_fetch: Callable[[int], None] | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(self, family=FAMILY_NAMES)
 
 
 class Part(NamedTuple):
@@ -194,9 +163,7 @@ def inspect(source: AnyModel, options: InspectOptions | None = None) -> Inspecti
     ) as checkpoint:
         refuse_idle([variant_rule(options.variant, None, [checkpoint])])
         survey, problem = None, None
-        if (
-            options.config
-        ):  # which is no part of the checkpoint: what is wrong with it is no finding
+        if options.config:  # no part of the checkpoint: what is wrong with it is no finding
             read_config(checkpoint, options.config)
         try:
             survey = survey_checkpoint(
@@ -214,15 +181,19 @@ def _describe(
     options: InspectOptions,
 ) -> Inspection:
     autoencoder = survey.autoencoder if survey else None
-    own = _own_tensors(checkpoint, autoencoder)
+    keys = autoencoder.keys.values() if autoencoder else checkpoint.tensors
+    own = [checkpoint.tensors[key] for key in keys]
     notes = list(survey.notes) if survey else []
     if nameless := nameless_average(checkpoint):
         notes.append(note(f"{nameless}, which --ema cannot use; {NAMELESS_HINT}"))
     family, scaling, config = None, None, None
     if survey:
         try:
-            family, scaling, config, doubt = _scale(checkpoint, survey, options)
-            notes += [warning(doubt)] if doubt else []
+            named = ScalingOptions(family=options.family)
+            decision, config = decide_config(checkpoint, survey, named)
+            family = decision.family.name if decision.family else None
+            scaling = decision.scaling.facts()
+            notes += decision.notes()
         except AmbiguousInputError as error:
             family = "undecided"
             notes.append(warning(error.text))
@@ -255,30 +226,6 @@ def _describe(
         notes=tuple(notes),
         problem=problem,
     )
-
-
-def _own_tensors(checkpoint: Checkpoint, autoencoder: Autoencoder | None) -> list[Tensor]:
-    if autoencoder is None:
-        return list(checkpoint.tensors.values())
-    return [checkpoint.tensors[key] for key in autoencoder.keys.values()]
-
-
-def _scale(
-    checkpoint: Checkpoint, survey: Survey, options: InspectOptions
-) -> tuple[str | None, dict[str, Any], dict[str, Any], str | None]:
-    decision = decide(checkpoint, survey, ScalingOptions(family=options.family))
-    config = build_config(
-        survey.autoencoder.topology,
-        decision.scaling,
-        sample_size=decision.sample_size,
-        given=survey.given,
-    )
-    scaling = {
-        "scaling_factor": decision.scaling.scaling_factor,
-        "shift_factor": decision.scaling.shift_factor,
-        "from": decision.scaling.source,
-    }
-    return decision.family.name if decision.family else None, scaling, config, decision.warning
 
 
 def _ema(checkpoint: Checkpoint, survey: Survey) -> dict[str, Any]:

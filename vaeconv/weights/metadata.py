@@ -9,52 +9,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from vaeconv.autoencoder.match import DropReason
 from vaeconv.common.notes import Note, note, warning
 from vaeconv.errors import UsageError, listed
+from vaeconv.weights.options import ConvertOptions, PruneOptions
 from vaeconv.weights.output_names import OutputKind
 from vaeconv.weights.plan import Plan
 
 FORMAT = "format"  # how tensors are to be loaded; written by the layout of the file itself
 # Readers refuse headers of some 100 MB, vaeconv ones of 32 MiB; names of tensors need space, too.
 _MAX_BYTES = 16 << 20
-
-
-class Header(NamedTuple):
-    """Metadata of an output.
-
-    Attributes:
-        entries: What the header holds beside ``format``.
-        notes: What of the source's metadata is left out, and why.
-    """
-
-    entries: Mapping[str, str]
-    notes: tuple[Note, ...] = ()
-
-
-class Change(NamedTuple):
-    """Differences between an output and its source.
-
-    Attributes:
-        is_cast: Whether a tensor has another dtype.
-        is_renamed: Whether tensors have names of another codebase.
-        is_part: Whether the diffusion model that the autoencoder was a part of is gone.
-    """
-
-    is_cast: bool
-    is_renamed: bool
-    is_part: bool
-
-    @classmethod
-    def of(cls, plan: Plan, *, is_renamed: bool) -> Change:
-        """Read the differences from a plan."""
-        return cls(
-            any(row.is_cast for row in plan.rows),
-            is_renamed,
-            DropReason.UNET in plan.dropped.values(),
-        )
 
 
 # Entries that no longer hold; those of ModelSpec 1.0.1 and of sd-scripts, and what others call so.
@@ -73,53 +38,63 @@ _OF_THE_MODEL = re.compile(
 
 def make_header(
     source: Mapping[str, str],
-    wanted: Mapping[str, str],
+    options: ConvertOptions | PruneOptions,
     kind: OutputKind,
-    change: Change,
+    plan: Plan,
     *,
-    keep: bool,
-) -> Header:
+    is_renamed: bool,
+) -> tuple[Mapping[str, str], list[Note]]:
     """Decide what the header of an output holds: what stays true of the source's, and the wanted.
 
     Args:
         source: The source's own entries.
-        wanted: Entries that were asked for; they win.
+        options: What is wanted; it wins.
         kind: The output's container.
-        change: How it differs from the source.
-        keep: Whether the source's entries are kept at all.
+        plan: What is written; tells by how much it differs from the source.
+        is_renamed: Whether tensors have names of another codebase.
+
+    Returns:
+        The entries beside ``format``, and what of the source's is left out, with the reason.
 
     Raises:
         UsageError: The output cannot have what is wanted.
     """
-    check_entries(wanted)
-    own = {key: text for key, text in source.items() if key != FORMAT} if keep else {}
+    wanted = options.metadata
+    _check_entries(wanted)
+    own = {key: text for key, text in source.items() if key != FORMAT}
+    if not options.keep_metadata:
+        own = {}
     if kind is OutputKind.TORCH_ZIP:
         if wanted:
             raise UsageError(
                 "a checkpoint has no header for metadata", hint="write a .safetensors file"
             )
-        return Header({}, _lost(own))
-    untrue = sorted(key for key in own if key not in wanted and _is_untrue(key, change))
+        text = (
+            f"left out, as a pickle checkpoint has no header: the metadata "
+            f"{listed(sorted(own), 5)}; a .safetensors file keeps it, and with --no-metadata this "
+            "warning is not shown"
+        )
+        return {}, [warning(text)] if own else []
+    is_cast = any(row.is_cast for row in plan.rows)
+    is_part = DropReason.UNET in plan.dropped.values()
+    patterns = [_OF_BYTES, *[_OF_DTYPES] * is_cast, *[_OF_NAMES] * is_renamed]
+    patterns += [_OF_THE_MODEL] * is_part
+    untrue = [
+        key for key in own
+        if key not in wanted and any(pattern.fullmatch(key) for pattern in patterns)
+    ]  # fmt: skip
     kept = {key: text for key, text in own.items() if key not in untrue}
+    large = _too_large(kept)
     notes = []
     if untrue:
-        notes.append(
-            note(f"left out, as true of the old file only: the metadata {listed(untrue, 5)}")
-        )
-    large = _too_large(kept)
+        text = listed(sorted(untrue), 5)
+        notes.append(note(f"left out, as true of the old file only: the metadata {text}"))
     if large:
         notes.append(warning(f"left out, as too large: the metadata {listed(large, 5)}"))
-    return Header(
-        {**{key: text for key, text in kept.items() if key not in large}, **wanted}, tuple(notes)
-    )
+    return {**{key: text for key, text in kept.items() if key not in large}, **wanted}, notes
 
 
-def check_entries(wanted: Mapping[str, str]) -> None:
-    """Check that a header can have the entries that are asked for.
-
-    Raises:
-        UsageError: One is not text, or is not one's own to set.
-    """
+def _check_entries(wanted: Mapping[str, str]) -> None:
     if FORMAT in wanted:
         raise UsageError("the metadata entry format says how tensors are to be loaded: pt")
     for key, text in wanted.items():
@@ -127,27 +102,6 @@ def check_entries(wanted: Mapping[str, str]) -> None:
             (key + text).encode()
         except (TypeError, UnicodeEncodeError) as error:
             raise UsageError(f"the metadata entry {key!r} is not UTF-8 text") from error
-
-
-def _is_untrue(key: str, change: Change) -> bool:
-    return bool(
-        _OF_BYTES.fullmatch(key)
-        or (change.is_cast and _OF_DTYPES.fullmatch(key))
-        or (change.is_renamed and _OF_NAMES.fullmatch(key))
-        or (change.is_part and _OF_THE_MODEL.fullmatch(key))
-    )
-
-
-def _lost(own: Mapping[str, str]) -> tuple[Note, ...]:
-    if not own:
-        return ()
-    return (
-        warning(
-            f"left out, as a pickle checkpoint has no header: the metadata "
-            f"{listed(sorted(own), 5)}; a .safetensors file keeps it, and with --no-metadata this "
-            "warning is not shown"
-        ),
-    )
 
 
 def _too_large(entries: Mapping[str, str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -29,38 +29,17 @@ from vaeconv.checkpoint.writers.atomic import (
 )
 from vaeconv.checkpoint.writers.layout import lay_out_safetensors, lay_out_torch_zip
 from vaeconv.checkpoint.writers.writable import check_output
-from vaeconv.common.notes import Note, note, warning
+from vaeconv.common.notes import Note, issue_warnings, note, warning
 from vaeconv.common.wording import plural
 from vaeconv.errors import OutputError
-from vaeconv.weights.execute import CopyOptions, copy_rows
+from vaeconv.weights.execute import copy_rows
 from vaeconv.weights.manifest import MANIFEST, dump_manifest, kept_files, kept_notes, source_name
+from vaeconv.weights.options import ConvertOptions, PruneOptions
 from vaeconv.weights.output_names import OutputKind, is_address, is_file
 from vaeconv.weights.plan import Plan, Row
 from vaeconv.weights.shards import shard_index, split_rows, stale_names
 
 _OVERHEAD = 1024  # bytes per tensor, more than a header or a zip file's directory takes
-
-
-class Output(NamedTuple):
-    """Place of an output, and what goes with the weights.
-
-    Attributes:
-        target: The file or folder.
-        kind: Which of the two, and in which container.
-        variant: Variant in a folder's file name.
-        config: The folder's config.
-        facts: What the manifest says of the plan.
-        max_shard_size: Bytes of a shard in a folder; None for one file.
-        metadata: Entries of the safetensors header beside ``format``.
-    """
-
-    target: Path
-    kind: OutputKind
-    variant: str | None
-    config: Mapping[str, Any] | None
-    facts: Mapping[str, Any]
-    max_shard_size: int | None = None
-    metadata: Mapping[str, str] = MappingProxyType({})
 
 
 class Written(NamedTuple):
@@ -72,7 +51,6 @@ class Written(NamedTuple):
         sha256: Its hash in hexadecimal; None where it was not asked for.
         losses: What a cast lost beyond rounding, by tensor.
         source_crcs: CRC-32 of each tensor's source; empty where nothing was checked.
-        notes: What the user should know of it.
     """
 
     path: Path
@@ -80,7 +58,11 @@ class Written(NamedTuple):
     sha256: str | None
     losses: Mapping[str, CastLoss] = MappingProxyType({})
     source_crcs: Mapping[str, int] = MappingProxyType({})
-    notes: tuple[Note, ...] = ()
+
+    def entry(self, dtype: str | None = None) -> dict[str, Any]:
+        """Describe the file for the manifest; weights with the dtype that was asked for."""
+        known = {"dtype": dtype} if dtype else {}
+        return {"size": self.size, "sha256": self.sha256, **known}
 
 
 def check_target(
@@ -121,165 +103,154 @@ def _looks_like_the_input(target: Path, sources: Sequence[Path], plan: Plan) -> 
     )
 
 
-def write_output(
-    output: Output,
-    checkpoints: Sequence[Checkpoint],
-    plan: Plan,
-    *,
-    overwrite: bool,
-    manifest: bool,
-    hash_source: bool,
-    copy: CopyOptions,
-) -> tuple[Written, ...]:
-    """Write all files of an output, atomically and, with ``copy.check``, durably.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """One output to write.
 
-    Args:
-        output: Where, and what goes with the weights.
+    Attributes:
+        target: The file or folder.
+        kind: Which of the two, and in which container.
         checkpoints: Where the plan's tensors come from; the first is what the manifest names.
         plan: What to write.
-        overwrite: Replace an existing output.
-        manifest: Whether a single file gets a manifest beside it.
-        hash_source: Whether the manifest has the hash of the first checkpoint's files.
-        copy: How carefully.
-
-    Returns:
-        The weights, then what goes with them.
-
-    Raises:
-        InputError: The source turns out to be bad while it is read.
-        OutputError: The output cannot be written.
+        config: The folder's config.
+        facts: What the manifest says beyond what the plan tells.
+        metadata: Entries of the safetensors header beside ``format``.
+        options: How to write.
+        max_shard_size: Bytes of a shard in a folder; None for one file.
     """
-    if output.kind is OutputKind.TORCH_ZIP:
-        unsaved = next((row for row in plan.rows if not row.dtype.storage), None)
-        if unsaved:
-            raise OutputError(
-                f"torch has no storage class for {unsaved.dtype.torch_name} ({unsaved.name})",
-                where=str(output.target),
-                hint="write a .safetensors file",
-            )
-    facts = {**output.facts}
-    if hash_source:
-        hashes = [hash_bytes(source) for source in checkpoints[0].sources]
-        facts["source"] = {**facts["source"], "sha256": hashes[0] if len(hashes) == 1 else hashes}
-    if copy.on_progress:
-        copy = copy._replace(on_progress=_of_total(copy.on_progress, plan.nbytes))
-    job = _Job(output, checkpoints, plan, facts, overwrite, copy)
-    return job.write_folder() if output.kind is OutputKind.FOLDER else job.write_file(manifest)
 
-
-def _of_total(on_progress: Callable[[int, int], None], total: int) -> Callable[[int, int], None]:
-    return lambda count, _: on_progress(count, total)
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """One output to write; see :func:`write_output`."""
-
-    output: Output
+    target: Path
+    kind: OutputKind
     checkpoints: Sequence[Checkpoint]
     plan: Plan
-    facts: dict[str, Any]
-    overwrite: bool
-    copy: CopyOptions
+    config: Mapping[str, Any] | None
+    facts: Mapping[str, Any]
+    metadata: Mapping[str, str]
+    options: ConvertOptions | PruneOptions
+    max_shard_size: int | None = None
 
-    def write_file(self, manifest: bool) -> tuple[Written, ...]:
-        target = self.output.target
-        written = [self._write_weights(target, target, self.plan.rows, overwrite=self.overwrite)]
+    def write(self) -> tuple[tuple[Written, ...], Plan]:
+        """Write all files, atomically and, with ``copy.check``, durably.
+
+        Returns:
+            The weights and what goes with them; the plan, with notes on what happened.
+
+        Raises:
+            InputError: The source turns out to be bad while it is read.
+            OutputError: The output cannot be written.
+        """
+        if self.kind is OutputKind.TORCH_ZIP:
+            unsaved = next((row for row in self.plan.rows if not row.dtype.storage), None)
+            if unsaved:
+                raise OutputError(
+                    f"torch has no storage class for {unsaved.dtype.torch_name} ({unsaved.name})",
+                    where=str(self.target),
+                    hint="write a .safetensors file",
+                )
+        facts = self._facts()
+        if self.kind is OutputKind.FOLDER:
+            written, notes = self._write_folder(facts)
+        else:
+            written, notes = self._write_file(facts), []
+        notes = [*self.plan.notes, *_cast_notes(written), *notes]
+        issue_warnings(notes)
+        return tuple(written), self.plan._replace(notes=tuple(notes))
+
+    def _facts(self) -> dict[str, Any]:
+        first, (ema, raw) = self.checkpoints[0], self.plan.ema_counts
+        source: dict[str, Any] = {"name": Path(first.name).name, "size": first.size}
+        if self.options.hash_source:
+            hashes = [hash_bytes(file) for file in first.sources]
+            source["sha256"] = hashes[0] if len(hashes) == 1 else hashes
+        return {
+            **self.facts,
+            "source": source,
+            "dtype": self.options.dtype,
+            "tensors": len(self.plan.rows),
+            "ema": {"ema": ema, "raw": raw},
+            "dropped": self.plan.drop_counts(),
+        }
+
+    def _write_file(self, facts: dict[str, Any]) -> list[Written]:
+        target = self.target
+        written = [self._write_weights(target, target, self.plan.rows)]
         beside = target.with_name(target.name + "." + MANIFEST)
         # One that is there would tell of the file before; a name may be too long for one.
-        if manifest or os.path.isfile(beside):  # noqa: PTH113
-            facts = self._facts(written)
-            data = dump_manifest(facts, {target.name: _entry(written[0], facts)})
-            replace_small_file(beside, data, durable=self.copy.check)
+        if self.options.manifest or os.path.isfile(beside):  # noqa: PTH113
+            _add_fingerprint(facts, written)
+            data = dump_manifest(facts, {target.name: written[0].entry(facts["dtype"])})
+            replace_small_file(beside, data, durable=self.options.copy.check)
             written.append(Written(beside, len(data), None))
-        return tuple(written)
+        return written
 
-    def write_folder(self) -> tuple[Written, ...]:
-        target, variant, durable = self.output.target, self.output.variant, self.copy.check
-        assert self.output.config is not None
-        shards = split_rows(self.plan.rows, self.output.max_shard_size)
-        names = shard_names(variant, len(shards)) if len(shards) > 1 else [weights_name(variant)]
-        own = {*names, *([index_name(variant)] if len(shards) > 1 else []), CONFIG}
+    def _write_folder(self, facts: dict[str, Any]) -> tuple[list[Written], list[Note]]:
+        target, variant, check = self.target, self.options.variant, self.options.copy.check
+        assert self.config is not None
+        small = {CONFIG: dump_config(self.config)}
+        shards = split_rows(self.plan.rows, self.max_shard_size)
+        names = [weights_name(variant)]
+        if len(shards) > 1:
+            names = shard_names(variant, len(shards))
+            small[index_name(variant)] = shard_index(names, shards)
+        own = {*names, *small}
         stale = frozenset(stale_names(target, variant, own))
         with staged_folder(
-            target, overwrite=self.overwrite, durable=durable, stale=stale
+            target, overwrite=self.options.overwrite, durable=check, stale=stale
         ) as folder:
             written = [
-                self._write_weights(folder / name, target / name, rows, overwrite=True)
+                self._write_weights(folder / name, target / name, rows)
                 for name, rows in zip(names, shards, strict=True)
             ]
-            facts = self._facts(written)
-            small = {CONFIG: dump_config(self.output.config)}
-            if len(shards) > 1:
-                small[index_name(variant)] = shard_index(names, shards)
+            _add_fingerprint(facts, written)
+            entries = {file.path.name: file.entry(facts["dtype"]) for file in written}
             for name, data in small.items():
-                write_small_file(folder / name, data, durable=durable)
-                digest = hashlib.sha256(data).hexdigest()
-                written.append(Written(target / name, len(data), digest))
-            kept = kept_files(target, own | stale, facts["source"], check=self.copy.check)
-            entries = {
-                **kept.same,
-                **{w.path.name: _entry(w, facts if w.path.name in names else None)
-                   for w in written},
-            }  # fmt: skip
-            data = dump_manifest(facts, entries, kept.others)
-            write_small_file(folder / MANIFEST, data, durable=durable)
-        notes = tuple(kept_notes(target, kept, stale))
-        return (*written, Written(target / MANIFEST, len(data), None, notes=notes))
+                write_small_file(folder / name, data, durable=check)
+                file = Written(target / name, len(data), hashlib.sha256(data).hexdigest())
+                written.append(file)
+                entries[name] = file.entry()
+            kept = kept_files(target, own | stale, facts["source"], check=check)
+            data = dump_manifest(facts, {**kept.same, **entries}, kept.others)
+            write_small_file(folder / MANIFEST, data, durable=check)
+        written.append(Written(target / MANIFEST, len(data), None))
+        return written, kept_notes(target, kept, stale)
 
-    def _facts(self, written: Sequence[Written]) -> dict[str, Any]:
-        """Add to the facts what tells these weights from others, without reading them again."""
-        crcs = sorted((name, crc) for file in written for name, crc in file.source_crcs.items())
-        if not crcs:
-            return self.facts
-        fingerprint = hashlib.sha256(json.dumps(crcs).encode()).hexdigest()
-        return {**self.facts, "source": {**self.facts["source"], "fingerprint": fingerprint}}
-
-    def _write_weights(
-        self, place: Path, target: Path, rows: Sequence[Row], *, overwrite: bool
-    ) -> Written:
+    def _write_weights(self, place: Path, target: Path, rows: Sequence[Row]) -> Written:
+        copy, total = self.options.copy, self.plan.nbytes
+        if report := copy.on_progress:
+            copy = copy._replace(on_progress=lambda count, _: report(count, total))
         specs = [(row.name, row.dtype, row.shape) for row in rows]
-        is_zip = self.output.kind is OutputKind.TORCH_ZIP
-        if is_zip:
+        if self.kind is OutputKind.TORCH_ZIP:
             file = lay_out_torch_zip(specs)
         else:
-            file = lay_out_safetensors(specs, self.output.metadata)
-        with staged_file(place, overwrite=overwrite, durable=self.copy.check) as fd:
-            copied = copy_rows(fd, file, rows, self.copy, where=str(target))
+            file = lay_out_safetensors(specs, self.metadata)
+        overwrite = self.options.overwrite or place != target
+        with staged_file(place, overwrite=overwrite, durable=copy.check) as fd:
+            copied = copy_rows(fd, file, rows, copy, where=str(target))
             for checkpoint in self.checkpoints:
                 checkpoint.check_unchanged()
-        return Written(target, file.size, copied.sha256, copied.losses, copied.source_crcs)
+        return Written(target, file.size, *copied)
 
 
-def written_notes(written: Sequence[Written]) -> list[Note]:
-    """Say what casts lost beyond rounding, and what else is in a folder that was written to."""
-    return [*_cast_notes(written), *(note for file in written for note in file.notes)]
+def _add_fingerprint(facts: dict[str, Any], written: Sequence[Written]) -> None:
+    """Add what tells these weights from others, without reading them again."""
+    crcs = sorted((name, crc) for file in written for name, crc in file.source_crcs.items())
+    if crcs:
+        facts["source"]["fingerprint"] = hashlib.sha256(json.dumps(crcs).encode()).hexdigest()
 
 
-def _cast_notes(written: Sequence[Written]) -> list[Note]:
+def _cast_notes(written: Sequence[Written]) -> Iterator[Note]:
     losses = {name: loss for file in written for name, loss in file.losses.items()}
     flushed = [loss.flushed for loss in losses.values() if loss.flushed]
-    notes = []
     if flushed:
-        notes.append(
-            note(
-                f"{plural(sum(flushed), 'value')} in {plural(len(flushed), 'tensor')} became zero: "
-                "too small for the dtype"
-            )
+        yield note(
+            f"{plural(sum(flushed), 'value')} in {plural(len(flushed), 'tensor')} became zero: "
+            "too small for the dtype"
         )
     clamped = {name: loss for name, loss in losses.items() if loss.clamped}
     if clamped:
         worst = max(clamped, key=lambda name: clamped[name].overflow)
-        notes.append(
-            warning(
-                f"{plural(sum(loss.clamped for loss in clamped.values()), 'value')} in "
-                f"{plural(len(clamped), 'tensor')} were clamped: too large for the dtype; the "
-                f"largest was {clamped[worst].overflow:g}, in {worst}"
-            )
+        yield warning(
+            f"{plural(sum(loss.clamped for loss in clamped.values()), 'value')} in "
+            f"{plural(len(clamped), 'tensor')} were clamped: too large for the dtype; the "
+            f"largest was {clamped[worst].overflow:g}, in {worst}"
         )
-    return notes
-
-
-def _entry(written: Written, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    dtype = {"dtype": facts["dtype"]} if facts else {}
-    return {"size": written.size, "sha256": written.sha256, **dtype}

@@ -8,25 +8,28 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vaeconv.autoencoder.config import build_config
 from vaeconv.autoencoder.match import DropReason, drop_reason, find_prefixes
-from vaeconv.autoencoder.scaling import ScalingOptions
 from vaeconv.autoencoder.topology import Layout
 from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.checkpoint.readers.in_memory import AnyModel, as_source
 from vaeconv.checkpoint.types import Checkpoint
-from vaeconv.common.notes import issue_warnings, warning
 from vaeconv.common.option_checks import options_of
 from vaeconv.common.wording import human_size, plural
 from vaeconv.errors import CheckFailedError, UsageError
-from vaeconv.weights.detect import Survey, decide, survey_checkpoint
-from vaeconv.weights.idle_options import Rule, pattern_rules, refuse_idle, variant_rule
-from vaeconv.weights.metadata import Change, make_header
-from vaeconv.weights.output import Output, Written, check_target, write_output, written_notes
+from vaeconv.weights.detect import Survey, decide_config, survey_checkpoint
+from vaeconv.weights.idle_options import (
+    Rule,
+    pattern_rules,
+    reading_rules,
+    refuse_idle,
+    variant_rule,
+    writing_rules,
+)
+from vaeconv.weights.metadata import make_header
+from vaeconv.weights.options import Part, Probed, PruneOptions
+from vaeconv.weights.output import Output, Written, check_target
 from vaeconv.weights.output_names import OutputKind, check_order, is_address, output_kind
-from vaeconv.weights.parts import Part
-from vaeconv.weights.plan import Plan
-from vaeconv.weights.prune_options import Probed, PruneOptions
+from vaeconv.weights.plan import KEEP, Plan
 from vaeconv.weights.prune_plan import Group, PrunePlanner
 
 
@@ -112,17 +115,18 @@ def prune(
     """
     options, source = options_of(PruneOptions, options), as_source(source)
     kind, target = output_kind(output)
-    refuse_idle(options.rules(kind, target, source))
+    refuse_idle(option_rules(kind, target, source, options))
+    is_folder = kind is OutputKind.FOLDER
     sources = [source, *([options.vae] if options.vae is not None else [])]
     check_order(sources, target)
-    if any(is_address(os.fspath(one)) for one in sources):  # before anything is fetched
+    if any(is_address(os.fspath(path)) for path in sources):  # before anything is fetched
         check_target(target, sources, overwrite=options.overwrite)
     with ExitStack() as stack:
         checkpoints = [
             stack.enter_context(
                 open_checkpoint(
                     path,
-                    variant=None if kind is OutputKind.FOLDER else options.variant,
+                    variant=None if is_folder else options.variant,
                     salvage=options.salvage,
                     download=options.download,
                     on_fetch=options.on_fetch,
@@ -147,13 +151,15 @@ def prune(
         plan = planner.plan(baked)
         names = {*checkpoint.tensors, *(row.name for row in plan.rows)}
         refuse_idle(pattern_rules("--fp16-except", options.fp16_except, names))
-        if kind is OutputKind.FOLDER:
+        if is_folder:
             _check_folder(checkpoint, survey, plan)
-        config = probe = None
-        if kind is OutputKind.FOLDER or options.probe:
-            config, doubt = _build_config(*(baked or (checkpoint, survey)))
-            if doubt and kind is OutputKind.FOLDER:
-                plan = plan._replace(notes=(*plan.notes, warning(doubt)))
+        notes, config, probe = [*plan.notes], None, None
+        if is_folder or options.probe:
+            vae, its_survey = baked or (checkpoint, survey)
+            if its_survey is None:
+                raise UsageError("there is no autoencoder to probe", where=vae.name)
+            decision, config = decide_config(vae, its_survey)
+            notes += decision.notes() if is_folder else []
         check_target(target, sources, overwrite=options.overwrite, plan=plan)
         if options.probe and config:
             probe = options.probe(planner.autoencoder_rows(plan), config)
@@ -164,46 +170,69 @@ def prune(
                     where=checkpoint.name,
                     hint="publish it in fp32 or bf16, or without --require-fp16-decode",
                 )
-        change = Change.of(plan, is_renamed=False)
-        header = make_header(
-            checkpoint.metadata, options.metadata, kind, change, keep=options.keep_metadata
-        )
-        plan = plan._replace(notes=(*plan.notes, *header.notes))
-        result = Pruning(
+        config = config if is_folder else None
+        layout = survey.autoencoder.layout if survey else None
+        metadata, left_out = make_header(checkpoint.metadata, options, kind, plan, is_renamed=False)
+        plan = plan._replace(notes=(*notes, *left_out))
+        groups = planner.account(plan)
+        written: tuple[Written, ...] = ()
+        if not dry_run:
+            written, plan = Output(
+                target=target,
+                kind=kind,
+                checkpoints=checkpoints,
+                plan=plan,
+                config=config,
+                facts={
+                    "layout": layout.value if layout else None,
+                    "ema_tensors": sorted(row.name for row in plan.rows if row.is_ema),
+                    "vae": Path(options.vae).name if options.vae is not None else None,
+                    "probe": probe.document() if probe else None,
+                },
+                metadata=metadata,
+                options=options,
+                max_shard_size=options.max_shard_size,
+            ).write()
+        return Pruning(
             source=checkpoint.name,
             container=checkpoint.container,
             size=checkpoint.size,
             output=target,
-            layout=survey.autoencoder.layout if survey else None,
+            layout=layout,
             plan=plan,
-            groups=planner.account(plan),
-            config=config if kind is OutputKind.FOLDER else None,
-            metadata=header.entries,
+            groups=groups,
+            config=config,
+            metadata=metadata,
+            written=written,
             probe=probe,
         )
-        if dry_run:
-            return result
-        facts = _facts(result, options)
-        written = write_output(
-            Output(
-                target,
-                kind,
-                options.variant,
-                result.config,
-                facts,
-                options.max_shard_size,
-                result.metadata,
-            ),
-            checkpoints,
-            plan,
-            overwrite=options.overwrite,
-            manifest=options.manifest,
-            hash_source=options.hash_source,
-            copy=options.copy,
-        )
-        notes = (*plan.notes, *written_notes(written))
-        issue_warnings(notes)
-        return result._replace(written=written, plan=plan._replace(notes=notes))
+
+
+def option_rules(
+    kind: OutputKind, target: Path, source: str | os.PathLike[str], options: PruneOptions
+) -> list[Rule]:
+    """Make the rules of the options, as far as names of inputs and output tell."""
+    default, keep, drop = options.default_parts, options.keep, options.drop
+    kept = [Rule(f"--keep {part.value}", True, part not in default, "it is kept anyway")
+            for part in keep]  # fmt: skip
+    dropped = [Rule(f"--drop {part.value}", True, part in default, "it is dropped anyway")
+               for part in drop - keep]  # fmt: skip
+    both = sorted(part.value for part in keep & drop)
+    has_vae = options.vae is not None
+    return [
+        *reading_rules([source, options.vae], download=options.download),
+        *writing_rules(kind, target, options),
+        Rule("--fp16-except", bool(options.fp16_except), options.dtype != KEEP, "nothing is cast"),
+        Rule("--max-shard-size", options.max_shard_size is not None, kind is OutputKind.FOLDER,
+             "only a folder's weights are cut into several files"),
+        *sorted(kept + dropped),
+        *[Rule(f"--keep {name}", True, False, f"--drop {name} says the opposite") for name in both],
+        Rule("--vae", has_vae, not options.vae_only,
+             "--vae-only writes the autoencoder of IN; use vaeconv convert for another"),
+        Rule("--drop vae", Part.VAE in drop, not has_vae, "--vae puts another one there"),
+        Rule("--require-fp16-decode", options.require_fp16, options.probe is not None,
+             "there is no probe"),
+    ]  # fmt: skip
 
 
 def _survey(checkpoint: Checkpoint, options: PruneOptions) -> Survey | None:
@@ -237,38 +266,3 @@ def _check_folder(checkpoint: Checkpoint, survey: Survey | None, plan: Plan) -> 
             where=checkpoint.name,
             hint="name a .safetensors file, or see --vae-only",
         )
-
-
-def _build_config(
-    checkpoint: Checkpoint, survey: Survey | None
-) -> tuple[dict[str, Any], str | None]:
-    """Build the config of the autoencoder, and say what of it is only assumed.
-
-    Raises:
-        UsageError: There is none.
-        AmbiguousInputError: Its scaling cannot be told.
-    """
-    if survey is None:
-        raise UsageError("there is no autoencoder to probe", where=checkpoint.name)
-    autoencoder = survey.autoencoder
-    decision = decide(checkpoint, survey, ScalingOptions())
-    config = build_config(
-        autoencoder.topology, decision.scaling, sample_size=decision.sample_size, given=survey.given
-    )
-    return config, decision.warning
-
-
-def _facts(result: Pruning, options: PruneOptions) -> dict[str, Any]:
-    """Gather what the manifest says of the plan."""
-    ema, raw = result.plan.ema_counts
-    return {
-        "source": {"name": Path(result.source).name, "size": result.size},
-        "layout": result.layout.value if result.layout else None,
-        "dtype": options.dtype,
-        "tensors": len(result.plan.rows),
-        "ema": {"ema": ema, "raw": raw},
-        "ema_tensors": sorted(row.name for row in result.plan.rows if row.is_ema),
-        "dropped": result.plan.drop_counts(),
-        "vae": Path(options.vae).name if options.vae is not None else None,
-        "probe": result.probe.document() if result.probe else None,
-    }

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import NamedTuple
 
 from vaeconv.autoencoder.ema import find_averages
+from vaeconv.autoencoder.families import find_kind
 from vaeconv.autoencoder.keys import NamePair
 from vaeconv.autoencoder.match import DropReason, drop_reason
-from vaeconv.autoencoder.prefixes import find_kind
 from vaeconv.autoencoder.topology import Layout
 from vaeconv.checkpoint.dtypes import BY_OPTION, DType
 from vaeconv.checkpoint.tensor import Tensor, check_repeats
@@ -21,11 +21,10 @@ from vaeconv.errors import ConfigMismatchError, UsageError
 from vaeconv.weights.candidates import inner_prefix
 from vaeconv.weights.detect import Survey
 from vaeconv.weights.ema import check_average, check_single, choose_average, no_average, shadow_of
+from vaeconv.weights.options import Part, PruneOptions
 from vaeconv.weights.parameters import Parameters, kept_note, may_be_infinite, weight_dtype
-from vaeconv.weights.parts import Part
 from vaeconv.weights.plan import KEEP, Plan, Row
 from vaeconv.weights.position_ids import repair_rows
-from vaeconv.weights.prune_options import PruneOptions
 
 # What a key is for, to the part that it belongs to. What is not here is never kept.
 _PART_OF = {
@@ -118,7 +117,7 @@ class PrunePlanner:
         notes += repairs
         if vae:
             rows += self._baked_rows(*vae, has_others=bool(rows))
-            notes += [*_baked_notes(*vae), *self._prefix_notes()]
+            notes += self._baked_notes(*vae)
         for row in rows:
             if row.is_ema:
                 dropped.pop(row.source.name, None)
@@ -137,22 +136,26 @@ class PrunePlanner:
 
     def account(self, plan: Plan) -> tuple[Group, ...]:
         """Sum up by parts that are kept and rules by which others are dropped, largest first."""
-        kept: dict[str, Group] = {}
+        groups: dict[tuple[str, bool], Group] = {}
+
+        def add(name: str, before: int, after: int = 0, *, is_kept: bool = False) -> None:
+            group = groups.get((name, is_kept), Group(name, is_kept, 0, 0))
+            groups[name, is_kept] = Group(
+                name, is_kept, group.tensors + 1, group.before + before, group.after + after
+            )
+
         raw_of = {shadow: name for name, shadow in self._shadows.items()}
         for row in plan.rows:
             name = raw_of[row.source.name] if row.is_ema else row.source.name
-            reason = self._reasons.get(name, DropReason.VAE)
-            _add(kept, _PART_OF[reason].value, row.source.nbytes, row.nbytes, is_kept=True)
-        dropped: dict[str, Group] = {}
+            part = _PART_OF[self._reasons.get(name, DropReason.VAE)]
+            add(part.value, row.source.nbytes, row.nbytes, is_kept=True)
         for name, reason in plan.dropped.items():
             tensor = self._checkpoint.tensors.get(name)
-            _add(dropped, reason.value, tensor.nbytes if tensor else 0, 0, is_kept=False)
-        for sibling in self._checkpoint.read_siblings():
-            if sibling.tensors:
-                dropped[sibling.name] = Group(sibling.name, False, sibling.tensors, sibling.nbytes)
-        return tuple(
-            sorted((*kept.values(), *dropped.values()), key=lambda g: (not g.is_kept, -g.before))
-        )
+            add(reason.value, tensor.nbytes if tensor else 0)
+        for one in self._checkpoint.read_siblings():
+            if one.tensors:
+                groups[one.name, False] = Group(one.name, False, one.tensors, one.nbytes)
+        return tuple(sorted(groups.values(), key=lambda group: (not group.is_kept, -group.before)))
 
     @cached_property
     def _pair_of(self) -> dict[str, NamePair]:
@@ -244,18 +247,21 @@ class PrunePlanner:
             rows.append(Row(name, tensor, pair.shape(layout), dtype))
         return rows
 
-    def _prefix_notes(self) -> list[Note]:
-        """Say which prefix was chosen where the checkpoint has no autoencoder to take it from."""
-        if self._survey or self._options.prefix is not None:
-            return []
-        kind = find_kind(self._checkpoint.tensors)
-        also = f"some loaders look for {kind.also} there, " if kind.also else ""
-        return [
-            note(
+    def _baked_notes(self, vae: Checkpoint, survey: Survey) -> Iterator[Note]:
+        yield note(f"the autoencoder comes from {vae.name}")
+        if set(vae.metadata) - {"format"}:
+            yield note(f"the metadata of {vae.name} is not copied")
+        if survey.ema.shadows:
+            yield note(
+                f"the raw weights of {vae.name} are used; prune it with --ema first to use its EMA"
+            )
+        if not self._survey and self._options.prefix is None:
+            kind = find_kind(self._checkpoint.tensors)
+            also = f"some loaders look for {kind.also} there, " if kind.also else ""
+            yield note(
                 f"the autoencoder's keys begin with {kind.prefix}, as in a checkpoint of "
                 f"{kind.title}; {also}--prefix {kind.also or 'NAME'} chooses another prefix"
             )
-        ]
 
     def _check(self, rows: list[Row]) -> None:
         if not rows:
@@ -271,38 +277,32 @@ class PrunePlanner:
             seen.add(row.name)
         check_repeats([row.source for row in rows])
 
-    def _ema_notes(self, parts: frozenset[Part]) -> list[Note]:
+    def _ema_notes(self, parts: frozenset[Part]) -> Iterator[Note]:
         kept = {
             name: shadow
             for name, shadow in self._shadows.items()
             if _PART_OF[self._reasons[name]] in parts and (self._options.ema or name != shadow)
         }
-        if not self._options.ema:
+        if self._options.ema:
             if not kept:
-                return []
-            return [
-                note(
-                    f"raw weights are kept and the EMA weights of {plural(len(kept), 'tensor')} "
-                    "are dropped; --ema puts the EMA weights in their place"
-                )
-            ]
-        if not kept:
-            raise no_average(self._checkpoint, self._survey)
-        warnings = check_average(self._checkpoint, self._survey, kept)
-        return [*self._ema_counts(kept), *warnings]
+                raise no_average(self._checkpoint, self._survey)
+            yield from self._ema_counts(kept)
+            yield from check_average(self._checkpoint, self._survey, kept)
+        elif kept:
+            yield note(
+                f"raw weights are kept and the EMA weights of {plural(len(kept), 'tensor')} are "
+                "dropped; --ema puts the EMA weights in their place"
+            )
 
-    def _unknown_notes(self, rows: list[Row]) -> list[Note]:
-        names = [r.name for r in rows if self._reasons.get(r.name) is DropReason.UNKNOWN]
-        if not names:
-            return []
-        return [
-            note(
+    def _unknown_notes(self, rows: list[Row]) -> Iterator[Note]:
+        names = [row.name for row in rows if self._reasons.get(row.name) is DropReason.UNKNOWN]
+        if names:
+            yield note(
                 f"kept: {plural(len(names), 'key')} of unknown purpose, such as {names[0]}; "
                 "--drop other leaves them out"
             )
-        ]
 
-    def _ema_counts(self, kept: Mapping[str, str]) -> list[Note]:
+    def _ema_counts(self, kept: Mapping[str, str]) -> Iterator[Note]:
         def count(*reasons: DropReason) -> tuple[int, int]:
             names = [name for name, found in self._reasons.items() if found in reasons]
             return sum(name in kept for name in names), len(names)
@@ -310,42 +310,15 @@ class PrunePlanner:
         has_unet = DropReason.UNET in self._reasons.values()
         model = (DropReason.UNET,) if has_unet else _AVERAGED
         (vae, of_vae), (unet, of_unet) = count(DropReason.VAE), count(*model)
-        notes = []
         if unet:
             rest = "" if vae else "; all else, also the autoencoder, has raw weights only"
-            notes.append(
-                note(
-                    f"diffusion model: EMA weights for {unet} of {plural(of_unet, 'tensor')}{rest}"
-                )
-            )
+            total = plural(of_unet, "tensor")
+            yield note(f"diffusion model: EMA weights for {unet} of {total}{rest}")
         if vae:
-            notes.append(
-                note(
-                    f"autoencoder: EMA weights for {plural(vae, 'tensor')}, raw weights for "
-                    f"{of_vae - vae}"
-                )
+            yield note(
+                f"autoencoder: EMA weights for {plural(vae, 'tensor')}, raw weights for "
+                f"{of_vae - vae}"
             )
-        return notes
-
-
-def _add(groups: dict[str, Group], name: str, before: int, after: int, *, is_kept: bool) -> None:
-    group = groups.get(name, Group(name, is_kept, 0, 0))
-    groups[name] = group._replace(
-        tensors=group.tensors + 1, before=group.before + before, after=group.after + after
-    )
-
-
-def _baked_notes(vae: Checkpoint, survey: Survey) -> list[Note]:
-    notes = [note(f"the autoencoder comes from {vae.name}")]
-    if set(vae.metadata) - {"format"}:
-        notes.append(note(f"the metadata of {vae.name} is not copied"))
-    if survey.ema.shadows:
-        notes.append(
-            note(
-                f"the raw weights of {vae.name} are used; prune it with --ema first to use its EMA"
-            )
-        )
-    return notes
 
 
 def _check_fit(old: Survey, new: Survey, where: str) -> None:

@@ -36,7 +36,8 @@ from vaeconv.checkpoint.writers.layout import (
     lay_out_torch_zip,
     pickle_state_dict,
 )
-from vaeconv.weights.execute import Copied, CopyOptions, copy_rows
+from vaeconv.weights.execute import Copied, copy_rows
+from vaeconv.weights.options import CopyOptions
 from vaeconv.weights.plan import Row
 
 QUIET = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -28,9 +28,9 @@ from vaeconv.publish.card.sections import Section, find_sections
 from vaeconv.publish.hub.originals import Original, push_both
 from vaeconv.publish.hub.push_options import PushOptions
 from vaeconv.publish.places import hide_places
-from vaeconv.weights.convert import ConvertOptions, convert
+from vaeconv.weights.convert import convert
+from vaeconv.weights.options import ConvertOptions, PruneOptions
 from vaeconv.weights.prune import prune
-from vaeconv.weights.prune_options import PruneOptions
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:Use 'content=:DeprecationWarning")
 FILE = "vae-tiny-ema-pruned.safetensors"

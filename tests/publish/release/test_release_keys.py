@@ -33,7 +33,8 @@ from vaeconv.errors import MissingDependencyError, OutputError
 from vaeconv.evaluation.metric_networks import NETS
 from vaeconv.publish.release.preflight import Preflight
 from vaeconv.publish.release.project import Project
-from vaeconv.weights.convert import ConvertOptions, convert
+from vaeconv.weights.convert import convert
+from vaeconv.weights.options import ConvertOptions
 
 # The client's own, of how it uploads.
 pytestmark = pytest.mark.filterwarnings(r"ignore:Use 'content=:DeprecationWarning")

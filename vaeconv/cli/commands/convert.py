@@ -10,7 +10,7 @@ from typing import Annotated
 from vaeconv.cli.declare import declare
 from vaeconv.cli.output import Sink
 from vaeconv.common.option_docs import Doc, DryRun, Source
-from vaeconv.weights.convert import ConvertOptions
+from vaeconv.weights.options import ConvertOptions
 
 Output = Annotated[
     str,

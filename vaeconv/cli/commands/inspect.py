@@ -8,7 +8,7 @@ from typing import Annotated
 from vaeconv.cli.declare import declare
 from vaeconv.cli.output import Sink
 from vaeconv.common.option_docs import Doc, Source
-from vaeconv.weights.inspect import InspectOptions
+from vaeconv.weights.options import InspectOptions
 
 
 @declare

@@ -13,7 +13,7 @@ from vaeconv.cli.declare import declare
 from vaeconv.cli.jobs import PruneJob
 from vaeconv.cli.output import Sink
 from vaeconv.common.option_docs import Doc
-from vaeconv.weights.prune_options import PruneOptions
+from vaeconv.weights.options import PruneOptions
 
 Paths = Annotated[
     list[str],

@@ -8,12 +8,11 @@ from typing import Any
 
 from vaeconv.autoencoder.topology import Layout
 from vaeconv.publish.release.project import Project
-from vaeconv.weights.convert import Conversion, ConvertOptions, convert
-from vaeconv.weights.execute import CopyOptions
+from vaeconv.weights.convert import Conversion, convert
+from vaeconv.weights.options import ConvertOptions, CopyOptions, PruneOptions
 from vaeconv.weights.output_names import KINDS, OutputKind
 from vaeconv.weights.plan import Plan
 from vaeconv.weights.prune import prune
-from vaeconv.weights.prune_options import PruneOptions
 
 
 def plans(project: Project, place_of: Callable[[Path], Path]) -> Iterator[Plan]:
