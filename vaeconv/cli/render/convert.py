@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def conversion_document(result: Conversion) -> dict[str, Any]:
     """Describe a conversion for machines."""
-    family = result.decision and result.decision.family
+    family = result.decision.family if result.decision else None
     document: dict[str, Any] = {
         "dry_run": not result.written,
         "source": {"name": result.source, "container": result.container,
