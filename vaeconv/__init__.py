@@ -5,125 +5,84 @@ The public API; each name is imported when it is first used.
 
 from __future__ import annotations
 
-from vaeconv._version import __version__
+from vaeconv._version import __version__ as __version__
 
 TYPE_CHECKING = False  # typing takes longer to import than everything here
 
 if TYPE_CHECKING:
-    from vaeconv.autoencoder.scaling import ScalingOptions
-    from vaeconv.checkpoint.open import open_checkpoint
-    from vaeconv.checkpoint.types import Checkpoint
-    from vaeconv.common.notes import Level, Note, VaeconvWarning
-    from vaeconv.errors import VaeconvError
-    from vaeconv.evaluation.compare import Compared, CompareOptions, compare
-    from vaeconv.evaluation.eval_options import EvalOptions
-    from vaeconv.evaluation.evaluate import EvalResult, evaluate
-    from vaeconv.evaluation.models import ModelSpec
-    from vaeconv.evaluation.protocol import Protocol
-    from vaeconv.models.open_model import SideOptions
-    from vaeconv.parity.compare_outputs import Limits
-    from vaeconv.parity.encode import Encoded, encode_images
-    from vaeconv.parity.result import Verification
-    from vaeconv.parity.verify import VerifyOptions, verify
-    from vaeconv.publish.card.card import CardInputs, make_card
-    from vaeconv.publish.card.meta import CardMeta
-    from vaeconv.publish.hub.push import Pushed, push
-    from vaeconv.publish.hub.push_options import PushOptions
-    from vaeconv.publish.release.config import ReleaseConfig
-    from vaeconv.publish.release.release import Release, release
-    from vaeconv.weights.convert import Conversion, convert
-    from vaeconv.weights.inspect import Inspection, inspect
-    from vaeconv.weights.options import ConvertOptions, CopyOptions, InspectOptions, PruneOptions
-    from vaeconv.weights.prune import Pruning, prune
+    from vaeconv.autoencoder.scaling import ScalingOptions as ScalingOptions
+    from vaeconv.checkpoint.open import open_checkpoint as open_checkpoint
+    from vaeconv.checkpoint.types import Checkpoint as Checkpoint
+    from vaeconv.common.notes import Level as Level
+    from vaeconv.common.notes import Note as Note
+    from vaeconv.common.notes import VaeconvWarning as VaeconvWarning
+    from vaeconv.errors import VaeconvError as VaeconvError
+    from vaeconv.evaluation.compare import Compared as Compared
+    from vaeconv.evaluation.compare import CompareOptions as CompareOptions
+    from vaeconv.evaluation.compare import compare as compare
+    from vaeconv.evaluation.eval_options import EvalOptions as EvalOptions
+    from vaeconv.evaluation.evaluate import EvalResult as EvalResult
+    from vaeconv.evaluation.evaluate import evaluate as evaluate
+    from vaeconv.evaluation.models import ModelSpec as ModelSpec
+    from vaeconv.evaluation.protocol import Protocol as Protocol
+    from vaeconv.models.open_model import SideOptions as SideOptions
+    from vaeconv.parity.compare_outputs import Limits as Limits
+    from vaeconv.parity.encode import Encoded as Encoded
+    from vaeconv.parity.encode import encode_images as encode_images
+    from vaeconv.parity.result import Verification as Verification
+    from vaeconv.parity.verify import VerifyOptions as VerifyOptions
+    from vaeconv.parity.verify import verify as verify
+    from vaeconv.publish.card.card import CardInputs as CardInputs
+    from vaeconv.publish.card.card import make_card as make_card
+    from vaeconv.publish.card.meta import CardMeta as CardMeta
+    from vaeconv.publish.hub.push import Pushed as Pushed
+    from vaeconv.publish.hub.push import push as push
+    from vaeconv.publish.hub.push_options import PushOptions as PushOptions
+    from vaeconv.publish.release.config import ReleaseConfig as ReleaseConfig
+    from vaeconv.publish.release.release import Release as Release
+    from vaeconv.publish.release.release import release as release
+    from vaeconv.weights.convert import Conversion as Conversion
+    from vaeconv.weights.convert import convert as convert
+    from vaeconv.weights.inspect import Inspection as Inspection
+    from vaeconv.weights.inspect import inspect as inspect
+    from vaeconv.weights.options import ConvertOptions as ConvertOptions
+    from vaeconv.weights.options import CopyOptions as CopyOptions
+    from vaeconv.weights.options import InspectOptions as InspectOptions
+    from vaeconv.weights.options import PruneOptions as PruneOptions
+    from vaeconv.weights.prune import Pruning as Pruning
+    from vaeconv.weights.prune import prune as prune
 
-__all__ = [
-    "CardInputs",
-    "CardMeta",
-    "Checkpoint",
-    "CompareOptions",
-    "Compared",
-    "Conversion",
-    "ConvertOptions",
-    "CopyOptions",
-    "Encoded",
-    "EvalOptions",
-    "EvalResult",
-    "InspectOptions",
-    "Inspection",
-    "Level",
-    "Limits",
-    "ModelSpec",
-    "Note",
-    "Protocol",
-    "PruneOptions",
-    "Pruning",
-    "PushOptions",
-    "Pushed",
-    "Release",
-    "ReleaseConfig",
-    "ScalingOptions",
-    "SideOptions",
-    "VaeconvError",
-    "VaeconvWarning",
-    "Verification",
-    "VerifyOptions",
-    "__version__",
-    "compare",
-    "convert",
-    "encode_images",
-    "evaluate",
-    "inspect",
-    "make_card",
-    "open_checkpoint",
-    "prune",
-    "push",
-    "release",
-    "verify",
-]
-
-_HOMES = {
-    "CardInputs": "vaeconv.publish.card.card",
-    "CardMeta": "vaeconv.publish.card.meta",
-    "Checkpoint": "vaeconv.checkpoint.types",
-    "Compared": "vaeconv.evaluation.compare",
-    "CompareOptions": "vaeconv.evaluation.compare",
-    "Conversion": "vaeconv.weights.convert",
-    "ConvertOptions": "vaeconv.weights.options",
-    "CopyOptions": "vaeconv.weights.options",
-    "Encoded": "vaeconv.parity.encode",
-    "EvalResult": "vaeconv.evaluation.evaluate",
-    "EvalOptions": "vaeconv.evaluation.eval_options",
-    "InspectOptions": "vaeconv.weights.options",
-    "Inspection": "vaeconv.weights.inspect",
-    "Level": "vaeconv.common.notes",
-    "Limits": "vaeconv.parity.compare_outputs",
-    "ModelSpec": "vaeconv.evaluation.models",
-    "Note": "vaeconv.common.notes",
-    "Protocol": "vaeconv.evaluation.protocol",
-    "PruneOptions": "vaeconv.weights.options",
-    "Pruning": "vaeconv.weights.prune",
-    "PushOptions": "vaeconv.publish.hub.push_options",
-    "Pushed": "vaeconv.publish.hub.push",
-    "Release": "vaeconv.publish.release.release",
-    "ReleaseConfig": "vaeconv.publish.release.config",
-    "ScalingOptions": "vaeconv.autoencoder.scaling",
-    "SideOptions": "vaeconv.models.open_model",
-    "VaeconvError": "vaeconv.errors",
-    "VaeconvWarning": "vaeconv.common.notes",
-    "Verification": "vaeconv.parity.result",
-    "VerifyOptions": "vaeconv.parity.verify",
-    "compare": "vaeconv.evaluation.compare",
-    "convert": "vaeconv.weights.convert",
-    "encode_images": "vaeconv.parity.encode",
-    "evaluate": "vaeconv.evaluation.evaluate",
-    "inspect": "vaeconv.weights.inspect",
-    "make_card": "vaeconv.publish.card.card",
-    "open_checkpoint": "vaeconv.checkpoint.open",
-    "prune": "vaeconv.weights.prune",
-    "push": "vaeconv.publish.hub.push",
-    "release": "vaeconv.publish.release.release",
-    "verify": "vaeconv.parity.verify",
+# The same for Python, by the module that a name is from.
+_NAMES = {
+    "autoencoder.scaling": ("ScalingOptions",),
+    "checkpoint.open": ("open_checkpoint",),
+    "checkpoint.types": ("Checkpoint",),
+    "common.notes": ("Level", "Note", "VaeconvWarning"),
+    "errors": ("VaeconvError",),
+    "evaluation.compare": ("Compared", "CompareOptions", "compare"),
+    "evaluation.eval_options": ("EvalOptions",),
+    "evaluation.evaluate": ("EvalResult", "evaluate"),
+    "evaluation.models": ("ModelSpec",),
+    "evaluation.protocol": ("Protocol",),
+    "models.open_model": ("SideOptions",),
+    "parity.compare_outputs": ("Limits",),
+    "parity.encode": ("Encoded", "encode_images"),
+    "parity.result": ("Verification",),
+    "parity.verify": ("VerifyOptions", "verify"),
+    "publish.card.card": ("CardInputs", "make_card"),
+    "publish.card.meta": ("CardMeta",),
+    "publish.hub.push": ("Pushed", "push"),
+    "publish.hub.push_options": ("PushOptions",),
+    "publish.release.config": ("ReleaseConfig",),
+    "publish.release.release": ("Release", "release"),
+    "weights.convert": ("Conversion", "convert"),
+    "weights.inspect": ("Inspection", "inspect"),
+    "weights.options": ("ConvertOptions", "CopyOptions", "InspectOptions", "PruneOptions"),
+    "weights.prune": ("Pruning", "prune"),
 }
+_HOMES = {name: f"vaeconv.{module}" for module, names in _NAMES.items() for name in names}
+
+__all__ = sorted([*_HOMES, "__version__"])
 
 
 def __getattr__(name: str) -> object:
@@ -135,4 +94,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return list(__all__)

@@ -11,8 +11,9 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import is_dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -22,6 +23,7 @@ import typer
 from vaeconv.common.option_docs import Doc
 from vaeconv.errors import UsageError
 
+_EMPTY = inspect.Parameter.empty
 _FIRST_WORD = re.compile(r"^\w+")
 
 
@@ -47,6 +49,13 @@ class Field(NamedTuple):
             return Ellipsis in get_args(self.kind) and self.doc.parse is None
         return get_origin(self.kind) in (frozenset, list, Mapping)
 
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Names of an option on the command line."""
+        flag = f"--{self.name.replace('_', '-')}"
+        is_on = self.kind is bool and self.default
+        return self.doc.flags or (f"{flag}/--no-{flag[2:]}" if is_on else flag,)
+
 
 def declare(function: Callable[..., None]) -> Callable[..., None]:
     """Make a command of a function.
@@ -58,25 +67,12 @@ def declare(function: Callable[..., None]) -> Callable[..., None]:
         >>> str(list(declare(show).__signature__.parameters))
         "['folder', 'limit']"
     """
-    hints = get_type_hints(function, include_extras=True)
-    given = inspect.signature(function).parameters
-    parts = {
-        name: _field(name, hints[name], parameter.default) or hints[name]
-        for name, parameter in given.items()
-    }
     found: dict[str, Field] = {}
-    for part in parts.values():
-        for field in [part] if isinstance(part, Field) else documented(part):
-            found.setdefault(field.name, field)
+    for field in documented(function):
+        found.setdefault(field.name, field)
 
     def command(**values: Any) -> None:
-        made = {name: _parsed(found[name], value) for name, value in values.items()}
-        function(
-            **{
-                name: made[name] if isinstance(part, Field) else _build(part, made)
-                for name, part in parts.items()
-            }
-        )
+        _call(function, {name: _parsed(found[name], value) for name, value in values.items()})
 
     command.__doc__, command.__name__ = function.__doc__, function.__name__
     command.__annotations__ = {}
@@ -86,56 +82,46 @@ def declare(function: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def documented(kind: Any) -> Iterator[Field]:
-    """List the fields of a class of options that have a ``Doc``, and those of the classes in it."""
-    hints = get_type_hints(kind, include_extras=True)
-    for name, default in _defaults(kind).items():
-        field = _field(name, hints[name], default)
-        if field:
-            yield field
-        elif _is_options(hints[name]):
-            yield from documented(hints[name])
+def documented(target: Callable[..., Any]) -> Iterator[Field]:
+    """List what has a ``Doc`` of a function or class, and of the classes of options in it."""
+    for part in _parts(target).values():
+        yield from [part] if isinstance(part, Field) else documented(part)
 
 
-def _defaults(kind: Any) -> dict[str, Any]:
-    if not is_dataclass(kind):
-        return {name: kind._field_defaults.get(name, MISSING) for name in kind._fields}
-    return {
-        one.name: one.default if one.default_factory is MISSING else one.default_factory()
-        for one in fields(kind)
+@cache
+def _parts(target: Callable[..., Any]) -> dict[str, Field | type]:
+    """List the parameters that are options, or classes of options."""
+    hints = get_type_hints(target, include_extras=True)
+    parts: dict[str, Field | type] = {}
+    for name, parameter in inspect.signature(target).parameters.items():
+        hint = hints[name]
+        if get_origin(hint) is Annotated:
+            kind, *extras = get_args(hint)
+            if get_origin(kind) in (Union, UnionType):
+                kinds = [one for one in get_args(kind) if one is not NoneType]
+                kind = kinds[0] if len(kinds) == 1 else str  # a path that may be text is text here
+            for doc in extras:
+                if isinstance(doc, Doc):
+                    parts[name] = Field(name, kind, doc, parameter.default)
+        elif is_dataclass(hint) or hasattr(hint, "_fields"):
+            parts[name] = hint
+    return parts
+
+
+def _call(target: Callable[..., Any], made: Mapping[str, Any]) -> Any:
+    """Call a function, or make an object of options, with the values that its parameters have."""
+    values = {
+        name: made[name] if isinstance(part, Field) else _call(part, made)
+        for name, part in _parts(target).items()
     }
-
-
-def _is_options(kind: Any) -> bool:
-    return isinstance(kind, type) and (is_dataclass(kind) or hasattr(kind, "_field_defaults"))
-
-
-def _field(name: str, hint: Any, default: Any) -> Field | None:
-    if get_origin(hint) is not Annotated:
-        return None
-    kind, *extras = get_args(hint)
-    doc = next((one for one in reversed(extras) if isinstance(one, Doc)), None)
-    if doc is None:
-        return None
-    if get_origin(kind) in (Union, UnionType):
-        kinds = [one for one in get_args(kind) if one is not NoneType]
-        kind = kinds[0] if len(kinds) == 1 else str  # a path that may be text is text here
-    return Field(name, kind, doc, inspect.Parameter.empty if default is MISSING else default)
-
-
-def _build(kind: Any, made: Mapping[str, Any]) -> Any:
-    """Make an object of options from the values that its fields have."""
-    hints = get_type_hints(kind, include_extras=True)
-    values = {}
-    for name, default in _defaults(kind).items():
-        if _field(name, hints[name], default):
-            values[name] = made[name]
-        elif _is_options(hints[name]):
-            values[name] = _build(hints[name], made)
+    if not isinstance(target, type):
+        return target(**values)
     try:
-        return kind(**values)
+        return target(**values)
     except UsageError as error:
-        flags = {field.name: _first_flag(field) for field in documented(kind)}
+        flags = {
+            field.name: field.flags[0].strip(" /").partition("/")[0] for field in documented(target)
+        }
         error.what, *details = (
             _FIRST_WORD.sub(lambda word: flags.get(word[0], word[0]), text)
             for text in (error.what, *error.details)
@@ -144,57 +130,42 @@ def _build(kind: Any, made: Mapping[str, Any]) -> Any:
         raise
 
 
-def _first_flag(field: Field) -> str:
-    flags = field.doc.flags or (_flag(field),)
-    return flags[0].strip(" /").partition("/")[0].strip()
-
-
 def _parsed(field: Field, value: Any) -> Any:
-    if field.is_many:
-        value = value or ()
-        if field.doc.parse:
-            return field.doc.parse(value)
-        return (get_origin(field.kind) or tuple)(value)
-    return field.doc.parse(value) if field.doc.parse and value is not None else value
+    if field.doc.parse and (field.is_many or value is not None):
+        return field.doc.parse(value or () if field.is_many else value)
+    return (get_origin(field.kind) or tuple)(value or ()) if field.is_many else value
 
 
 def _parameter(field: Field) -> inspect.Parameter:
     """Describe an option or argument as Typer wants it."""
     name, kind, doc, default = field
-    is_argument = doc.is_argument or (default is inspect.Parameter.empty and not doc.flags)
+    is_argument = doc.is_argument or (default is _EMPTY and not doc.flags)
     is_negative = bool(doc.flags) and doc.flags[0].startswith(" /")
     shown: dict[str, Any] = {
         "help": doc.help,
         "metavar": doc.metavar,
-        "show_default": not (field.is_many or is_negative)
-        and default not in (None, "", inspect.Parameter.empty),
+        "show_default": not (field.is_many or is_negative) and default not in (None, "", _EMPTY),
         "rich_help_panel": doc.panel,
         "min": doc.least,
     }
     if values := doc.choices or doc.suggested:
         shown["autocompletion"] = lambda: list(values)
     if field.is_many:
-        default = inspect.Parameter.empty if default is inspect.Parameter.empty else None
-        kind = list[_typed(get_args(kind)[0])] | None  # type: ignore[misc]
+        kind = list[_typed(get_args(kind)[0])]  # type: ignore[misc]
+        default = _EMPTY if default is _EMPTY else None
+    elif doc.parse:  # what is typed is text
+        kind, default = str, ",".join(default) if isinstance(default, tuple) else default
     else:
-        kind = _typed(kind) if default is not None else _typed(kind) | None
-    if doc.parse and not field.is_many:  # what is typed is text
-        kind = str if default is not None else str | None
-    if doc.parse and isinstance(default, tuple):
-        default = ",".join(default)
-    flags = doc.flags or (_flag(field),)
-    info = typer.Argument(**shown) if is_argument else typer.Option(*flags, **shown)
+        kind = _typed(kind)
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
         default=default,
-        annotation=Annotated[kind, info],
+        annotation=Annotated[
+            kind | None if default is None else kind,
+            typer.Argument(**shown) if is_argument else typer.Option(*field.flags, **shown),
+        ],
     )
-
-
-def _flag(field: Field) -> str:
-    flag = f"--{field.name.replace('_', '-')}"
-    return f"{flag}/--no-{flag[2:]}" if field.kind is bool and field.default else flag
 
 
 def _typed(kind: Any) -> Any:

@@ -11,19 +11,13 @@ from vaeconv.errors import OutputError, VaeconvError, one_line
 from vaeconv.publish.release.release import Release, StepResult
 
 
-def annotate(error: VaeconvError) -> None:
-    """Show the failure at the job, where this runs in one."""
+def tell_failure(error: VaeconvError, results: Sequence[StepResult]) -> None:
+    """Show the failure at the job, and write all that is wrong and the steps into its summary."""
     from vaeconv.parity.report.report import annotation
 
-    said = annotation("\n".join([error.text, *error.details]), "release")
-    if said:
+    if said := annotation("\n".join([error.text, *error.details]), "release"):
         sys.stderr.write(said + "\n")
-
-
-def tell_failure(error: VaeconvError, results: Sequence[StepResult]) -> None:
-    """Write the verdict into the job's summary, all that is wrong, and the steps before that."""
-    summary = os.environ.get("GITHUB_STEP_SUMMARY")
-    if summary:
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         head, *details = (one_line(one).replace("`", "'") for one in (error.text, *error.details))
         lines = [f"**stopped**: `{head}`", "", *(f"- `{one}`" for one in details)]
         lines += ["", *_steps(results)] if results else []
@@ -35,8 +29,7 @@ def tell_job(done: Release) -> None:
     from vaeconv.evaluation.tables import format_markdown
     from vaeconv.publish.documents import read_document
 
-    summary, output = os.environ.get("GITHUB_STEP_SUMMARY"), os.environ.get("GITHUB_OUTPUT")
-    if summary:
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         lines = ["### vaeconv release", "", f"**{_verdict(done)}**", ""]
         lines += [
             f"- [{one.repo_id}](https://huggingface.co/{one.repo_id}) at {one.oid}"
@@ -49,7 +42,7 @@ def tell_job(done: Release) -> None:
         if evaluation.is_file():
             lines += ["", format_markdown([read_document(evaluation, "eval")])]
         _append(summary, "\n".join(lines) + "\n")
-    if output:
+    if output := os.environ.get("GITHUB_OUTPUT"):
         facts = {
             "folder": one_line(str(done.folder)),
             "pushed": "true" if any(one.is_new for one in done.pushed) else "false",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
 from typing import Annotated, Any, NoReturn
@@ -15,21 +15,9 @@ from typer.core import TyperGroup
 
 from vaeconv._version import __version__
 from vaeconv.cli.help import Command, write_part
-from vaeconv.cli.output import print_error, print_json
 from vaeconv.cli.streams import BROKEN_PIPE, STDOUT, ReaderGone
 from vaeconv.errors import UsageError, VaeconvError
 
-
-class _Stopped(BaseException):
-    """The run was stopped where no handler of ours saw the signal, or nobody reads its output."""
-
-    def __init__(self, code: int, message: str = "") -> None:
-        super().__init__(code, message)
-        self.code = code
-        self.message = message
-
-
-_INTERRUPTED = 130, "interrupted; nothing is left half-written"
 # What each command does, as its own help begins: the help of all is shown without their modules.
 COMMANDS = {
     "inspect": "Say what is in a checkpoint: layout, family, config, EMA, and what else.",
@@ -96,20 +84,22 @@ class Commands(TyperGroup):
         """Run, and say of a stop what it is: Typer would end without a word."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt as error:
-            raise _Stopped(*_INTERRUPTED) from error
-        except BrokenPipeError as error:
-            raise _Stopped(BROKEN_PIPE) from error
+        except KeyboardInterrupt:
+            _print_error("interrupted; nothing is left half-written")
+            return 130
+        except BrokenPipeError:
+            return BROKEN_PIPE
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> NoReturn:
-        """Run and exit."""
+        """Run and exit; without arguments, show the help."""
         given = list(sys.argv[1:] if args is None else args)
         _forget_odd_width()
         options["standalone_mode"] = False
 
-        def run() -> Any:
+        def run() -> int:
             _check_no_empty(given)
-            return super(Commands, self).main(given, *rest, **options)
+            code = super(Commands, self).main(given or ["--help"], *rest, **options)
+            return code or (0 if given else UsageError.exit_code)
 
         sys.exit(_guarded(run, given))
 
@@ -134,59 +124,51 @@ def _check_no_empty(args: Sequence[str]) -> None:
             )
 
 
-def _guarded(run: Any, args: list[str]) -> int:
-    is_json, is_verbose = "--json" in args, bool({"--verbose", "-v"} & set(args))
+def _guarded(run: Callable[[], int], args: list[str]) -> int:
+    """Run, and make an exit code of whatever is raised; it is said in one line or a document."""
     command = next((arg for arg in args if not arg.startswith("-")), "")
     try:
-        return run() or 0
-    except VaeconvError as error:
-        failure = error
+        return run()
     except ReaderGone:
         return BROKEN_PIPE
-    except _Stopped as stop:
-        if stop.message:
-            print_error(stop.message)
-        return stop.code
-    except MemoryError:
-        failure = VaeconvError("out of memory")
     except Exception as error:  # noqa: BLE001 - a bug: said in one line, traced on request
-        found = _translate(error, command, args)
-        if found is None:  # no arguments: the help was printed
-            return UsageError.exit_code
-        failure = found
-    if is_verbose:
+        failure = _translated(error, command, args)
+    if {"--verbose", "-v"} & set(args):
         import traceback
 
         with suppress(OSError):
             traceback.print_exception(failure)
-    return _report(failure, command, is_json=is_json)
-
-
-def _report(failure: VaeconvError, command: str, *, is_json: bool) -> int:
-    """Say what went wrong: in the document where one is wanted and can be written."""
     try:
-        if is_json and failure.where != STDOUT:
+        if "--json" in args and failure.where != STDOUT:
             if not failure.is_reported:
+                from vaeconv.cli.output import print_json
+
                 print_json(command, {}, failure)
             return failure.exit_code
     except (ReaderGone, BrokenPipeError):
         return BROKEN_PIPE
     except VaeconvError:  # no room for it: then the line for people is better than nothing
         pass
-    print_error(failure.text, failure.details)
+    _print_error(failure.text, failure.details)
     return failure.exit_code
 
 
-def _translate(error: Exception, command: str, args: Sequence[str]) -> VaeconvError | None:
-    """Turn an error that is not of our own into one; None where there is nothing to say."""
+def _print_error(text: str, details: Sequence[str] = ()) -> None:
+    from vaeconv.cli.output import print_error
+
+    print_error(text, details)
+
+
+def _translated(error: Exception, command: str, args: Sequence[str]) -> VaeconvError:
+    """Turn an error that is not of our own into one."""
+    if isinstance(error, VaeconvError):
+        return error
     # The parser's own errors: Typer vendors its parser, and they are known by how they are shown.
-    if type(error).__name__ == "NoArgsIsHelpError":
-        sys.stdout.write(str(error.ctx.get_help()) + "\n")  # type: ignore[attr-defined]
-        return None
     if hasattr(error, "format_message"):
-        message = error.format_message()
-        what = " ".join(message.rstrip(".").split())
-        return UsageError(what, hint=_where_to_look(command, args)) if message else None
+        what = " ".join(error.format_message().rstrip(".").split())
+        return UsageError(what, hint=_where_to_look(command, args))
+    if isinstance(error, MemoryError):
+        return VaeconvError("out of memory")
     if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
         return VaeconvError("out of memory", hint="try --batch-size 1 or --device cpu")
     if isinstance(error, FileNotFoundError) and not _has_folder():
@@ -220,7 +202,6 @@ def _where_to_look(command: str, args: Sequence[str]) -> str:
 
 app = typer.Typer(
     cls=Commands,
-    no_args_is_help=True,
     add_completion=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from vaeconv.cli.declare import documented
 from vaeconv.common.option_docs import (
     EXPERT,
     PROBE,
@@ -91,15 +92,9 @@ class CardJob:
     def refuse_idle(self, *, json: bool) -> None:
         """Refuse options that have no effect together."""
         why = "--check reads the card that is there, and writes nothing"
-        given = {
-            "parity": self.parity, "pictures": self.pictures, "meta": self.meta,
-            "template": self.template, "sbom": self.sbom, "print": self.show,
-            "dry-run": self.dry_run,
-        }  # fmt: skip
-        rules = [Rule(f"--{name}", bool(one), not self.check, why) for name, one in given.items()]
-        refuse_idle(
-            [*rules, Rule("--print", self.show, not json, "--json has the text in its document")]
-        )
+        rules = _rules(self, ("evaluation", "check"), not self.check, why)
+        why = "--json has the text in its document"
+        refuse_idle([*rules, Rule("--print", self.show, not json, why)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,12 +146,18 @@ class ReleaseJob:
 
     def refuse_idle(self) -> None:
         """Refuse options that have no effect together."""
-        given = {
-            "--from": self.first, "--until": self.last, "--sign": self.sign,
-            "--dry-run": self.dry_run,
-        }  # fmt: skip
-        why = "--init only writes the file"
-        refuse_idle(Rule(name, bool(one), not self.init, why) for name, one in given.items())
+        refuse_idle(
+            _rules(self, ("file", "init", "tag"), not self.init, "--init only writes the file")
+        )
+
+
+def _rules(job: CardJob | ReleaseJob, but: Sequence[str], works: bool, why: str) -> list[Rule]:
+    """Make the rule of every option of a job but some."""
+    return [
+        Rule(field.flags[0], getattr(job, field.name) != field.default, works, why)
+        for field in documented(type(job))
+        if field.name not in but
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,9 +6,7 @@ import sys
 import threading
 import time
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vaeconv.errors import one_line
 
@@ -19,43 +17,73 @@ _PATIENCE = 0.5  # seconds that work may take unseen
 _BAR = 20  # columns of a bar: with its words it fits a terminal of 60
 
 
-@dataclass(slots=True)
 class _Row:
-    """One line of the display.
+    """One line of the display, on a terminal only; it goes with the end of a block.
 
-    Attributes:
+    Args:
         label: What is being done.
-        done: How much of it.
-        total: Of how much; None where that is not known.
-        is_bytes: Whether bytes are counted.
-        task: Its number in the bar that is drawn.
-        since: When this label was first seen.
+        enabled: Whether it may draw at all.
     """
 
-    label: str = ""
-    done: int = 0
-    total: int | None = None
-    is_bytes: bool = False
-    task: TaskID | None = None
-    since: float = field(default_factory=time.monotonic)
+    is_bytes = False  # whether bytes are counted
+
+    def __init__(self, label: str = "", *, enabled: bool) -> None:
+        self.label = label
+        self.done = 0
+        self.total: int | None = None  # where it is known
+        self.task: TaskID | None = None  # its number in the bar that is drawn
+        self.since = time.monotonic()  # when this label was first seen
+        self.is_shown = enabled and sys.stderr.isatty()
+
+    def __exit__(self, *_: object) -> None:
+        _display.remove(self)
+
+
+class StepProgress(_Row, AbstractContextManager["StepProgress"]):
+    """Shows one step after the other, each with what is done of it."""
+
+    def advance(self, step: str, done: int, total: int) -> None:
+        """Say what is going on now; a total of 0 for what shows itself."""
+        if not self.is_shown:
+            return
+        if total == 0:
+            _display.remove(self)
+            return
+        if step != self.label:
+            self.since = time.monotonic()
+        self.label, self.done, self.total = step, done, total
+        _display.update(self)
+
+
+class ByteProgress(_Row, AbstractContextManager["ByteProgress"]):
+    """Counts bytes from any thread."""
+
+    is_bytes = True
+
+    def advance(self, count: int, total: int | None = None) -> None:
+        """Count bytes that are done, of a total where it is known."""
+        if self.is_shown:
+            with _display.lock:
+                self.done += count
+                self.total = total
+                _display.update(self)
 
 
 class _Display:
     """All rows of this process; two displays on one terminal would overwrite each other."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self._rows: list[_Row] = []
+        self.lock = threading.RLock()
+        self._rows: dict[_Row, None] = {}
         self._bar: Progress | None = None
         self._timer: threading.Timer | None = None
 
     def update(self, row: _Row) -> None:
         """Show a row, or what has become of it."""
-        with self._lock:
-            if not any(row is one for one in self._rows):
-                self._rows.append(row)
+        with self.lock:
+            self._rows[row] = None
             if self._bar is not None:
-                self._put(row)
+                _put(row, self._bar)
             elif self._timer is None:  # a step that says nothing more is shown as well
                 self._timer = threading.Timer(_PATIENCE, self._draw)
                 self._timer.daemon = True
@@ -63,44 +91,43 @@ class _Display:
 
     def remove(self, row: _Row) -> None:
         """Take a row away; with the last one goes the display."""
-        with self._lock:
-            self._rows = [one for one in self._rows if one is not row]
+        with self.lock:
+            self._rows.pop(row, None)
             if self._bar is not None and row.task is not None:
                 self._bar.remove_task(row.task)
                 row.task = None
-            if self._rows:
-                return
-            if self._timer is not None:
+            if not self._rows and self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
-            if self._bar is not None:
+            if not self._rows and self._bar is not None:
                 self._bar.stop()
                 self._bar = None
 
     def _draw(self) -> None:
         bar = _make_bar()
-        with self._lock:
+        with self.lock:
             if not self._rows or self._bar is not None:
                 return
             self._bar = bar
             for row in self._rows:
-                self._put(row)
+                _put(row, bar)
             bar.start()
-
-    def _put(self, row: _Row) -> None:
-        assert self._bar is not None
-        if row.task is None:
-            row.task = self._bar.add_task(row.label, total=None, row=row)
-        is_counted = row.total is not None and (row.total > 1 or row.is_bytes)
-        self._bar.update(
-            row.task,
-            description=one_line(row.label),
-            completed=row.done,
-            total=row.total if is_counted else None,
-        )
 
 
 _display = _Display()
+
+
+def _put(row: _Row, bar: Progress) -> None:
+    """Draw a row as it is now."""
+    if row.task is None:
+        row.task = bar.add_task(row.label, total=None, row=row)
+    is_counted = row.total is not None and (row.total > 1 or row.is_bytes)
+    bar.update(
+        row.task,
+        description=one_line(row.label),
+        completed=row.done,
+        total=row.total if is_counted else None,
+    )
 
 
 def _make_bar() -> Progress:
@@ -150,64 +177,3 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-class _Shown:
-    """A row of the display, which goes with the end of a block; on a terminal only."""
-
-    def __init__(self, enabled: bool, **about: Any) -> None:
-        self._enabled = enabled and sys.stderr.isatty()
-        self._row = _Row(**about)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        _display.remove(self._row)
-
-
-class StepProgress(_Shown, AbstractContextManager["StepProgress"]):
-    """Shows one step after the other, each with what is done of it.
-
-    Args:
-        enabled: Whether it may draw at all.
-    """
-
-    def __init__(self, *, enabled: bool) -> None:
-        super().__init__(enabled)
-
-    def advance(self, step: str, done: int, total: int) -> None:
-        """Say what is going on now; a total of 0 for what shows itself."""
-        if not self._enabled:
-            return
-        if total == 0:
-            _display.remove(self._row)
-            return
-        if step != self._row.label:
-            self._row.since = time.monotonic()
-        self._row.label, self._row.done, self._row.total = step, done, total
-        _display.update(self._row)
-
-
-class ByteProgress(_Shown, AbstractContextManager["ByteProgress"]):
-    """Counts bytes from any thread.
-
-    Args:
-        label: What is going on.
-        enabled: Whether it may draw at all.
-    """
-
-    def __init__(self, label: str, *, enabled: bool) -> None:
-        super().__init__(enabled, label=label, is_bytes=True)
-        self._lock = threading.Lock()
-
-    def advance(self, count: int, total: int | None = None) -> None:
-        """Count bytes that are done, of a total where it is known."""
-        if not self._enabled:
-            return
-        with self._lock:
-            self._row.done += count
-            self._row.total = total
-        _display.update(self._row)

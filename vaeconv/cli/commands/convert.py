@@ -62,8 +62,8 @@ def convert(
     seconds = time.monotonic() - started
     sink.show(
         "convert",
-        lambda: conversion_document(result, dry_run=dry_run),
-        lambda: conversion_lines(result, dry_run=dry_run, seconds=seconds, verbose=sink.verbose),
+        lambda: conversion_document(result),
+        lambda: conversion_lines(result, seconds=seconds, verbose=sink.verbose),
         notes=result.plan.notes,
         then=after_conversion(result, output, options),
     )

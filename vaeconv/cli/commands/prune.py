@@ -45,7 +45,7 @@ def prune(paths: Paths, options: PruneOptions, job: PruneJob, *, sink: Sink) -> 
         vaeconv prune --ema --out-dir pruned/ a.ckpt b.ckpt c.ckpt
     """
     from vaeconv.cli.following import after_pruning
-    from vaeconv.cli.render.prune import print_batch, print_single
+    from vaeconv.cli.render.prune import print_batch, pruning_document, pruning_lines
     from vaeconv.weights.idle_options import Rule, refuse_idle
 
     has_probe = job.probe or options.require_fp16
@@ -57,7 +57,13 @@ def prune(paths: Paths, options: PruneOptions, job: PruneJob, *, sink: Sink) -> 
         started = time.monotonic()
         result = run_one(source, target, options, sink, dry_run=job.dry_run)
         seconds = time.monotonic() - started
-        print_single(result, sink, seconds=seconds, then=after_pruning(result, target, options))
+        sink.show(
+            "prune",
+            lambda: pruning_document(result),
+            lambda: pruning_lines(result, seconds=seconds, verbose=sink.verbose),
+            notes=result.plan.notes,
+            then=after_pruning(result, target, options),
+        )
         return
     code = print_batch(
         jobs,

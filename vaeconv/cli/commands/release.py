@@ -26,7 +26,7 @@ def release(job: ReleaseJob, sink: Sink) -> None:
 
         vaeconv release release.toml --tag v1.2
     """
-    from vaeconv.cli.github import annotate, tell_failure, tell_job
+    from vaeconv.cli.github import tell_failure, tell_job
     from vaeconv.cli.render.release import (
         release_document,
         release_lines,
@@ -65,7 +65,6 @@ def release(job: ReleaseJob, sink: Sink) -> None:
                 on_progress=steps.advance if sink.is_shown else None,
             )
         except VaeconvError as error:
-            annotate(error)
             tell_failure(error, results)
             if results and sink.is_shown:
                 sink.show("release", dict, lambda: [steps_table(results)])

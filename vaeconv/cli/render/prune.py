@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from vaeconv.cli.following import Words
 from vaeconv.cli.output import Sink, describe_error, print_error, print_notes
-from vaeconv.cli.render.convert import row_line, written_lines
+from vaeconv.cli.render.convert import (
+    config_document,
+    files_document,
+    output_document,
+    row_document,
+    row_lines,
+)
 from vaeconv.cli.screen import Line, Style, Styled, Table
 from vaeconv.common.notes import Note
 from vaeconv.common.wording import human_size
@@ -17,18 +22,8 @@ from vaeconv.weights.prune import Pruning
 _MEANING = {"replaced": "raw weights (replaced)"}
 
 
-def print_single(result: Pruning, sink: Sink, *, seconds: float, then: Words) -> None:
-    """Print the account of one checkpoint, and the command that usually follows."""
-    sink.show(
-        "prune",
-        lambda: pruning_document(result),
-        lambda: _lines(result, seconds=seconds, verbose=sink.verbose),
-        notes=result.plan.notes,
-        then=then,
-    )
-
-
-def _lines(result: Pruning, *, seconds: float, verbose: bool) -> Iterator[Line]:
+def pruning_lines(result: Pruning, *, seconds: float, verbose: bool) -> Iterator[Line]:
+    """Tell a person what was kept and dropped, or would be."""
     verb = "pruned" if result.written else "would prune"
     time = f", in {seconds:.2f} s" if result.written else ""
     yield Styled(
@@ -40,12 +35,7 @@ def _lines(result: Pruning, *, seconds: float, verbose: bool) -> Iterator[Line]:
     yield _account(result)
     if result.probe:
         yield f"  probe: {result.probe.describe()}"
-    if verbose:
-        yield from map(row_line, result.plan.rows)
-    elif not result.written:
-        yield "  --verbose lists every tensor"
-    for written in result.written:
-        yield from written_lines(written)
+    yield from row_lines(result, verbose=verbose)
 
 
 def print_batch(
@@ -79,61 +69,31 @@ def print_batch(
     return max(codes, default=0)
 
 
-def pruning_document(result: Pruning) -> dict[str, Any]:
-    """Describe a pruning for machines."""
-    ema, raw = result.plan.ema_counts
-    document: dict[str, Any] = {
-        "dry_run": not result.written,
-        "source": {
-            "name": result.source,
-            "container": result.container,
-            "bytes": result.size,
-        },
-        "output": {
-            "path": str(result.output),
-            "layout": result.layout.value if result.layout else None,
-            "tensors": len(result.plan.rows),
-            "bytes": result.plan.nbytes,
-        },
-        "ema": {"ema": ema, "raw": raw},
-        "groups": [
-            {
-                "name": group.name,
-                "kept": group.is_kept,
-                "tensors": group.tensors,
-                "bytes_before": group.before,
-                "bytes_after": group.after,
-            }
-            for group in result.groups
-        ],
-        "config": result.config,
-        "metadata": dict(sorted(result.metadata.items())),
-        "probe": result.probe.document() if result.probe else None,
-        "files": [
-            {"path": str(file.path), "size": file.size, "sha256": file.sha256}
-            for file in result.written
-        ],
-        "notes": [str(note) for note in result.plan.notes],
-    }
-    if not result.written:
-        document["rows"] = [
-            {
-                "name": row.name,
-                "source": row.source.name,
-                "shape": list(row.shape),
-                "dtype": row.dtype.code,
-                "cast_from": row.source.dtype.code if row.is_cast else None,
-                "is_ema": row.is_ema,
-            }
-            for row in result.plan.rows
-        ]
-    return document
-
-
 def _document(source: str, result: Pruning | VaeconvError) -> dict[str, Any]:
+    """Describe one of several prunings, or why there was none."""
     if isinstance(result, VaeconvError):
         return {"ok": False, "source": {"name": source}, "error": describe_error(result)}
     return {"ok": True, **pruning_document(result)}
+
+
+def pruning_document(result: Pruning) -> dict[str, Any]:
+    """Describe a pruning for machines."""
+    document: dict[str, Any] = {
+        "dry_run": not result.written,
+        "source": {"name": result.source, "container": result.container, "bytes": result.size},
+        **output_document(result),
+        "groups": [
+            {"name": group.name, "kept": group.is_kept, "tensors": group.tensors,
+             "bytes_before": group.before, "bytes_after": group.after}
+            for group in result.groups
+        ],
+        **config_document(result),
+        "probe": result.probe.document() if result.probe else None,
+        **files_document(result),
+    }  # fmt: skip
+    if not result.written:
+        document["rows"] = [{**row_document(row), "is_ema": row.is_ema} for row in result.plan.rows]
+    return document
 
 
 def _account(result: Pruning) -> Table:
