@@ -39,7 +39,7 @@ def make_page(result: Verification, decoded: Sequence[Decoded]) -> str:
     """
     references = result.references
     return render(
-        "vaeconv.parity",
+        "vaeconv.parity.report",
         _TEMPLATE,
         outcome=outcome(result),
         comparisons=[_comparison(one) for one in comparisons_of(result)],
