@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from vaeconv.models.open_model import SideOptions
     from vaeconv.parity.compare_outputs import Limits
     from vaeconv.parity.encode import Encoded, encode_images
+    from vaeconv.parity.options import VerifyOptions
     from vaeconv.parity.result import Verification
-    from vaeconv.parity.verify import VerifyOptions, verify
+    from vaeconv.parity.verify import verify
     from vaeconv.publish.card.card import CardInputs, make_card
     from vaeconv.publish.card.meta import CardMeta
     from vaeconv.publish.hub.push import Pushed, push
@@ -112,7 +113,7 @@ _HOMES = {
     "VaeconvError": "vaeconv.errors",
     "VaeconvWarning": "vaeconv.common.notes",
     "Verification": "vaeconv.parity.result",
-    "VerifyOptions": "vaeconv.parity.verify",
+    "VerifyOptions": "vaeconv.parity.options",
     "compare": "vaeconv.evaluation.compare",
     "convert": "vaeconv.weights.convert",
     "encode_images": "vaeconv.parity.encode",

@@ -13,7 +13,7 @@ from vaeconv.publish.release.release import Release, StepResult
 
 def annotate(error: VaeconvError) -> None:
     """Show the failure at the job, where this runs in one."""
-    from vaeconv.parity.report.report import annotation
+    from vaeconv.parity.report.ci import annotation
 
     said = annotation("\n".join([error.text, *error.details]), "release")
     if said:

@@ -16,7 +16,7 @@ from vaeconv.evaluation.eval_options import EvalOptions
 from vaeconv.evaluation.evaluate import evaluate
 from vaeconv.evaluation.protocol import preset
 from vaeconv.models.open_model import SideOptions
-from vaeconv.parity.report.report import write_report
+from vaeconv.parity.report.document import write_report
 from vaeconv.publish.card.card import CARD, CardInputs, write_card
 from vaeconv.publish.card.check import check_card
 from vaeconv.publish.documents import read_document

@@ -10,8 +10,9 @@ from vaeconv.autoencoder.topology import Layout
 from vaeconv.checkpoint.readers.folder import CONFIG, weights_name
 from vaeconv.models.open_model import SideOptions
 from vaeconv.parity.compare_outputs import Limits
-from vaeconv.parity.report.report import report_document, write_report
-from vaeconv.parity.verify import VerifyOptions, verify
+from vaeconv.parity.options import VerifyOptions
+from vaeconv.parity.report.document import report_document, write_report
+from vaeconv.parity.verify import verify
 from vaeconv.publish.release.check import is_pickle
 from vaeconv.publish.release.project import Project
 from vaeconv.publish.release.work import Outcome, Work
