@@ -1,4 +1,4 @@
-"""One side of a comparison: an open checkpoint, its autoencoder, and how it is run."""
+"""An open checkpoint, its autoencoder, and how it is run."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Side:
         label: ``A``, ``B`` or ``BASE``.
         checkpoint: The open file or folder.
         survey: What is in it.
-        rows: Every tensor, in the side's own naming and its own dtype.
+        rows: Every tensor, in its own naming and dtype.
         others: Of tensors that have EMA weights, what ``rows`` leaves out: that, or the raw
             weights.
         scaling: Its scaling: what its config or its file states, else what ``convert`` would decide
@@ -181,7 +181,7 @@ def open_side(
     scaling: ScalingOptions = ScalingOptions(),
     config: Path | None = None,
 ) -> Side:
-    """Open a side and account for every key.
+    """Open a model and account for every key.
 
     Args:
         path: Anything that :func:`~vaeconv.checkpoint.open.open_checkpoint` opens.

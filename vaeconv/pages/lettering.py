@@ -83,8 +83,10 @@ class Lettering:
 def _runs(text: str) -> Iterator[tuple[str, bool]]:
     """Cut a text into what Pillow's font has, and single glyphs."""
     for is_own, chars in groupby(spell(text), _OWN.__contains__):
-        for run in ("".join(chars),) if is_own else chars:
-            yield run, is_own
+        if is_own:
+            yield "".join(chars), True
+        else:
+            yield from ((char, False) for char in chars)
 
 
 @lru_cache(4096)

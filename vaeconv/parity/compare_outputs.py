@@ -198,7 +198,7 @@ class Runner:
             return model.decode(data)
         import torch
 
-        # No blending at the seams: both sides have the same, and only their difference counts.
+        # No blending at the seams: both models have the same, and only their difference counts.
         rows = [
             torch.cat([model.decode(part) for part in row.split(self.tile, dim=3)], dim=3)
             for row in data.split(self.tile, dim=2)

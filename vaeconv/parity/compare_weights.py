@@ -36,12 +36,12 @@ class TensorResult(NamedTuple):
 
     Attributes:
         pair: Which tensor.
-        match: How the sides agree.
+        match: How the two agree.
         names: Its name on either side.
         dtypes: Its element types.
         differing: Number of elements that differ.
         max_abs: The largest difference; None where a value that differs is not finite.
-        position: Index of the element that differs most, in the first side's shape.
+        position: Index of the element that differs most, in the first model's shape.
         values: That element on either side.
     """
 
@@ -67,9 +67,9 @@ class WeightResult(NamedTuple):
     """Result of comparing all tensors.
 
     Attributes:
-        results: One for each tensor that both sides have in one shape.
-        missing: Names of tensors that only the first side has, or in another shape.
-        unexpected: Names of tensors that only the second side has, or in another shape.
+        results: One for each tensor that both models have in one shape.
+        missing: Names of tensors that only the first model has, or in another shape.
+        unexpected: Names of tensors that only the second model has, or in another shape.
     """
 
     results: tuple[TensorResult, ...]
@@ -99,9 +99,9 @@ def compare_weights(
     beginnings: tuple[str, ...] = ("",),
     allow_zeros: bool = False,
 ) -> WeightResult:
-    """Compare the tensors of two sides.
+    """Compare the tensors of two models.
 
-    Where element types differ, the wider side is rounded to the narrower one, to nearest even as
+    Where element types differ, the wider value is rounded to the narrower one, to nearest even as
     every cast here and in torch; between fp16 and bf16, of which neither holds the other, values
     agree where one number rounds to both. In one type, all bits count; between two, NaN agrees with
     NaN.
@@ -121,7 +121,7 @@ def compare_weights(
     for rows in (mine.values(), theirs.values()):
         prefetch_rows(list(rows))
         check_storages(list({id(r.source.storage): r.source.storage for r in rows}.values()))
-    # A pair has its shape in it: of two sides with other widths, nothing is compared.
+    # A pair has its shape in it: of two models with other widths, nothing is compared.
     both = [pair for pair in mine if pair in theirs]
     with ThreadPoolExecutor(_WORKERS) as pool:
         watches = ZeroWatch(), ZeroWatch()
@@ -190,7 +190,7 @@ def _look_closer(
     with np.errstate(invalid="ignore"):
         gaps = np.abs(a - b)
     gaps[~differs] = -1.0
-    gaps[np.isnan(gaps)] = math.inf  # not finite on one side, or differently so
+    gaps[np.isnan(gaps)] = math.inf  # not finite in one, or differently so
     at = int(gaps.argmax())
     if gaps[at] <= worst.max_abs:
         return worst._replace(differing=total)

@@ -80,12 +80,12 @@ class Comparison(NamedTuple):
     """Result of comparing two models.
 
     Attributes:
-        labels: Which sides.
+        labels: Of which models.
         weights: Of the tensors that had to be equal.
         outcomes: Of the references.
         problems: What is wrong, the cause before the consequence; empty where nothing is.
         decoder: Of the decoder's tensors, where they may differ; else None.
-        unproven: What could not be compared, as one of the sides says nothing of it.
+        unproven: What could not be compared, as one of the models says nothing of it.
         misstated: Those of the problems that only the options have: the models agree on a scaling,
             and the options state another.
     """

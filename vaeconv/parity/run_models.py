@@ -175,26 +175,26 @@ def _run_pair(
     return comparison.with_outcomes(outcomes)
 
 
-def match_rounding(sides: tuple[Side, Side], models: tuple[Model, Model]) -> bool:
-    """Round the weights of the wider side as those of the narrower are, in running models.
+def match_rounding(pair: tuple[Side, Side], running: tuple[Model, Model]) -> bool:
+    """Round the weights of the wider model as those of the narrower are, in running models.
 
     That they are so was shown tensor by tensor. What is to be shown now is that both compute the
     same with the same weights, which what rounding itself changes would hide.
 
     Returns:
-        Whether some tensors are fp16 on one side and bf16 on the other: then both are rounded to
-        bf16, and may still differ by a last place, as one of them was rounded twice.
+        Whether some tensors are fp16 in one and bf16 in the other: then both are rounded to bf16,
+        and may still differ by a last place, as one of them was rounded twice.
     """
     import torch
 
     mixes = False
-    for pair, row in sides[0].rows.items():
-        partner = sides[1].rows.get(pair)
+    for key, row in pair[0].rows.items():
+        partner = pair[1].rows.get(key)
         if partner is None or partner.dtype is row.dtype:
             continue
         narrow: torch.dtype = getattr(torch, narrower(row.dtype, partner.dtype).torch_name)
         mixes = mixes or {row.dtype.code, partner.dtype.code} == {"F16", "BF16"}
-        for side, model in zip(sides, models, strict=True):
-            parameter = model.module.get_parameter(pair.name(side.layout))
+        for model, loaded in zip(pair, running, strict=True):
+            parameter = loaded.module.get_parameter(key.name(model.layout))
             parameter.data = parameter.data.to(narrow).to(torch.float32)
     return mixes

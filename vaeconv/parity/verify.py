@@ -105,7 +105,7 @@ def verify(
             facts = tuple(
                 describe_model(
                     model,
-                    [digest and digest.result() for digest in hashes[label]],
+                    [digest.result() if digest else None for digest in hashes[label]],
                     run.loaders.get(label),
                 )
                 for label, model in models.items()

@@ -114,7 +114,7 @@ class Outputs:
 
 
 def _files_of(sources: Sequence[str]) -> Iterator[Path]:
-    """List the local files that sides consist of."""
+    """List the local files that models consist of."""
     for source in map(Path, sources):
         if source.is_file():
             yield source

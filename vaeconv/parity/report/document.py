@@ -48,7 +48,7 @@ def write_report(path: Path, document: dict[str, Any]) -> None:
 
 
 def _model(model: ModelFacts) -> dict[str, Any]:
-    scaling = model.scaling and model.scaling._asdict()
+    scaling = model.scaling._asdict() if model.scaling else None
     if scaling:
         scaling["from"] = scaling.pop("source")
     facts = model._asdict()

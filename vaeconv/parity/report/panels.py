@@ -1,4 +1,4 @@
-"""Decoded pictures for people: side A, side B, and how they differ as a heat map."""
+"""Decoded images for people: of both models, and how they differ as a heat map."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def write_pictures(folder: Path, decoded: Sequence[Decoded], labels: tuple[str, 
     Args:
         folder: Made if it is absent.
         decoded: What to show.
-        labels: What to call the sides.
+        labels: What to call the models.
 
     Returns:
         The files.

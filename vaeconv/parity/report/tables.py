@@ -16,7 +16,7 @@ Cells = tuple[Row, list[Row]]  # the head, and all other rows
 
 def weight_table(comparisons: Sequence[Comparison]) -> Cells:
     """Make the table of weights: how many tensors agree, and how."""
-    rows = []
+    rows: list[Row] = []
     for comparison in comparisons:
         parts = {"all": comparison.weights}
         if comparison.decoder is not None:
@@ -53,7 +53,7 @@ def worst_table(comparison: Comparison) -> Cells:
 
     A row names the reference whose results are farthest apart in relation to their limit.
     """
-    rows = []
+    rows: list[Row] = []
     for (kind, dtype), found in by_kind(comparison.outcomes).items():
         worst = max(found, key=_strain)
         failed = sum(one.problem is not None for one in found)
