@@ -128,9 +128,9 @@ def _is_report(path: Path) -> bool:
     """Whether an earlier run wrote a file, so that it may be replaced; an empty one may be, too."""
     with path.open("rb") as file:
         head = file.read(_HEAD)
-    marks = (b"(vaeconv verify)</title>", b'<testsuite name="vaeconv verify"')
+    marks = [b"(vaeconv verify)</title>", b'<testsuite name="vaeconv verify"']
     if path.suffix == ".json":
-        marks = (b'"command": "verify"',)
+        marks = [b'"command": "verify"']
     return not head.strip() or any(mark in head for mark in marks)
 
 
