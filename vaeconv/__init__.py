@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from vaeconv.parity.compare_outputs import Limits as Limits
     from vaeconv.parity.encode import Encoded as Encoded
     from vaeconv.parity.encode import encode_images as encode_images
+    from vaeconv.parity.options import VerifyOptions as VerifyOptions
     from vaeconv.parity.result import Verification as Verification
-    from vaeconv.parity.verify import VerifyOptions as VerifyOptions
     from vaeconv.parity.verify import verify as verify
     from vaeconv.publish.card.card import CardInputs as CardInputs
     from vaeconv.publish.card.card import make_card as make_card
@@ -68,7 +68,8 @@ _NAMES = {
     "parity.compare_outputs": ("Limits",),
     "parity.encode": ("Encoded", "encode_images"),
     "parity.result": ("Verification",),
-    "parity.verify": ("VerifyOptions", "verify"),
+    "parity.options": ("VerifyOptions",),
+    "parity.verify": ("verify",),
     "publish.card.card": ("CardInputs", "make_card"),
     "publish.card.meta": ("CardMeta",),
     "publish.hub.push": ("Pushed", "push"),

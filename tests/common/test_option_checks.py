@@ -19,7 +19,7 @@ from vaeconv.evaluation.protocol import Protocol, preset
 from vaeconv.models.open_model import SideOptions
 from vaeconv.parity.compare_outputs import Limits
 from vaeconv.parity.encode import encode_images
-from vaeconv.parity.verify import VerifyOptions
+from vaeconv.parity.options import VerifyOptions
 from vaeconv.publish.card.meta import CardMeta
 from vaeconv.publish.hub.push_options import PushOptions
 from vaeconv.publish.release.config import (

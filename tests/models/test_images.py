@@ -17,17 +17,14 @@ from PIL import Image, ImageFile
 from tests.evaluation.runs import tiles
 from vaeconv.errors import CheckpointNotFoundError, InputError, UnsupportedModelError
 from vaeconv.evaluation.image_set import ImageSet
-from vaeconv.models.image_files import open_images
+from vaeconv.models.image_files import HIDDEN, OTHER_ENDING, list_images, open_images
 from vaeconv.models.images import (
     FIRST_FRAME,
-    HIDDEN,
-    OTHER_ENDING,
     LeftOut,
     alone_if_large,
     count_left_out,
     decode,
     image_mode,
-    list_images,
     quiet_pillow,
 )
 

@@ -32,7 +32,7 @@ from tests.support.pairs import (
 from tests.support.samples import average, in_diffusers, save_ckpt, save_folder, weights_of
 from vaeconv.parity.compare_outputs import Decoded
 from vaeconv.parity.compare_weights import Match
-from vaeconv.parity.report.report import report_document
+from vaeconv.parity.report.document import report_document
 from vaeconv.parity.result import Comparison, Verification
 
 DECODER = ("decoder.", "post_quant_conv.")

@@ -22,7 +22,7 @@ from tests.support.pairs import (
 from vaeconv.models.devices import describe_environment, pick_device, reproducible
 from vaeconv.parity.compare_outputs import Decoded
 from vaeconv.parity.distance import TOLERANCES
-from vaeconv.parity.report.report import report_document
+from vaeconv.parity.report.document import report_document
 
 pytestmark = [
     pytest.mark.gpu,

@@ -27,7 +27,7 @@ from vaeconv.errors import (
     VaeconvError,
 )
 from vaeconv.models.compvis import CompVisAutoencoder
-from vaeconv.models.latents import unscale
+from vaeconv.models.load import unscale
 from vaeconv.parity.references import (
     Reference,
     ReferenceSet,

@@ -16,7 +16,6 @@ from tests.support.pairs import change_folder, failure_of, run
 from tests.support.samples import TINY, save_ckpt, weights_of
 from vaeconv import ConvertOptions, ScalingOptions, VerifyOptions, convert, verify
 from vaeconv.errors import AmbiguousInputError, ConfigMismatchError
-from vaeconv.parity.report.report import verdict
 
 FLUX = DDConfig(ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1, z_channels=16, quant=False)
 KL = DDConfig(ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1)
@@ -115,7 +114,7 @@ def test_what_convert_would_not_know_is_unproven(pair):
             assert result.ok and result.notes == ()
             (reason,) = result.unproven
             assert f"the scaling of {label}" in reason and said in reason
-            assert verdict(result.same).endswith(f"but not proved: {reason}")
+            assert result.same.verdict.endswith(f"but not proved: {reason}")
 
 
 def test_stated_it_is_proved(pair):

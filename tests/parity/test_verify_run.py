@@ -45,7 +45,7 @@ from vaeconv.models.devices import pick_device, reproducible
 from vaeconv.models.load import Model
 from vaeconv.parity.compare_outputs import Decoded, Outcome
 from vaeconv.parity.distance import MIXED, TOLERANCES
-from vaeconv.parity.report.report import report_document
+from vaeconv.parity.report.document import report_document
 from vaeconv.parity.result import Verification
 
 MIB = 1 << 20

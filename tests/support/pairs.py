@@ -22,8 +22,9 @@ from vaeconv.cli import app
 from vaeconv.errors import CheckFailedError
 from vaeconv.models.open_model import SideOptions
 from vaeconv.parity.compare_outputs import Limits
+from vaeconv.parity.options import VerifyOptions
 from vaeconv.parity.result import Comparison, Verification
-from vaeconv.parity.verify import VerifyOptions, verify
+from vaeconv.parity.verify import verify
 
 State = dict[str, Tensor]
 # The levels of SD 1, and attention in one of them.

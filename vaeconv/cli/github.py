@@ -13,7 +13,7 @@ from vaeconv.publish.release.release import Release, StepResult
 
 def tell_failure(error: VaeconvError, results: Sequence[StepResult]) -> None:
     """Show the failure at the job, and write all that is wrong and the steps into its summary."""
-    from vaeconv.parity.report.report import annotation
+    from vaeconv.parity.report.ci import annotation
 
     if said := annotation("\n".join([error.text, *error.details]), "release"):
         sys.stderr.write(said + "\n")

@@ -1,14 +1,17 @@
-"""Watch what the modules of a model put out: peaks, what is not finite, where two models part."""
+"""Activation hooks: peaks, what is not finite, and the first layer where two models diverge."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import torch
+    from torch.utils.hooks import RemovableHandle
 
     Look = Callable[[str, torch.Tensor], None]
+    Running = tuple[torch.nn.Module, Callable[[], object]]
 
 
 class Peak(NamedTuple):
@@ -23,34 +26,20 @@ class Peak(NamedTuple):
     layer: str
 
 
-class Hooks:
-    """Calls a function with the output of every module without children, as they run.
+@contextmanager
+def hooked(model: torch.nn.Module, look: Look) -> Iterator[None]:
+    """Call a function with the name and the output of every module without children that runs."""
 
-    Args:
-        model: The model; its modules are hooked while the block runs.
-        look: Called with a module's name and its output.
-    """
+    def watch(name: str, module: torch.nn.Module) -> RemovableHandle:
+        return module.register_forward_hook(lambda _, inputs, output: look(name, output))
 
-    def __init__(self, model: torch.nn.Module, look: Look) -> None:
-        self._model = model
-        self._look = look
-        self._handles: list[Any] = []
-
-    def __enter__(self) -> None:
-        for name, module in self._model.named_modules():
-            if not any(module.children()):
-                self._handles.append(module.register_forward_hook(self._hook(name)))
-
-    def __exit__(self, *error: object) -> None:
-        for handle in self._handles:
+    leaves = [one for one in model.named_modules() if not any(one[1].children())]
+    handles = [watch(name, module) for name, module in leaves]
+    try:
+        yield
+    finally:
+        for handle in handles:
             handle.remove()
-
-    def _hook(self, name: str) -> Any:
-
-        def call(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
-            self._look(name, output)
-
-        return call
 
 
 class PeakWatch:
@@ -73,12 +62,12 @@ class PeakWatch:
 def first_nonfinite(model: torch.nn.Module, run: Callable[[], object]) -> str | None:
     """Name the first module whose output holds NaN or infinity during a run; None if none."""
     watch = PeakWatch()
-    with Hooks(model, watch):
+    with hooked(model, watch):
         run()
     return watch.first_nonfinite
 
 
-class Parting(NamedTuple):
+class Divergence(NamedTuple):
     """First layer whose outputs differ in two models.
 
     Attributes:
@@ -92,22 +81,14 @@ class Parting(NamedTuple):
     max_abs: float
 
 
-def find_parting(
-    one: torch.nn.Module,
-    other: torch.nn.Module,
-    run_one: Callable[[], object],
-    run_other: Callable[[], object],
-    *,
-    names: Mapping[str, str],
-    tolerance: float,
-) -> Parting | None:
+def first_diverging(
+    one: Running, other: Running, *, names: Mapping[str, str], tolerance: float
+) -> Divergence | None:
     """Find the first module, in the order of the run, whose outputs differ in two models.
 
     Args:
-        one: A model.
-        other: Another, with the same modules under other names.
-        run_one: Runs the first on some input.
-        run_other: Runs the second on the same.
+        one: A model, and what runs it on some input.
+        other: Another with the same modules under other names, and what runs it on the same input.
         names: Each module of the first and its name in the second.
         tolerance: Relative to the largest magnitude of an output, and at least to one.
 
@@ -119,9 +100,7 @@ def find_parting(
     def keep(name: str, output: torch.Tensor) -> None:
         outputs.setdefault(name, []).append(output.float().cpu())
 
-    with Hooks(other, keep):
-        run_other()
-    found: list[Parting] = []
+    found: list[Divergence] = []
 
     def compare(name: str, output: torch.Tensor) -> None:
         partner = names.get(name)
@@ -130,10 +109,11 @@ def find_parting(
         mine, theirs = output.float().cpu(), outputs[partner].pop(0)
         worst = _largest_difference(mine, theirs)
         if not worst <= tolerance * max(1.0, mine.abs().max().item()):  # NaN, too
-            found.append(Parting(name, partner, worst))
+            found.append(Divergence(name, partner, worst))
 
-    with Hooks(one, compare):
-        run_one()
+    for (model, run), look in ((other, keep), (one, compare)):
+        with hooked(model, look):
+            run()
     return found[0] if found else None
 
 

@@ -1,22 +1,18 @@
-"""Read images: which files are some, upright, in the channels of an autoencoder, as a square."""
+"""Read an image: upright, in the channels of an autoencoder, as a square."""
 
 from __future__ import annotations
 
 import io
-import os
-import stat
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from vaeconv.common.notes import Note, note
-from vaeconv.errors import CheckpointNotFoundError, InputError, UnsupportedModelError
-from vaeconv.weights.output_names import KINDS
+from vaeconv.errors import InputError, UnsupportedModelError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # Pillow knows more, and runs others
 MAX_PIXELS = 150_000_000  # of one image; more is refused, as a decompression bomb
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -25,7 +21,6 @@ _LARGE = 1 << 24  # pixels of an image that is read alone, whatever else is read
 _STRIP = 64  # rows that are scaled at a time
 _TAIL = 8  # zeros end one byte in so many of a file that was cut short; in flat WebPs, one in 20
 
-OTHER_ENDING, HIDDEN = "with another ending", "hidden"
 FIRST_FRAME = "the first of several frames"
 
 
@@ -39,18 +34,6 @@ class LeftOut(NamedTuple):
 
     name: str
     reason: str
-
-
-class Picture(NamedTuple):
-    """An image that was read.
-
-    Attributes:
-        name: Its path in the folder without the ending, or with it where another has the same.
-        pixels: uint8, ``[c, h, w]``.
-    """
-
-    name: str
-    pixels: Any
 
 
 def image_mode(channels: int, name: str) -> str:
@@ -71,85 +54,9 @@ def image_mode(channels: int, name: str) -> str:
     return _MODES[channels]
 
 
-# --- which files ---
-
-
-def reason_by_name(name: str) -> str | None:
-    """Tell by its path why a file is no image to use; None where it may be one.
-
-    Hidden are, beside what the user hid, thumbnails and the checkpoints of notebooks.
-    """
-    if any(part.startswith(".") and part != ".." for part in name.split("/")):
-        return HIDDEN
-    return None if name.lower().endswith(SUFFIXES) else OTHER_ENDING
-
-
-def list_images(folder: Path) -> tuple[list[str], list[LeftOut]]:
-    """List the files in a folder and in its folders, as paths with slashes, sorted.
-
-    Returns:
-        The images by their names, and what is none, or cannot be reached, with the reason.
-    """
-    found: list[str] = []
-    left_out: list[LeftOut] = []
-
-    def unlisted(error: OSError) -> None:
-        name = Path(error.filename).relative_to(folder).as_posix()
-        left_out.append(LeftOut(f"{name}/", f"cannot be listed ({error.strerror})"))
-
-    for root, folders, names in os.walk(folder, onerror=unlisted):
-        for name in (*folders, *names):
-            path = Path(root, name)
-            inner = path.relative_to(folder).as_posix()
-            if name in folders:
-                if path.is_symlink():
-                    left_out.append(LeftOut(f"{inner}/", "a link to a folder is not followed"))
-                continue
-            reason = reason_by_name(inner) or _reason_by_kind(path)
-            if reason:
-                left_out.append(LeftOut(inner, reason))
-            else:
-                found.append(inner)
-    return sorted(found), sorted(left_out)
-
-
-def _reason_by_kind(path: Path) -> str | None:
-    try:
-        kind = path.stat().st_mode
-    except OSError as error:
-        if path.is_symlink():
-            return "a link to nothing"
-        return f"cannot be read ({error.strerror})"
-    return None if stat.S_ISREG(kind) else "not a regular file"
-
-
-def has_weights(name: str) -> bool:
-    """Tell by its name whether a file is a checkpoint."""
-    return Path(name).suffix.lower() in KINDS
-
-
-def not_images(place: str, what: str) -> CheckpointNotFoundError:
-    """Make the error of a checkpoint in the place of images."""
-    return CheckpointNotFoundError(what, where=place, hint="see --help for their order")
-
-
-def no_images(place: str, left_out: Sequence[LeftOut]) -> CheckpointNotFoundError:
-    """Make the error of a folder or zip file without images; it says what is there instead."""
-    if any(has_weights(one.name) for one in left_out):
-        return not_images(place, "holds a checkpoint, and no images")
-    there = f"; {count_left_out(left_out)}" if left_out else ""
-    return CheckpointNotFoundError(
-        f"no images in it{there}",
-        where=place,
-        hint=f"names of images end in {', '.join(SUFFIXES)}",
-    )
-
-
 def count_left_out(left_out: Sequence[LeftOut]) -> str:
     """Say how many files are not used, for each reason."""
-    counts: dict[str, int] = {}
-    for one in left_out:
-        counts[one.reason] = counts.get(one.reason, 0) + 1
+    counts = Counter(one.reason for one in left_out)
     noun = "file is" if len(left_out) == 1 else "files are"
     kinds = "; ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
     return f"{len(left_out)} {noun} not used: {kinds}"
@@ -164,42 +71,27 @@ def left_out_notes(left_out: Sequence[LeftOut], *, verbose: bool) -> list[Note]:
     return [note(f"{count_left_out(left_out)}{hint}"), *named]
 
 
-# --- what is in them ---
-
-
-def read_images(
-    read: Callable[[str], bytes],
-    names: Sequence[str],
-    *,
+def prepare(
+    data: bytes,
     mode: str,
-    size: int,
-    broken: list[LeftOut],
-) -> Iterator[Picture]:
-    """Read images, the shorter side resized, the middle cut out as a square.
+    side: int,
+    *,
+    resize: str = "shorter-side",
+    filter_name: str = "bicubic",
+) -> tuple[Any, str | None]:
+    """Decode an image and bring it to a square; see :func:`decode` and :func:`to_square`.
 
-    One that is no image, is damaged, or is too large to be honest is left out.
+    Returns:
+        uint8 ``[c, side, side]``, and what is to be said of it, if anything.
 
-    Args:
-        read: Reads one, by its name.
-        names: Their paths in the folder.
-        mode: Of Pillow, as :func:`image_mode` gives it.
-        size: Side of the result in pixels.
-        broken: Where those that cannot be read are added.
+    Raises:
+        InputError: It is damaged, no image, too large to be honest, or too small to be cropped.
     """
-    used: set[str] = set()
-    for name in names:
-        stem = name.rpartition(".")[0] or name
-        known = name if stem in used else stem
-        used.add(known)
-        try:
-            data = read(name)
-            with quiet_pillow(), alone_if_large(data):
-                image, _ = decode(data, mode)
-                pixels = to_square(image, size)
-        except InputError as error:
-            broken.append(LeftOut(name, error.what))
-        else:
-            yield Picture(known, pixels)
+    with alone_if_large(data):
+        image, remark = decode(data, mode)
+        if not remark and min(image.size) < side and resize != "none":
+            remark = f"enlarged to {side} pixels"
+        return to_square(image, side, resize=resize, filter_name=filter_name), remark
 
 
 def check_head(file: IO[bytes]) -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from vaeconv.autoencoder.config import Scaling
 from vaeconv.autoencoder.topology import Layout, Topology
 from vaeconv.checkpoint.dtypes import BY_TORCH_NAME
 from vaeconv.common.leftovers import utf8_path
@@ -16,6 +17,8 @@ from vaeconv.weights.plan import Row
 from vaeconv.weights.zeros import ZeroWatch
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
 
 
@@ -86,6 +89,26 @@ def _running(data: torch.Tensor, what: str) -> Iterator[None]:
             "needs more than one value in a group",
             hint=f"take a larger {what}",
         ) from error
+
+
+def unscale(latent: npt.NDArray[np.float32], scaling: Scaling) -> npt.NDArray[np.float32]:
+    """Turn what a diffusion model sees into what a decoder takes, in float32.
+
+    ``z / scaling_factor + shift_factor``, and with statistics per channel ``z * std /
+    scaling_factor + mean`` (``StableDiffusionXLPipeline.__call__`` in diffusers).
+    """
+    import numpy as np
+
+    wide = latent.astype(np.float64)
+    if scaling.latents_std and scaling.latents_mean:
+        std, mean = (
+            np.asarray(values).reshape(-1, 1, 1)
+            for values in (scaling.latents_std, scaling.latents_mean)
+        )
+        wide = wide * std / scaling.scaling_factor + mean
+    else:
+        wide = wide / scaling.scaling_factor + (scaling.shift_factor or 0.0)
+    return wide.astype(np.float32)
 
 
 def load_row(row: Row) -> torch.Tensor:

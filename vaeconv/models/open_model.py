@@ -1,18 +1,18 @@
-"""One side of a comparison: an open checkpoint, its autoencoder, and how it is run."""
+"""An open checkpoint, its autoencoder, and how it is run."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
-from vaeconv.autoencoder.config import NORM_NUM_GROUPS, GivenConfig, Scaling, build_config
+from vaeconv.autoencoder.config import NORM_NUM_GROUPS, Scaling, build_config
 from vaeconv.autoencoder.keys import NamePair
 from vaeconv.autoencoder.scaling import DEFAULT_SAMPLE_SIZE, Decision, ScalingOptions
 from vaeconv.autoencoder.topology import Layout, Topology
-from vaeconv.checkpoint.dtypes import narrower
 from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.checkpoint.types import Checkpoint
 from vaeconv.common import option_docs as docs
@@ -64,7 +64,7 @@ class Side:
         label: ``A``, ``B`` or ``BASE``.
         checkpoint: The open file or folder.
         survey: What is in it.
-        rows: Every tensor, in the side's own naming and its own dtype.
+        rows: Every tensor, in its own naming and dtype.
         others: Of tensors that have EMA weights, what ``rows`` leaves out: that, or the raw
             weights.
         scaling: Its scaling: what its config or its file states, else what ``convert`` would decide
@@ -106,14 +106,14 @@ class Side:
     @property
     def groups(self) -> int:
         """Groups of its normalisation."""
-        groups: int = _given(self.survey, "norm_num_groups", NORM_NUM_GROUPS)
-        return groups
+        groups = self.survey.given.norm_num_groups if self.survey.given else None
+        return NORM_NUM_GROUPS if groups is None else groups
 
     @property
     def activation(self) -> str:
         """Its activation function; ``swish`` is another word for ``silu``."""
-        name: str = _given(self.survey, "act_fn", "silu")
-        return "silu" if name == "swish" else name
+        name = self.survey.given.act_fn if self.survey.given else None
+        return "silu" if name is None or name == "swish" else name
 
     def load(self) -> Model:
         """Load it to run in its own layout, in fp32.
@@ -172,12 +172,6 @@ class Side:
         self.checkpoint.close()
 
 
-def _given(survey: Survey, field: str, default: Any) -> Any:
-    given: GivenConfig | None = survey.given
-    value = getattr(given, field) if given else None
-    return default if value is None else value
-
-
 def open_side(
     path: str | os.PathLike[str],
     label: str,
@@ -187,7 +181,7 @@ def open_side(
     scaling: ScalingOptions = ScalingOptions(),
     config: Path | None = None,
 ) -> Side:
-    """Open a side and account for every key.
+    """Open a model and account for every key.
 
     Args:
         path: Anything that :func:`~vaeconv.checkpoint.open.open_checkpoint` opens.
@@ -201,68 +195,64 @@ def open_side(
     Raises:
         InputError: It cannot be read, or there is no autoencoder in it whose keys add up.
     """
-    checkpoint = open_checkpoint(
-        path,
-        variant=options.variant,
-        salvage=options.salvage,
-        download=options.download,
-        on_fetch=options.on_fetch,
-    )
-    try:
-        return _make_side(checkpoint, label, options, ema, scaling, config)
-    except BaseException:
-        checkpoint.close()
-        raise
-
-
-def _make_side(
-    checkpoint: Checkpoint,
-    label: str,
-    options: SideOptions,
-    ema: bool,
-    scaling: ScalingOptions,
-    config: Path | None,
-) -> Side:
-    problem = None
-    has_config = checkpoint.is_folder and checkpoint.config is not None
-    try:
-        survey = survey_checkpoint(
-            checkpoint, prefix=options.source_prefix, config=None if has_config else config
+    with ExitStack() as stack:
+        checkpoint = open_checkpoint(
+            path,
+            variant=options.variant,
+            salvage=options.salvage,
+            download=options.download,
+            on_fetch=options.on_fetch,
         )
-    except ConfigMismatchError as error:
-        problem = error.what
-        bare = replace(checkpoint, config=None)
-        survey = survey_checkpoint(bare, prefix=options.source_prefix)
-    autoencoder = survey.autoencoder
-    averaged = survey.ema.shadows
-    if ema and averaged:
-        averaged = choose_average(checkpoint, survey)
-    raw, shadows = {}, {}
+        stack.callback(checkpoint.close)
+        is_configured = checkpoint.is_folder and checkpoint.config is not None
+        provided = None if is_configured else config
+        problem = None
+        try:
+            survey = survey_checkpoint(checkpoint, prefix=options.source_prefix, config=provided)
+        except ConfigMismatchError as error:
+            problem = error.what
+            bare = replace(checkpoint, config=None)
+            survey = survey_checkpoint(bare, prefix=options.source_prefix)
+        raw, averages = _make_rows(checkpoint, survey, ema=ema)
+        default = ScalingOptions()
+        decision, doubt = _decide(checkpoint, survey, default if is_configured else scaling)
+        is_told = is_configured and scaling != default
+        side = Side(
+            label,
+            checkpoint,
+            survey,
+            rows={**raw, **averages} if ema else raw,
+            others={pair: raw[pair] for pair in averages} if ema else averages,
+            scaling=decision.scaling if decision else None,
+            doubt=doubt,
+            is_stated=decision is not None and decision.warning is None,
+            told=decide(checkpoint, survey, scaling).scaling if is_told else None,
+            problem=problem,
+            allow_zeros=options.allow_zeros,
+        )
+        stack.pop_all()  # it is open from here on
+    return side
+
+
+def _make_rows(
+    checkpoint: Checkpoint, survey: Survey, *, ema: bool
+) -> tuple[dict[NamePair, Row], dict[NamePair, Row]]:
+    """Make a row of each tensor, and one of its EMA weights where there are some."""
+    autoencoder, shadows = survey.autoencoder, survey.ema.shadows
+    if ema and shadows:
+        shadows = choose_average(checkpoint, survey)
+    raw, averages = {}, {}
     for pair, key in autoencoder.keys.items():
         tensor = checkpoint.tensors[key]
         dtype = weight_dtype(tensor, KEEP, checkpoint.name)
-        name, shape = pair.name(autoencoder.layout), pair.shape(autoencoder.layout)
-        raw[pair] = Row(name, tensor, shape, dtype)
-        shadow = averaged.get(pair.compvis)
+        row = Row(pair.name(autoencoder.layout), tensor, pair.shape(autoencoder.layout), dtype)
+        raw[pair] = row
+        shadow = shadows.get(pair.compvis)
         if shadow and (ema or shadow != key):
             average = shadow_of(tensor, checkpoint.tensors[shadow], checkpoint.name)
             dtype = weight_dtype(average, KEEP, checkpoint.name)
-            shadows[pair] = Row(name, average, shape, dtype, is_ema=True)
-    decision, doubt = _decide(checkpoint, survey, ScalingOptions() if has_config else scaling)
-    is_told = has_config and scaling != ScalingOptions()
-    return Side(
-        label,
-        checkpoint,
-        survey,
-        rows={**raw, **shadows} if ema else raw,
-        others={pair: raw[pair] for pair in shadows} if ema else shadows,
-        scaling=decision.scaling if decision else None,
-        doubt=doubt,
-        is_stated=decision is not None and decision.warning is None,
-        told=decide(checkpoint, survey, scaling).scaling if is_told else None,
-        problem=problem,
-        allow_zeros=options.allow_zeros,
-    )
+            averages[pair] = row._replace(source=average, dtype=dtype, is_ema=True)
+    return raw, averages
 
 
 def _decide(
@@ -288,28 +278,3 @@ def check_averages(sides: list[Side]) -> None:
     """
     if not any(row.is_ema for side in sides for row in side.rows.values()):
         raise no_average(sides[0].checkpoint, sides[0].survey)
-
-
-def match_rounding(sides: tuple[Side, Side], models: tuple[Model, Model]) -> bool:
-    """Round the weights of the wider side as those of the narrower are, in running models.
-
-    That they are so was shown tensor by tensor. What is to be shown now is that both compute the
-    same with the same weights, which what rounding itself changes would hide.
-
-    Returns:
-        Whether some tensors are fp16 on one side and bf16 on the other: then both are rounded to
-        bf16, and may still differ by a last place, as one of them was rounded twice.
-    """
-    import torch
-
-    mixes = False
-    for pair, row in sides[0].rows.items():
-        partner = sides[1].rows.get(pair)
-        if partner is None or partner.dtype is row.dtype:
-            continue
-        narrow: torch.dtype = getattr(torch, narrower(row.dtype, partner.dtype).torch_name)
-        mixes = mixes or {row.dtype.code, partner.dtype.code} == {"F16", "BF16"}
-        for side, model in zip(sides, models, strict=True):
-            parameter = model.module.get_parameter(pair.name(side.layout))
-            parameter.data = parameter.data.to(narrow).to(torch.float32)
-    return mixes

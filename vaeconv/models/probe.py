@@ -11,10 +11,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from vaeconv.autoencoder.config import Scaling
-from vaeconv.models.activation_hooks import Hooks, Peak, PeakWatch
+from vaeconv.models.activation_hooks import Peak, PeakWatch, hooked
 from vaeconv.models.devices import import_torch, pick_device
-from vaeconv.models.latents import unscale
-from vaeconv.models.load import load_row
+from vaeconv.models.load import load_row, unscale
 from vaeconv.weights.plan import Row
 
 LATENT_SIZE = 32
@@ -113,7 +112,7 @@ def probe_decoder(
         model.load_state_dict(placed, strict=True, assign=True)
         watch = PeakWatch()
         data = latent.to(place, dtype)
-        with Hooks(model, watch), torch.inference_mode(), fp32_sums(data):
+        with hooked(model, watch), torch.inference_mode(), fp32_sums(data):
             picture = model.decode(data, return_dict=False)[0]
         pictures.append(picture.float().cpu())
         peaks.append(watch.peak)

@@ -12,6 +12,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator
 from functools import cache, lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,17 +82,11 @@ class Lettering:
 
 def _runs(text: str) -> Iterator[tuple[str, bool]]:
     """Cut a text into what Pillow's font has, and single glyphs."""
-    own = ""
-    for char in spell(text):
-        if char in _OWN:
-            own += char
-            continue
-        if own:
-            yield own, True
-        own = ""
-        yield char, False
-    if own:
-        yield own, True
+    for is_own, chars in groupby(spell(text), _OWN.__contains__):
+        if is_own:
+            yield "".join(chars), True
+        else:
+            yield from ((char, False) for char in chars)
 
 
 @lru_cache(4096)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from vaeconv.autoencoder.keys import expand_rules
-from vaeconv.autoencoder.topology import Layout, Topology
+from vaeconv.autoencoder.topology import Topology
 from vaeconv.common.option_checks import Range, check_fields
 from vaeconv.common.option_docs import Doc
-from vaeconv.models.activation_hooks import find_parting, first_nonfinite
+from vaeconv.models.activation_hooks import first_diverging, first_nonfinite
 from vaeconv.models.devices import fitting_batch
 from vaeconv.models.load import Model
 from vaeconv.parity.distance import TOLERANCES, Distance, combine, measure
@@ -114,49 +116,35 @@ class Decoded(NamedTuple):
     outcome: Outcome
 
 
+@dataclass(frozen=True, slots=True)
 class Runner:
     """Runs a pair of models.
 
-    Args:
+    Attributes:
         models: Both, on the device.
         labels: What to call them.
         topology: Their architecture.
         device: Where they run.
         limits: What is accepted.
         judged: What that applies to; the rest only has to be finite.
-        locates: Whether to look for the layer where results part; of no use where weights differ.
+        locates: Whether to look for the first diverging layer; of no use where weights differ.
         batch_size: References at a time; None for what fits into memory.
         tile: Cut larger latents into tiles of this side; 0 not to.
         on_picture: Called with every decoded pair.
         on_progress: Called with the number of references that are done.
     """
 
-    def __init__(
-        self,
-        models: tuple[Model, Model],
-        labels: tuple[str, str],
-        topology: Topology,
-        device: torch.device,
-        *,
-        limits: Limits,
-        judged: Sequence[str] = (DECODE, ENCODE),
-        locates: bool = True,
-        batch_size: int | None = None,
-        tile: int = 0,
-        on_picture: Callable[[Decoded], None] | None = None,
-        on_progress: Callable[[int], None] | None = None,
-    ) -> None:
-        self._models = models
-        self._labels = labels
-        self._topology = topology
-        self._device = device
-        self._limits = limits
-        self._judged = judged
-        self._locates = locates
-        self._batch_size = batch_size
-        self._tile = tile
-        self._on_picture = on_picture
-        self._on_progress = on_progress or (lambda count: None)
+    models: tuple[Model, Model]
+    labels: tuple[str, str]
+    topology: Topology
+    device: torch.device
+    limits: Limits
+    judged: Sequence[str] = (DECODE, ENCODE)
+    locates: bool = True
+    batch_size: int | None = None
+    tile: int = 0
+    on_picture: Callable[[Decoded], None] | None = None
+    on_progress: Callable[[int], None] = lambda number: None
 
     def run(self, references: Sequence[Reference], dtype: str, kind: str) -> list[Outcome]:
         """Run references in one type, in inference mode.
@@ -171,11 +159,11 @@ class Runner:
         number: torch.dtype = getattr(torch, DTYPES[dtype])
         outcomes: list[Outcome] = []
         with torch.inference_mode():
-            for model in self._models:
-                model.to(self._device, number)
-            for batch in batches(references, self._batch_size or self._fitting(references, kind)):
+            for model in self.models:
+                model.to(self.device, number)
+            for batch in batches(references, self.batch_size or self._fitting(references, kind)):
                 outcomes += self._run_batch(batch, kind, dtype, number)
-                self._on_progress(len(batch))
+                self.on_progress(len(batch))
         return outcomes
 
     def _run_batch(
@@ -184,8 +172,8 @@ class Runner:
         import numpy as np
         import torch
 
-        data: Any = torch.from_numpy(np.stack([one.data for one in batch])).to(self._device, number)
-        results = [self._apply(model, kind, data) for model in self._models]
+        data: Any = torch.from_numpy(np.stack([one.data for one in batch])).to(self.device, number)
+        results = [self._apply(model, kind, data) for model in self.models]
         shape = tuple(results[0].shape[1:])
         if results[0].shape != results[1].shape:
             problem = f"shapes {list(shape)} and {list(results[1].shape[1:])}"
@@ -198,22 +186,22 @@ class Runner:
             limit, said = self._judge(one, distance, kind, dtype, alone)
             outcome = Outcome(kind, dtype, one.name, shape, distance, limit, said)
             outcomes.append(outcome)
-            if self._on_picture and kind == DECODE:
+            if self.on_picture and kind == DECODE:
                 pictures = [result[index].float().cpu().numpy() for result in results]
-                self._on_picture(Decoded(one.name, dtype, (pictures[0], pictures[1]), outcome))
+                self.on_picture(Decoded(one.name, dtype, (pictures[0], pictures[1]), outcome))
         return outcomes
 
     def _apply(self, model: Model, kind: str, data: Any) -> torch.Tensor:
         if kind == ENCODE:
             return model.encode(data)
-        if not self._tile or max(data.shape[2:]) <= self._tile:
+        if not self.tile or max(data.shape[2:]) <= self.tile:
             return model.decode(data)
         import torch
 
-        # No blending at the seams: both sides have the same, and only their difference counts.
+        # No blending at the seams: both models have the same, and only their difference counts.
         rows = [
-            torch.cat([model.decode(part) for part in row.split(self._tile, dim=3)], dim=3)
-            for row in data.split(self._tile, dim=2)
+            torch.cat([model.decode(part) for part in row.split(self.tile, dim=3)], dim=3)
+            for row in data.split(self.tile, dim=2)
         ]
         return torch.cat(rows, dim=2)
 
@@ -222,65 +210,60 @@ class Runner:
     ) -> tuple[float, str | None]:
         what = f"{kind} {dtype} of {one.name}"
         if distance.max_abs is None or distance.largest is None:
-            return 0.0, f"{what} is not finite{self._blame(kind, data)}"
-        if kind not in self._judged:
+            return 0.0, f"{what} is not finite{self._first_nonfinite(kind, data)}"
+        if kind not in self.judged:
             return math.inf, None
-        limit = self._limits.tolerance(kind, dtype) * max(1.0, distance.largest)
+        limit = self.limits.tolerance(kind, dtype) * max(1.0, distance.largest)
         if distance.max_abs > limit:
-            parted = self._find_parting(kind, dtype, data) if self._locates else ""
-            return limit, f"{what} differs by {distance.max_abs:.3g}, more than {limit:.3g}{parted}"
-        least = self._limits.min_psnr
+            first = self._first_diverging(kind, dtype, data) if self.locates else ""
+            return limit, f"{what} differs by {distance.max_abs:.3g}, more than {limit:.3g}{first}"
+        least = self.limits.min_psnr
         if least is not None and kind == DECODE and (distance.psnr or 0.0) < least:
             return limit, f"{what} has a PSNR of {distance.psnr:.2f} dB, less than {least:g}"
         return limit, None
 
-    def _blame(self, kind: str, data: Any) -> str:
-        """Name the first layer, of either side, that puts out NaN or infinity."""
+    def _first_nonfinite(self, kind: str, data: Any) -> str:
+        """Name the first layer, of either model, that puts out NaN or infinity."""
         said = ""
-        for model, label in zip(self._models, self._labels, strict=True):
-
-            def run(model: Model = model) -> object:
-                return self._apply(model, kind, data)
-
-            layer = first_nonfinite(model.module, run)
+        for model, label in zip(self.models, self.labels, strict=True):
+            layer = first_nonfinite(model.module, partial(self._apply, model, kind, data))
             said += f", first in {layer} of {label}" if layer else ""
         return said
 
-    def _find_parting(self, kind: str, dtype: str, data: Any) -> str:
+    def _first_diverging(self, kind: str, dtype: str, data: Any) -> str:
         """Name the first layer whose outputs differ by more than the default allows."""
-        one, other = self._models
-        names = _module_names(self._topology, one.layout, other.layout)
-        parting = find_parting(
-            one.module,
-            other.module,
-            lambda: self._apply(one, kind, data),
-            lambda: self._apply(other, kind, data),
+        one, other = self.models
+        names = {  # of modules in either layout
+            pair.name(one.layout).rpartition(".")[0]: pair.name(other.layout).rpartition(".")[0]
+            for pair in expand_rules(self.topology)
+        }
+        found = first_diverging(
+            (one.module, partial(self._apply, one, kind, data)),
+            (other.module, partial(self._apply, other, kind, data)),
             names=names,
             tolerance=TOLERANCES[dtype],
         )
-        if parting is None:
+        if found is None:
             return ""
-        both = " / ".join(dict.fromkeys((parting.layer, parting.other)))
-        return f"; the first layer that differs is {both}, by {parting.max_abs:.3g}"
+        both = " / ".join(dict.fromkeys((found.layer, found.other)))
+        return f"; the first layer that differs is {both}, by {found.max_abs:.3g}"
 
     def _fitting(self, references: Sequence[Reference], kind: str) -> int:
-        factor = self._topology.downsampling if kind == DECODE else 1
+        factor = self.topology.downsampling if kind == DECODE else 1
         areas = [one.data.shape[1] * one.data.shape[2] for one in references]
         pixels = max(areas, default=1) * factor**2
-        return fitting_batch(self._device, pixels, max(self._topology.channels[:2]))
+        return fitting_batch(self.device, pixels, max(self.topology.channels[:2]))
 
 
-def _module_names(topology: Topology, one: Layout, other: Layout) -> dict[str, str]:
-    """Map modules' names in one layout to those in another."""
-    return {
-        pair.name(one).rpartition(".")[0]: pair.name(other).rpartition(".")[0]
-        for pair in expand_rules(topology)
-    }
+def by_kind(outcomes: Sequence[Outcome]) -> dict[tuple[str, str], list[Outcome]]:
+    """Group outcomes by kind and type, in the order they ran."""
+    groups: dict[tuple[str, str], list[Outcome]] = {}
+    for outcome in outcomes:
+        groups.setdefault((outcome.kind, outcome.dtype), []).append(outcome)
+    return groups
 
 
 def summarise(outcomes: Sequence[Outcome]) -> dict[tuple[str, str], Distance]:
     """Take the worst of every kind and type, in the order they ran."""
-    groups: dict[tuple[str, str], list[Distance]] = {}
-    for outcome in outcomes:
-        groups.setdefault((outcome.kind, outcome.dtype), []).append(outcome.distance)
-    return {key: combine(found) for key, found in groups.items()}
+    groups = by_kind(outcomes)
+    return {key: combine([one.distance for one in found]) for key, found in groups.items()}

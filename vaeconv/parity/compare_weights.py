@@ -18,7 +18,6 @@ from vaeconv.weights.zeros import ZeroWatch
 
 _PIECE = 1 << 16  # elements
 _WORKERS = 2
-# What has more bits behind the point is wider.
 # Of fp16: the smallest normal number; half the distance between numbers below it. Of bf16: half the
 # last place, relative.
 _F16_NORMAL, _F16_HALF_STEP, _BF16_HALF_PLACE = 2.0**-14, 2.0**-25, 2.0**-8
@@ -37,12 +36,12 @@ class TensorResult(NamedTuple):
 
     Attributes:
         pair: Which tensor.
-        match: How the sides agree.
+        match: How the two agree.
         names: Its name on either side.
         dtypes: Its element types.
         differing: Number of elements that differ.
         max_abs: The largest difference; None where a value that differs is not finite.
-        position: Index of the element that differs most, in the first side's shape.
+        position: Index of the element that differs most, in the first model's shape.
         values: That element on either side.
     """
 
@@ -68,9 +67,9 @@ class WeightResult(NamedTuple):
     """Result of comparing all tensors.
 
     Attributes:
-        results: One for each tensor that both sides have in one shape.
-        missing: Names of tensors that only the first side has, or in another shape.
-        unexpected: Names of tensors that only the second side has, or in another shape.
+        results: One for each tensor that both models have in one shape.
+        missing: Names of tensors that only the first model has, or in another shape.
+        unexpected: Names of tensors that only the second model has, or in another shape.
     """
 
     results: tuple[TensorResult, ...]
@@ -100,9 +99,9 @@ def compare_weights(
     beginnings: tuple[str, ...] = ("",),
     allow_zeros: bool = False,
 ) -> WeightResult:
-    """Compare the tensors of two sides.
+    """Compare the tensors of two models.
 
-    Where element types differ, the wider side is rounded to the narrower one, to nearest even as
+    Where element types differ, the wider value is rounded to the narrower one, to nearest even as
     every cast here and in torch; between fp16 and bf16, of which neither holds the other, values
     agree where one number rounds to both. In one type, all bits count; between two, NaN agrees with
     NaN.
@@ -122,7 +121,7 @@ def compare_weights(
     for rows in (mine.values(), theirs.values()):
         prefetch_rows(list(rows))
         check_storages(list({id(r.source.storage): r.source.storage for r in rows}.values()))
-    # A pair has its shape in it: of two sides with other widths, nothing is compared.
+    # A pair has its shape in it: of two models with other widths, nothing is compared.
     both = [pair for pair in mine if pair in theirs]
     with ThreadPoolExecutor(_WORKERS) as pool:
         watches = ZeroWatch(), ZeroWatch()
@@ -140,44 +139,43 @@ def compare_weights(
 
 
 class _Worst(NamedTuple):
+    """The largest difference of two tensors so far."""
+
     differing: int = 0
-    max_abs: float = 0.0
+    max_abs: float = -1.0
     at: int = 0
     values: tuple[float, float] = (0.0, 0.0)
-    is_finite: bool = True
 
 
 def _compare(
     pair: NamePair, one: Row, other: Row, watches: tuple[ZeroWatch, ZeroWatch]
 ) -> TensorResult:
-    names, dtypes = (one.name, other.name), (one.dtype.code, other.dtype.code)
-    readers = one.source.open(), other.source.open()
-    total, worst = one.source.numel, _Worst()
-    for watch, row in zip(watches, (one, other), strict=True):
+    import numpy as np
+
+    rows, dtypes = (one, other), (one.dtype, other.dtype)
+    readers = [row.source.open() for row in rows]
+    for watch, row in zip(watches, rows, strict=True):
         watch.expect(pair.compvis, row.source.name, row.shape, row.source.nbytes)
-    for start in range(0, total, _PIECE):
-        size = min(_PIECE, total - start)
+    worst = _Worst()
+    for start in range(0, one.source.numel, _PIECE):
+        size = min(_PIECE, one.source.numel - start)
         pieces = bytearray(size * one.dtype.itemsize), bytearray(size * other.dtype.itemsize)
-        for reader, piece in zip(readers, pieces, strict=True):
+        for reader, watch, dtype, piece in zip(readers, watches, dtypes, pieces, strict=True):
             reader.read_into(memoryview(piece))
-        for watch, row, piece in zip(watches, (one, other), pieces, strict=True):
-            place = start * row.dtype.itemsize
-            watch.look(pair.compvis, place, piece, 0, len(piece), row.dtype)
-        if dtypes[0] == dtypes[1] and pieces[0] == pieces[1]:
-            continue
-        worst = _look_closer(worst, start, pieces, (one.dtype, other.dtype))
+            watch.look(pair.compvis, start * dtype.itemsize, piece, 0, len(piece), dtype)
+        if one.dtype is not other.dtype or pieces[0] != pieces[1]:
+            worst = _look_closer(worst, start, pieces, dtypes)
+    found = TensorResult(
+        pair, Match.EQUAL, (one.name, other.name), (one.dtype.code, other.dtype.code)
+    )
     if not worst.differing:
-        match = Match.EQUAL if dtypes[0] == dtypes[1] else Match.ROUNDED
-        return TensorResult(pair, match, names, dtypes)
-    return TensorResult(
-        pair,
-        Match.DIFFERENT,
-        names,
-        dtypes,
-        worst.differing,
-        worst.max_abs if worst.is_finite else None,
-        _unravel(worst.at, one.shape),
-        worst.values,
+        return found if one.dtype is other.dtype else found._replace(match=Match.ROUNDED)
+    return found._replace(
+        match=Match.DIFFERENT,
+        differing=worst.differing,
+        max_abs=worst.max_abs if math.isfinite(worst.max_abs) else None,
+        position=tuple(map(int, np.unravel_index(worst.at, one.shape))),
+        values=worst.values,
     )
 
 
@@ -188,19 +186,15 @@ def _look_closer(
 
     a, b = (_values(piece, dtype) for piece, dtype in zip(pieces, dtypes, strict=True))
     differs = _differences(pieces, dtypes, a, b)
-    count = int(np.count_nonzero(differs))
-    if not count:
-        return worst
+    total = worst.differing + int(np.count_nonzero(differs))
     with np.errstate(invalid="ignore"):
         gaps = np.abs(a - b)
     gaps[~differs] = -1.0
-    gaps[np.isnan(gaps)] = math.inf  # not finite on one side, or differently so
+    gaps[np.isnan(gaps)] = math.inf  # not finite in one, or differently so
     at = int(gaps.argmax())
-    gap = float(gaps[at])
-    total = worst.differing + count
-    if worst.differing and gap <= worst.max_abs:
+    if gaps[at] <= worst.max_abs:
         return worst._replace(differing=total)
-    return _Worst(total, gap, start + at, (float(a[at]), float(b[at])), math.isfinite(gap))
+    return _Worst(total, float(gaps[at]), start + at, (float(a[at]), float(b[at])))
 
 
 def _differences(
@@ -277,14 +271,6 @@ def _values(piece: bytearray, dtype: DType) -> Any:
     if dtype.code in ("F64", "F32", "F16"):
         return np.frombuffer(piece, f"<f{dtype.itemsize}").astype("<f8")
     return np.frombuffer(piece, f"<u{dtype.itemsize}").astype("<f8")  # an 8-bit float's bits
-
-
-def _unravel(index: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-    position = []
-    for size in reversed(shape):
-        index, at = divmod(index, size)
-        position.append(at)
-    return tuple(reversed(position))
 
 
 def hash_rounded(row: Row, dtype: DType) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from vaeconv.common.wording import plural
 from vaeconv.errors import InputError
 from vaeconv.models.devices import import_torch, pick_device, reproducible
 from vaeconv.models.image_files import ImageFiles, open_images
-from vaeconv.models.images import LeftOut, image_mode, read_images
+from vaeconv.models.images import LeftOut, image_mode, prepare, quiet_pillow
 from vaeconv.models.open_model import Side, SideOptions, open_side
 from vaeconv.parity.references import FILE_FORMAT, LATENT, PICTURE, from_uint8
 from vaeconv.weights.idle_options import reading_rules, refuse_idle
@@ -112,62 +113,76 @@ def encode_images(
     if is_address(os.fspath(model)):  # before anything is fetched
         check_target(output, sources, overwrite=overwrite)
     report = on_progress or (lambda step, done, total: None)
-    files = open_images(images, lambda step: report(step, 0, 1))
-    left_out = list(files.left_out)
-    side = open_side(model, "MODEL", how, ema=False)
-    try:
+    with ExitStack() as stack:
+        files = open_images(images, lambda step: report(step, 0, 1))
+        stack.callback(files.close)
+        side = open_side(model, "MODEL", how, ema=False)
+        stack.callback(side.close)
         check_target(output, sources, overwrite=overwrite)
-        done = _encode(side, files, files.names[:limit], output, size, device, report, left_out)
-    finally:
-        side.close()
-        files.close()
-    return done._replace(left_out=tuple(left_out), source=files.source)
+        return _encode(side, files, files.names[:limit], output, size, device, report)
 
 
 def _encode(
-    side: Side,
+    model: Side,
     files: ImageFiles,
     names: list[str],
     output: Path,
     size: int,
     device: str,
     report: Callable[[str, int, int], None],
-    left_out: list[LeftOut],
 ) -> Encoded:
-    topology = side.topology
-    side.check_size(size)
-    mode = image_mode(topology.in_channels, side.name)
+    model.check_size(size)
+    mode = image_mode(model.topology.in_channels, model.name)
     report("importing torch and diffusers", 0, 1)
     import_torch()
     import torch
     from safetensors.numpy import save
 
     place = pick_device(device)
+    left_out = list(files.left_out)
     tensors: dict[str, Any] = {}
-    shape: tuple[int, ...] = ()
+    known: list[str] = []
     with reproducible(), torch.inference_mode():
         report("loading the model", 0, 1)
-        model = side.load_checked()
-        model.to(place, torch.float32)
+        running = model.load_checked()
+        running.to(place, torch.float32)
         report("encoding images", 0, len(names))
-        pictures = read_images(files.read, names, mode=mode, size=size, broken=left_out)
-        for done, picture in enumerate(pictures, 1):
-            data = torch.from_numpy(from_uint8(picture.pixels))[None].to(place)
-            mean = model.encode(data)[0, : topology.latent_channels].cpu().numpy()
-            # What is no UTF-8 in the name of a file cannot be in a header.
-            name = picture.name.encode("utf-8", "backslashreplace").decode()
-            tensors[LATENT + name] = mean
-            tensors[PICTURE + name] = picture.pixels
-            shape = tuple(mean.shape)
-            report("encoding images", done, len(names))
-    if not tensors:
+        for name, pixels in _read_images(files, names, mode, size, left_out):
+            data = torch.from_numpy(from_uint8(pixels))[None].to(place)
+            mean = running.encode(data)[0, : model.topology.latent_channels].cpu().numpy()
+            tensors[LATENT + name], tensors[PICTURE + name] = mean, pixels
+            known.append(name)
+            report("encoding images", len(known), len(names))
+    if not known:
         name, reason = left_out[-1]
         raise InputError(f"no image can be used, such as {name}: {reason}", where=files.place)
-    about = {"format": FILE_FORMAT, "model": Path(side.name).name, "size": size}
+    about = {"format": FILE_FORMAT, "model": Path(model.name).name, "size": size}
     if files.source:
         about["images"] = files.source
     # One key: the library writes several in no fixed order.
     content = save(tensors, metadata={"vaeconv": json.dumps(about, sort_keys=True)})
     replace_small_file(output, content, durable=True)
-    known = tuple(name[len(LATENT) :] for name in tensors if name.startswith(LATENT))
-    return Encoded(output, known, shape, str(place))
+    shape = tuple(tensors[LATENT + known[-1]].shape)
+    return Encoded(output, tuple(known), shape, str(place), tuple(left_out), files.source)
+
+
+def _read_images(
+    files: ImageFiles, names: list[str], mode: str, size: int, left_out: list[LeftOut]
+) -> Iterator[tuple[str, Any]]:
+    """Read images, each with its name without the ending, or with it where another has the same.
+
+    One that is no image, is damaged, or is too large to be honest is left out.
+    """
+    used: set[str] = set()
+    for name in names:
+        stem = name.rpartition(".")[0] or name
+        known = name if stem in used else stem
+        used.add(known)
+        try:
+            with quiet_pillow():
+                pixels, _ = prepare(files.read(name), mode, size)
+        except InputError as error:
+            left_out.append(LeftOut(name, error.what))
+        else:
+            # What is no UTF-8 in the name of a file cannot be in a header.
+            yield known.encode("utf-8", "backslashreplace").decode(), pixels

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vaeconv.autoencoder.config import Scaling
+from vaeconv.autoencoder.families import ASSUMED, BY_NAME, fitting_families
 from vaeconv.autoencoder.topology import Topology
 from vaeconv.checkpoint.source import FileSource
 from vaeconv.common.leftovers import utf8_path
 from vaeconv.errors import MalformedCheckpointError, UsageError, VaeconvError
-from vaeconv.models.latents import unscale
+from vaeconv.models.load import unscale
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Array = npt.NDArray[np.float32]
+    _Maker = Callable[[np.random.Generator, int, int], Any]
 
 DECODE, ENCODE = "decode", "encode"
 LATENT, PICTURE = "latent.", "image."
@@ -102,6 +104,15 @@ def built_in_set(topology: Topology, scaling: Scaling) -> ReferenceSet:
     )
 
 
+def assume_scaling(topology: Topology) -> Scaling:
+    """Take some scaling that the shapes allow: here it only decides how large latents are."""
+    fitting = fitting_families(topology)
+    if not fitting:
+        return Scaling(1.0, source="no scaling is known")
+    family = BY_NAME[ASSUMED] if BY_NAME[ASSUMED] in fitting else fitting[0]
+    return Scaling(family.scaling_factor, family.shift_factor, source=f"as in {family.title}")
+
+
 def describe_scaling(scaling: Scaling) -> str:
     """Say how latents were scaled."""
     shift = f" and shifted by {scaling.shift_factor:g}" if scaling.shift_factor else ""
@@ -111,32 +122,28 @@ def describe_scaling(scaling: Scaling) -> str:
 
 def _unit_latents(channels: int, factor: int) -> tuple[Reference, ...]:
     small, large = (max(1, min(_MAX_LATENT, side // factor)) for side in (_SIDE, _LARGE_SIDE))
-    short, long = max(1, small // 2), small + small // 2
-    shapes: tuple[tuple[str, _Maker, int, int], ...] = (
+    return _stacks(
+        0,
+        channels,
         ("noise", _noise, small, small),
         ("noise, large", _noise, large, large),
         ("smooth", _smooth, small, small),
         ("saturated", _saturated, small, small),
-        ("not square", _noise, short, long),
-    )
-    return tuple(
-        Reference(name, _stack(make, index, channels, height, width))
-        for index, (name, make, height, width) in enumerate(shapes)
+        ("not square", _noise, max(1, small // 2), small + small // 2),
     )
 
 
 def _pictures(channels: int, factor: int) -> tuple[Reference, ...]:
     side = max(factor, min(_MAX_LATENT, _SIDE // factor) * factor)
-    shapes: tuple[tuple[str, _Maker, int, int], ...] = (
+    made = _stacks(
+        100,
+        channels,
         ("noise", _noise, side, side),
         ("smooth", _smooth, side, side),
         ("saturated", _saturated, side, side),
         ("not square", _smooth, max(factor, side // 2 // factor * factor), side + factor),
     )
-    return tuple(
-        Reference(name, _to_picture(_stack(make, 100 + index, channels, height, width)))
-        for index, (name, make, height, width) in enumerate(shapes)
-    )
+    return tuple(Reference(one.name, _to_picture(one.data)) for one in made)
 
 
 def _to_picture(values: Array) -> Array:
@@ -147,15 +154,27 @@ def _to_picture(values: Array) -> Array:
     return (steps / 127.5 - 1).astype(np.float32)
 
 
-def _stack(make: _Maker, index: int, channels: int, height: int, width: int) -> Array:
-    """Make one channel after the other, so that a channel's values don't depend on their number."""
+def _stacks(
+    first: int, channels: int, *shapes: tuple[str, _Maker, int, int]
+) -> tuple[Reference, ...]:
+    """Make references, each with a number from the first one on that seeds it.
+
+    Channels are made one after the other, so that their values don't depend on their number.
+    """
     import numpy as np
 
-    made = [
-        make(np.random.Generator(np.random.PCG64([_SEED, index, channel])), height, width)
-        for channel in range(channels)
-    ]
-    return np.stack(made).astype(np.float32)
+    def make(index: int, maker: _Maker, height: int, width: int) -> Array:
+        generators = (
+            np.random.Generator(np.random.PCG64([_SEED, index, channel]))
+            for channel in range(channels)
+        )
+        made = [maker(generator, height, width) for generator in generators]
+        return np.stack(made).astype(np.float32)
+
+    return tuple(
+        Reference(name, make(index, maker, height, width))
+        for index, (name, maker, height, width) in enumerate(shapes, first)
+    )
 
 
 def _noise(generator: np.random.Generator, height: int, width: int) -> Any:
@@ -183,10 +202,6 @@ def _saturated(generator: np.random.Generator, height: int, width: int) -> Any:
     signs = (generator.bit_generator.random_raw(rows * columns) >> 63).reshape(rows, columns)
     patches = signs.repeat(4, axis=0).repeat(4, axis=1)[:height, :width]
     return patches * 8.0 - 4.0
-
-
-if TYPE_CHECKING:
-    _Maker = Callable[[np.random.Generator, int, int], Any]
 
 
 def load_set(path: Path, topology: Topology) -> ReferenceSet:

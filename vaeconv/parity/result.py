@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,12 +11,13 @@ from vaeconv.autoencoder.config import Scaling
 from vaeconv.autoencoder.topology import Layout
 from vaeconv.common.notes import Note
 from vaeconv.errors import CheckFailedError, name_parameters
+from vaeconv.models.open_model import Side
 from vaeconv.parity.compare_outputs import Outcome
 from vaeconv.parity.compare_weights import WeightResult
 from vaeconv.parity.references import ReferenceSet
 
 
-class SideFacts(NamedTuple):
+class ModelFacts(NamedTuple):
     """Facts of one model in a report.
 
     Attributes:
@@ -42,16 +45,47 @@ class SideFacts(NamedTuple):
     loader: str | None
 
 
+def describe_model(model: Side, hashes: Sequence[str | None], loader: str | None) -> ModelFacts:
+    """Gather the facts of a model.
+
+    Args:
+        model: The open model.
+        hashes: The sha256 of each of its files of weights, or None.
+        loader: How it was loaded, if it was.
+    """
+    checkpoint = model.checkpoint
+    files = [
+        {"name": source.name.rpartition("/")[2], "size": source.size, "sha256": digest}
+        for source, digest in zip(checkpoint.sources, hashes, strict=True)
+    ]
+    if checkpoint.config:
+        text = checkpoint.config.text.encode()
+        name, digest = checkpoint.config.name.rpartition("/")[2], hashlib.sha256(text).hexdigest()
+        files.append({"name": name, "size": len(text), "sha256": digest})
+    return ModelFacts(
+        model.label,
+        model.name,
+        checkpoint.container,
+        model.layout,
+        checkpoint.variant,
+        dict(Counter(row.dtype.code for row in model.rows.values())),
+        sum(row.is_ema for row in model.rows.values()),
+        model.scaling,
+        tuple(files),
+        loader,
+    )
+
+
 class Comparison(NamedTuple):
     """Result of comparing two models.
 
     Attributes:
-        labels: Which sides.
+        labels: Of which models.
         weights: Of the tensors that had to be equal.
         outcomes: Of the references.
         problems: What is wrong, the cause before the consequence; empty where nothing is.
         decoder: Of the decoder's tensors, where they may differ; else None.
-        unproven: What could not be compared, as one of the sides says nothing of it.
+        unproven: What could not be compared, as one of the models says nothing of it.
         misstated: Those of the problems that only the options have: the models agree on a scaling,
             and the options state another.
     """
@@ -63,6 +97,11 @@ class Comparison(NamedTuple):
     decoder: WeightResult | None = None
     unproven: tuple[str, ...] = ()
     misstated: tuple[str, ...] = ()
+
+    @property
+    def outcome(self) -> str:
+        """The outcome in a few words."""
+        return _outcome(self.problems, self.unproven)
 
     @property
     def judgement(self) -> str:
@@ -77,6 +116,13 @@ class Comparison(NamedTuple):
             return f"{subject} not {what}"
         by_weights = "" if self.outcomes else " by their weights; nothing was decoded"
         return f"{subject} {what}{by_weights}"
+
+    @property
+    def verdict(self) -> str:
+        """The judgement, with what is unproven."""
+        is_open = self.unproven and not self.problems
+        tail = f", but not proved: {' and '.join(self.unproven)}" if is_open else ""
+        return self.judgement + tail
 
     def with_problem(self, problem: str) -> Comparison:
         """Add what is wrong."""
@@ -105,7 +151,6 @@ class Verification(NamedTuple):
         same: Comparison of A and B as the same autoencoder; None without a B.
         drop_in: Comparison of A and BASE as a drop-in replacement; None without a BASE.
         references: Latents that were decoded and images that were encoded; None if there were none.
-        scaling: Scaling of the built-in references.
         environment: Versions and the device that computed.
         timing: Seconds of each step.
         notes: Notes and warnings for the user.
@@ -118,7 +163,7 @@ class Verification(NamedTuple):
         >>> result.check()  # raises CheckFailedError where it failed
     """
 
-    sides: tuple[SideFacts, ...]
+    sides: tuple[ModelFacts, ...]
     same: Comparison | None
     drop_in: Comparison | None
     references: ReferenceSet | None
@@ -133,31 +178,34 @@ class Verification(NamedTuple):
         return name_parameters("\n".join(lines))
 
     @property
+    def comparisons(self) -> list[Comparison]:
+        """The comparisons that were made."""
+        return [comparison for comparison in (self.same, self.drop_in) if comparison]
+
+    @property
     def labels(self) -> tuple[str, str]:
-        """The sides whose pictures are shown."""
-        shown = self.same or self.drop_in
-        return shown.labels if shown else ("A", "B")
+        """The models whose pictures are shown."""
+        return next((comparison.labels for comparison in self.comparisons), ("A", "B"))
 
     @property
     def problems(self) -> list[str]:
         """Everything that is wrong."""
-        return [
-            problem
-            for comparison in (self.same, self.drop_in)
-            if comparison
-            for problem in comparison.problems
-        ]
+        return [problem for comparison in self.comparisons for problem in comparison.problems]
 
     @property
     def unproven(self) -> list[str]:
         """Everything that is neither proved nor wrong."""
-        found = (comparison for comparison in (self.same, self.drop_in) if comparison)
-        return [reason for comparison in found for reason in comparison.unproven]
+        return [reason for comparison in self.comparisons for reason in comparison.unproven]
 
     @property
     def ok(self) -> bool:
         """True if no problem was found."""
         return not self.problems
+
+    @property
+    def outcome(self) -> str:
+        """The outcome in a few words."""
+        return _outcome(self.problems, self.unproven)
 
     def check(self) -> None:
         """Raise where something is wrong.
@@ -166,9 +214,15 @@ class Verification(NamedTuple):
             CheckFailedError: Its ``details`` list all of it.
         """
         if self.problems:
-            failed = next(one for one in (self.same, self.drop_in) if one and one.problems)
+            failed = next(one for one in self.comparisons if one.problems)
             first, *more = self.problems
             tail = f" (the first of {len(self.problems)} problems)" if more else ""
             raise CheckFailedError(
                 f"{failed.judgement}: {first}{tail}", details=self.problems if more else ()
             )
+
+
+def _outcome(problems: Sequence[str], unproven: Sequence[str]) -> str:
+    if problems:
+        return "FAILED"
+    return "passed, but not everything was proved" if unproven else "passed"

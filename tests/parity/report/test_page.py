@@ -20,11 +20,12 @@ from tests.support.pages import HOSTILE, POLICY, Page
 from vaeconv.common.notes import note
 from vaeconv.parity.compare_outputs import Decoded
 from vaeconv.parity.distance import to_uint8
+from vaeconv.parity.options import VerifyOptions
 from vaeconv.parity.report.page import make_page
 from vaeconv.parity.report.panels import heat_map
-from vaeconv.parity.report.report import comparisons_of, distance_table, weight_table
+from vaeconv.parity.report.tables import distance_table, weight_table
 from vaeconv.parity.result import Verification
-from vaeconv.parity.verify import VerifyOptions, verify
+from vaeconv.parity.verify import verify
 
 TINY, FOLDER = FIXTURES / "tiny-kl.safetensors", FIXTURES / "tiny-diffusers"
 
@@ -143,7 +144,7 @@ def test_page_says_what_was_compared(same: Found) -> None:
 
 def test_page_has_the_tables_of_the_report(same: Found, different: Found) -> None:
     for found in (same, different):
-        comparisons = comparisons_of(found.result)
+        comparisons = found.result.comparisons
         tables = [weight_table(comparisons), *map(distance_table, comparisons)]
         expected = [[list(head), *map(list, rows)] for head, rows in tables]
         assert Page(found.page).tables == expected

@@ -25,7 +25,7 @@ from tests.support.pairs import add_to, change_folder, run
 from tests.support.samples import WEIGHTS
 from vaeconv.parity.compare_outputs import Outcome
 from vaeconv.parity.distance import Distance
-from vaeconv.parity.report.report import distance_table, worst_table
+from vaeconv.parity.report.tables import distance_table, worst_table
 from vaeconv.publish.places import hide_places
 
 Environment = Callable[..., Path]
@@ -580,7 +580,7 @@ def test_hostile_names_stay_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_annotation_is_one_line_with_its_percent_signs(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vaeconv.parity.report.report import annotation
+    from vaeconv.parity.report.ci import annotation
 
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     assert annotation("50%\r\nof it: a, b\x1b[31m\x9b\u202e") == (

@@ -20,8 +20,9 @@ from tests.publish.pushes import (
 )
 from tests.support.loopback_hub import Drop, LoopbackHub, Repository, Status
 from vaeconv.errors import VaeconvError
-from vaeconv.parity.report.report import report_document, write_report
-from vaeconv.parity.verify import VerifyOptions, verify
+from vaeconv.parity.options import VerifyOptions
+from vaeconv.parity.report.document import report_document, write_report
+from vaeconv.parity.verify import verify
 from vaeconv.publish.card.card import CardInputs, write_card
 from vaeconv.publish.card.meta import CardMeta
 from vaeconv.publish.card.sections import Section, find_sections

@@ -10,7 +10,7 @@ from vaeconv.cli.jobs import Reading, VerifyJob
 from vaeconv.cli.output import Sink
 from vaeconv.cli.render.verify import Outputs, publish_result
 from vaeconv.common.option_docs import Doc
-from vaeconv.parity.verify import VerifyOptions
+from vaeconv.parity.options import VerifyOptions
 from vaeconv.weights.idle_options import Rule, refuse_idle
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from vaeconv.checkpoint.dtypes import BY_CODE
 from vaeconv.checkpoint.readers.folder import CONFIG, STEM
+from vaeconv.checkpoint.writers.atomic import replace_small_file
 from vaeconv.checkpoint.writers.writable import check_writable
 from vaeconv.cli.following import NOTHING, Words
 from vaeconv.cli.output import Sink
@@ -18,27 +19,17 @@ from vaeconv.cli.screen import Line, Style, Styled, Table
 from vaeconv.common.option_docs import REPORTS, Doc
 from vaeconv.common.wording import human_size, plural
 from vaeconv.errors import CheckFailedError, OutputError, OutputExistsError
+from vaeconv.parity.compare_outputs import by_kind
 from vaeconv.parity.compare_weights import Match
-from vaeconv.parity.report.report import (
-    annotation,
-    append_summary,
-    check_summary,
-    comparisons_of,
-    distance_table,
-    junit,
-    report_document,
-    weight_table,
-    worst_table,
-    write_bytes,
-    write_report,
-)
+from vaeconv.parity.report.ci import annotation, append_summary, check_summary, junit
+from vaeconv.parity.report.document import report_document, write_report
+from vaeconv.parity.report.tables import distance_table, weight_table, worst_table
 from vaeconv.publish.places import hide_places, hide_places_in_text
 from vaeconv.weights.output_names import check_ending
 
 if TYPE_CHECKING:
     from vaeconv.parity.compare_outputs import Decoded
-    from vaeconv.parity.result import Comparison, SideFacts, Verification
-
+    from vaeconv.parity.result import Comparison, ModelFacts, Verification
 
 _HEAD = 1 << 16  # bytes in which a report says what it is
 
@@ -69,23 +60,23 @@ class Outputs:
             OutputError: A folder is not there, or a report would replace weights or their config.
             UsageError: A name ends in something else than what is written.
         """
-        for path, endings, what in (
+        outputs = (
             (self.report, (".json",), "a report"),
             (self.html, (".html", ".htm"), "a page"),
             (self.junit, (".xml",), "JUnit XML"),
             (self.pictures, (), "--pictures"),
-        ):
-            if path is not None:
-                check_ending(path, endings, what)
-        for path in (self.report, self.html, self.junit, self.pictures):
-            if path is None:
-                continue
-            check_writable(path, is_folder=path is self.pictures)
-            if path.exists() and any(path.samefile(file) for file in _files_of(sources)):
+        )
+        wanted = [(path, endings, what) for path, endings, what in outputs if path is not None]
+        for path, endings, what in wanted:
+            check_ending(path, endings, what)
+        files = list(_files_of(sources))
+        for path, endings, _ in wanted:
+            check_writable(path, is_folder=not endings)
+            if path.exists() and any(path.samefile(file) for file in files):
                 raise OutputError(
                     "is one of the files compared", where=str(path), hint="write to another place"
                 )
-            if path is not self.pictures and path.exists() and not _is_report(path):
+            if endings and path.exists() and not _is_report(path):
                 raise OutputExistsError(
                     "exists, and is no report of vaeconv verify",
                     where=str(path),
@@ -101,30 +92,29 @@ class Outputs:
         Raises:
             OutputError: One cannot be written.
         """
-        written: list[Path] = []
-        places = [side.name for side in result.sides]
+
+        def write_text(path: Path, text: str) -> None:
+            text = hide_places_in_text(text, known=[model.name for model in result.sides])
+            replace_small_file(path, text.encode(), durable=False)
+
+        pictures: list[Path] = []
         if self.report:
             write_report(self.report, hide_places(document))
-            written.append(self.report)
         if self.junit:
-            text = hide_places_in_text(junit(result).decode(), known=places)
-            write_bytes(self.junit, text.encode())
-            written.append(self.junit)
+            write_text(self.junit, junit(result).decode())
         if self.pictures:
             from vaeconv.parity.report.panels import write_pictures
 
-            written += write_pictures(self.pictures, decoded, result.labels)
+            pictures = write_pictures(self.pictures, decoded, result.labels)
         if self.html:
             from vaeconv.parity.report.page import make_page
 
-            page = make_page(result, decoded)
-            write_bytes(self.html, hide_places_in_text(page, known=places).encode())
-            written.append(self.html)
-        return written
+            write_text(self.html, make_page(result, decoded))
+        return [path for path in (self.report, self.junit, *pictures, self.html) if path]
 
 
 def _files_of(sources: Sequence[str]) -> Iterator[Path]:
-    """List the local files that sides consist of."""
+    """List the local files that models consist of."""
     for source in map(Path, sources):
         if source.is_file():
             yield source
@@ -138,9 +128,9 @@ def _is_report(path: Path) -> bool:
     """Whether an earlier run wrote a file, so that it may be replaced; an empty one may be, too."""
     with path.open("rb") as file:
         head = file.read(_HEAD)
+    marks = [b"(vaeconv verify)</title>", b'<testsuite name="vaeconv verify"']
     if path.suffix == ".json":
-        return not head.strip() or b'"command": "verify"' in head
-    marks = (b"(vaeconv verify)</title>", b'<testsuite name="vaeconv verify"')
+        marks = [b'"command": "verify"']
     return not head.strip() or any(mark in head for mark in marks)
 
 
@@ -158,7 +148,11 @@ def publish_result(
         CheckFailedError: The verdict is no.
         OutputError: A file cannot be written.
     """
-    failure = _failure(result)
+    failure = None
+    try:
+        result.check()
+    except CheckFailedError as error:
+        failure = error
     document = report_document(result)
     envelope = {"schema_version": 1, "command": "verify", **document}
     written = outputs.write(result, envelope, decoded)
@@ -179,45 +173,28 @@ def publish_result(
     )
 
 
-def _failure(result: Verification) -> CheckFailedError | None:
-    try:
-        result.check()
-    except CheckFailedError as error:
-        return error
-    return None
-
-
 def _lines(result: Verification, *, verbose: bool) -> Iterator[Line]:
     """Tell a person the verdict, what it rests on, and what is open."""
-    comparisons = comparisons_of(result)
-    for comparison in comparisons:
-        yield _headline(comparison)
+    for comparison in result.comparisons:
+        style = Style.DOUBTFUL if comparison.unproven else Style.GOOD
+        style = Style.BAD if comparison.problems else style
+        yield Styled(f"{comparison.outcome}: {comparison.judgement}", style)
         yield from (f"  {problem}" for problem in comparison.problems)
         yield from (f"  {text}" for text in _proved(comparison))
         if not comparison.problems:
             yield from (f"  not proved: {reason}" for reason in comparison.unproven)
     yield ""
-    yield from (_side_line(side) for side in result.sides)
-    head, rows = weight_table(comparisons)
-    yield from ("", Table(head, rows, left=2))
-    for comparison in comparisons:
+    yield from map(_model_line, result.sides)
+    yield from ("", Table(*weight_table(result.comparisons), left=2))
+    for comparison in result.comparisons:
         if comparison.outcomes:
-            head, rows = (distance_table if verbose else worst_table)(comparison)
-            yield from ("", Table(head, rows, left=2 if verbose else 3, last_left=True))
+            cells = (distance_table if verbose else worst_table)(comparison)
+            yield from ("", Table(*cells, left=2 if verbose else 3, last_left=True))
     if result.references:
         yield from ("", f"references: {result.references.source}")
     if verbose:
         yield from (f"  {name}: {value}" for name, value in result.environment.items())
         yield from (f"  {step}: {seconds:.2f} s" for step, seconds in result.timing.items())
-
-
-def _headline(comparison: Comparison) -> Styled:
-    word, style = "passed", Style.GOOD
-    if comparison.problems:
-        word, style = "FAILED", Style.BAD
-    elif comparison.unproven:
-        word, style = "passed, but not everything was proved", Style.DOUBTFUL
-    return Styled(f"{word}: {comparison.judgement}", style)
 
 
 def _proved(comparison: Comparison) -> Iterator[str]:
@@ -227,18 +204,18 @@ def _proved(comparison: Comparison) -> Iterator[str]:
         rounded = weights.number(Match.ROUNDED)
         how = f"equal, {rounded} of them after rounding" if rounded else "bit-equal"
         yield f"proved: all {plural(len(weights.results), 'tensor')}{part} are {how}"
-    kinds = {(one.kind, one.dtype): True for one in comparison.outcomes if one.limit < math.inf}
-    for one in comparison.outcomes:
-        if one.problem:
-            kinds.pop((one.kind, one.dtype), None)
-    if kinds:
-        agreed = ", ".join(f"{kind} in {dtype}" for kind, dtype in kinds)
-        yield f"proved: same results within the limits: {agreed}"
+    agreed = [
+        f"{kind} in {dtype}"
+        for (kind, dtype), found in by_kind(comparison.outcomes).items()
+        if not any(one.problem for one in found) and any(one.limit < math.inf for one in found)
+    ]
+    if agreed:
+        yield f"proved: same results within the limits: {', '.join(agreed)}"
 
 
-def _side_line(side: SideFacts) -> str:
-    dtypes = ", ".join(BY_CODE[code].label for code in side.dtypes)
-    size = human_size(sum(file["size"] for file in side.files))
-    ema = f", EMA weights for {plural(side.ema, 'tensor')}" if side.ema else ""
-    variant = f", variant {side.variant}" if side.variant else ""
-    return f"{side.label}: {side.name} ({side.layout.value}, {dtypes}, {size}{variant}{ema})"
+def _model_line(model: ModelFacts) -> str:
+    dtypes = ", ".join(BY_CODE[code].label for code in model.dtypes)
+    size = human_size(sum(file["size"] for file in model.files))
+    ema = f", EMA weights for {plural(model.ema, 'tensor')}" if model.ema else ""
+    variant = f", variant {model.variant}" if model.variant else ""
+    return f"{model.label}: {model.name} ({model.layout.value}, {dtypes}, {size}{variant}{ema})"

@@ -11,21 +11,15 @@ from vaeconv.common.wording import plural
 from vaeconv.errors import listed
 from vaeconv.pages.frame import DataUri, png_address, render
 from vaeconv.pages.png import encode_png, enlargement
-from vaeconv.parity.compare_weights import WeightResult
 from vaeconv.parity.references import Reference
-from vaeconv.parity.report.panels import (
-    describe_distance,
-    heat_map,
-    to_rgb,
-)
-from vaeconv.parity.report.report import comparisons_of, distance_table, outcome, weight_table
-from vaeconv.parity.result import Comparison, SideFacts, Verification
+from vaeconv.parity.report.panels import heat_map, to_rgb
+from vaeconv.parity.report.tables import describe_distance, distance_table, weight_table
+from vaeconv.parity.result import Comparison, ModelFacts, Verification
 
 if TYPE_CHECKING:
     from vaeconv.parity.compare_outputs import Decoded
     from vaeconv.parity.report.panels import Pixels
 
-_TEMPLATE = "report.html.j2"
 _OFFENDERS = 20  # tensors that the page lists of each comparison
 _LARGE = 320  # pixels; wider pictures get a row of the page to themselves
 
@@ -35,16 +29,16 @@ def make_page(result: Verification, decoded: Sequence[Decoded]) -> str:
 
     Args:
         result: What was found.
-        decoded: Pairs of pictures to show, of the sides ``result.labels``.
+        decoded: Pairs of images to show, of the models ``result.labels``.
     """
     references = result.references
     return render(
-        "vaeconv.parity",
-        _TEMPLATE,
-        outcome=outcome(result),
-        comparisons=[_comparison(one) for one in comparisons_of(result)],
-        weights=weight_table(comparisons_of(result)),
-        sides=[_side(side) for side in result.sides],
+        "vaeconv.parity.report",
+        "report.html.j2",
+        outcome=result.outcome,
+        comparisons=[_comparison(one) for one in result.comparisons],
+        weights=weight_table(result.comparisons),
+        sides=[_model(model) for model in result.sides],
         labels=result.labels,
         pictures=[_picture(one) for one in decoded],
         references=references
@@ -61,45 +55,36 @@ def make_page(result: Verification, decoded: Sequence[Decoded]) -> str:
 
 
 def _comparison(comparison: Comparison) -> dict[str, Any]:
+    weights = comparison.weights
+    absent = zip(comparison.labels, (weights.missing, weights.unexpected), strict=True)
     return {
         "labels": comparison.labels,
-        "ok": not comparison.problems,
         "verdict": comparison.judgement,
         "unproven": [] if comparison.problems else comparison.unproven,
         "problems": comparison.problems,
-        "absent": _absent(comparison.weights, comparison.labels),
-        "offenders": [one.describe() for one in comparison.weights.different[:_OFFENDERS]],
-        "unlisted": max(0, len(comparison.weights.different) - _OFFENDERS),
+        "absent": [(label, listed(names, _OFFENDERS)) for label, names in absent if names],
+        "offenders": [one.describe() for one in weights.different[:_OFFENDERS]],
+        "unlisted": max(0, len(weights.different) - _OFFENDERS),
         "distances": distance_table(comparison) if comparison.outcomes else None,
     }
 
 
-def _absent(weights: WeightResult, labels: tuple[str, str]) -> list[tuple[str, str]]:
-    """Name the tensors that only one side has, or has in another shape."""
-    found = zip(labels, (weights.missing, weights.unexpected), strict=True)
-    return [(label, listed(names, _OFFENDERS)) for label, names in found if names]
-
-
-def _side(side: SideFacts) -> dict[str, Any]:
+def _model(model: ModelFacts) -> dict[str, Any]:
+    tensors = (f"{count} in {BY_CODE[code].label}" for code, count in model.dtypes.items())
     facts = {
-        "layout": side.layout.value,
-        "container": side.container,
-        "variant": side.variant,
-        "tensors": ", ".join(
-            f"{count} in {BY_CODE[code].label}" for code, count in side.dtypes.items()
-        ),
-        "EMA": f"for {plural(side.ema, 'tensor')}" if side.ema else None,
-        "scaling": _say_scaling(side.scaling),
-        "loaded by": side.loader,
+        "layout": model.layout.value,
+        "container": model.container,
+        "variant": model.variant,
+        "tensors": ", ".join(tensors),
+        "EMA": f"for {plural(model.ema, 'tensor')}" if model.ema else None,
+        "scaling": _say_scaling(model.scaling),
+        "loaded by": model.loader,
     }
     return {
-        "label": side.label,
-        "name": side.name,
+        "label": model.label,
+        "name": model.name,
         "facts": {name: said for name, said in facts.items() if said},
-        "files": [
-            {"name": file["name"], "size": f"{file['size']:,} bytes", "sha256": file["sha256"]}
-            for file in side.files
-        ],
+        "files": [{**file, "size": f"{file['size']:,} bytes"} for file in model.files],
     }
 
 

@@ -1,4 +1,4 @@
-"""Decoded pictures for people: side A, side B, and how they differ as a heat map."""
+"""Decoded images for people: of both models, and how they differ as a heat map."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from vaeconv.checkpoint.writers.atomic import replace_small_file
 from vaeconv.checkpoint.writers.writable import make_folder
 from vaeconv.pages.lettering import Lettering, spell, wrap
 from vaeconv.pages.png import encode_png, enlargement
+from vaeconv.parity.report.tables import describe_distance
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    from PIL import Image, ImageDraw
 
-    from vaeconv.parity.compare_outputs import Decoded, Outcome
+    from vaeconv.parity.compare_outputs import Decoded
 
     Values = npt.NDArray[np.floating]
     Pixels = npt.NDArray[np.uint8]
@@ -28,7 +28,6 @@ ANCHORS = (
     (9, 11, 34), (46, 40, 126), (18, 110, 160), (58, 172, 112), (240, 196, 64), (255, 250, 226),
 )  # fmt: skip
 NOT_FINITE = (255, 0, 255)
-IDENTICAL = "identical"
 _SLUG_LIMIT = 40
 
 _PAPER, _INK, _FAINT = (255, 255, 255), (28, 28, 30), (110, 110, 116)
@@ -61,7 +60,7 @@ def write_pictures(folder: Path, decoded: Sequence[Decoded], labels: tuple[str, 
     Args:
         folder: Made if it is absent.
         decoded: What to show.
-        labels: What to call the sides.
+        labels: What to call the models.
 
     Returns:
         The files.
@@ -113,16 +112,13 @@ def heat_map(one: Values, other: Values) -> HeatMap:
     import numpy as np
 
     is_finite = (np.isfinite(one) & np.isfinite(other)).all(axis=0)
-    wide = np.float64
-    gap = np.abs(
-        np.where(is_finite, one, 0).astype(wide) - np.where(is_finite, other, 0).astype(wide)
-    ).max(axis=0)
+    sound = [np.where(is_finite, values, 0).astype(np.float64) for values in (one, other)]
+    gap = np.abs(sound[0] - sound[1]).max(axis=0)
     largest = float(gap.max()) if is_finite.any() else None
     factor = amplification(largest) if largest else 0.0
     rgb = _paint(gap * factor)
     rgb[~is_finite] = NOT_FINITE
-    reach = (largest or 0.0) * factor
-    bar = _paint(np.linspace(0, reach, 256)[None, :])
+    bar = _paint(np.linspace(0, (largest or 0.0) * factor, 256)[None, :])
     all_finite = bool(is_finite.all())
     return HeatMap(rgb, _say_factor(factor, largest, all_finite), bar, largest, all_finite)
 
@@ -130,19 +126,19 @@ def heat_map(one: Values, other: Values) -> HeatMap:
 def amplification(largest: float) -> float:
     """Find the largest factor of the series 1, 2, 5 that brings a difference to at most 1."""
     exponent = math.floor(-math.log10(largest))
-    candidates = (
+    factors = [
         mantissa * 10.0**power
-        for power in (exponent + 1, exponent, exponent - 1)
-        for mantissa in (5, 2, 1)
-    )
-    return next(factor for factor in candidates if factor * largest <= 1)
+        for power in (exponent - 1, exponent, exponent + 1)
+        for mantissa in (1, 2, 5)
+    ]
+    return max(factor for factor in factors if factor * largest <= 1)
 
 
 def _say_factor(factor: float, largest: float | None, is_finite: bool) -> str:
     if largest is None:
         return "not finite"
     if not largest:
-        return IDENTICAL if is_finite else "identical where finite"
+        return "identical" if is_finite else "identical where finite"
     if 1e-2 <= factor < 1e5:
         return f"×{factor:g}"
     mantissa, _, exponent = f"{factor:.0e}".partition("e")
@@ -159,86 +155,50 @@ def _paint(levels: npt.NDArray[np.float64]) -> Pixels:
     return painted
 
 
-def describe_distance(outcome: Outcome) -> str:
-    """Say in a few words how far two pictures are apart."""
-    distance = outcome.distance
-    if distance.max_abs is None:
-        return "max abs not finite"
-    psnr = "inf" if distance.psnr == math.inf else f"{distance.psnr:.1f} dB"
-    return f"max abs {distance.max_abs:.1e} · PSNR {psnr}"
-
-
 # --- the three panels ---
 
 
-class _Sheet:
-    """Three cells side by side, with room for text above and below."""
-
-    def __init__(self, height: int, width: int) -> None:
-        from PIL import Image, ImageDraw
-
-        self.cell = max(width, _MIN_CELL)
-        self.em = min(max(self.cell // _EMS, _MIN_EM), _MAX_EM)
-        self.margin, self.line = self.em, self.em * 3 // 2
-        self.top = self.margin + 3 * self.line + self.em
-        size = (
-            3 * self.cell + 4 * self.margin,
-            self.top + height + self.em // 2 + 2 * self.line + self.margin,
-        )
-        self.image: Image.Image = Image.new("RGB", size, _PAPER)
-        self.draw: ImageDraw.ImageDraw = ImageDraw.Draw(self.image)
-        self.lettering = Lettering(self.em)
-
-    def left(self, cell: int) -> int:
-        return self.margin + cell * (self.cell + self.margin)
-
-    def write(
-        self, x: int, y: int, text: str, *, room: int, faint: bool = False, is_right: bool = False
-    ) -> None:
-        (line,) = wrap(spell(text), self.lettering.width, room)
-        if is_right:
-            x -= round(self.lettering.width(line))
-        self.lettering.draw(self.draw, x, y, line, _FAINT if faint else _INK)
-
-    def paste(self, rgb: Pixels, x: int, y: int, size: tuple[int, int]) -> None:
-        from PIL import Image
-
-        self.image.paste(Image.fromarray(rgb).resize(size, Image.Resampling.NEAREST), (x, y))
-
-
 def _compose(one: Decoded, labels: tuple[str, str]) -> Pixels:
+    """Put both images and their heat map side by side, with text above and a legend below."""
     import numpy as np
+    from PIL import Image, ImageDraw
 
     height, width = one.pictures[0].shape[1:]
     scale = enlargement(height, width)
-    size = (width * scale, height * scale)
-    sheet = _Sheet(size[1], size[0])
-    room = sheet.image.width - 2 * sheet.margin
-    sheet.write(sheet.margin, sheet.margin, one.name, room=room)
-    facts = f"decode {one.dtype} · {describe_distance(one.outcome)}"
-    sheet.write(sheet.margin, sheet.margin + sheet.line, facts, room=room, faint=True)
+    size = width * scale, height * scale
+    cell = max(size[0], _MIN_CELL)
+    em = min(max(cell // _EMS, _MIN_EM), _MAX_EM)
+    line, lefts = em * 3 // 2, [em + number * (cell + em) for number in range(3)]
+    top = 2 * em + 3 * line
+    legend = top + size[1] + em // 2
+    sheet = Image.new("RGB", (3 * cell + 4 * em, legend + 2 * line + em), _PAPER)
+    draw, lettering = ImageDraw.Draw(sheet), Lettering(em)
+
+    def write(
+        x: int, y: int, text: str, room: int, *, faint: bool = True, is_right: bool = False
+    ) -> None:
+        (line,) = wrap(spell(text), lettering.width, room)
+        left = x - round(lettering.width(line)) if is_right else x
+        lettering.draw(draw, left, y, line, _FAINT if faint else _INK)
+
+    def paste(rgb: Pixels, x: int, y: int, size: tuple[int, int]) -> None:
+        sheet.paste(Image.fromarray(rgb).resize(size, Image.Resampling.NEAREST), (x, y))
+
     heat = heat_map(*one.pictures)
+    write(em, em, one.name, sheet.width - 2 * em, faint=False)
+    facts = f"decode {one.dtype} · {describe_distance(one.outcome)}"
+    write(em, em + line, facts, sheet.width - 2 * em)
     captions = (*labels, f"|{labels[0]} - {labels[1]}|  {heat.text}")
     panels = (*map(to_rgb, one.pictures), heat.rgb)
-    for cell, (caption, rgb) in enumerate(zip(captions, panels, strict=True)):
-        at = sheet.top - sheet.line
-        sheet.write(sheet.left(cell), at, caption, room=sheet.cell)
-        sheet.paste(rgb, sheet.left(cell), sheet.top, size)
-    _draw_legend(sheet, heat, sheet.top + size[1] + sheet.em // 2, size[0])
-    pixels: Pixels = np.array(sheet.image)
-    return pixels
-
-
-def _draw_legend(sheet: _Sheet, heat: HeatMap, y: int, width: int) -> None:
-    """Draw the colours under the heat map, with the differences that they stand for."""
-    left, below = sheet.left(2), y + sheet.em
-    width = max(width, _BAR_EMS * sheet.em)
+    for left, caption, rgb in zip(lefts, captions, panels, strict=True):
+        write(left, top - line, caption, cell, faint=False)
+        paste(rgb, left, top, size)
     if not heat.is_finite:
-        words = "magenta: NaN or infinity"
-        sheet.write(sheet.left(0), y, words, room=2 * sheet.cell, faint=True)
+        write(lefts[0], legend, "magenta: NaN or infinity", 2 * cell)
     if heat.largest:
-        sheet.paste(heat.bar, left, y, (width, sheet.em * 2 // 3))
-        half = width // 2
-        sheet.write(left, below, "0", room=half, faint=True)
-        text = f"{heat.largest:.1e}"
-        sheet.write(left + width, below, text, room=half, faint=True, is_right=True)
+        left, bar = lefts[2], max(size[0], _BAR_EMS * em)
+        paste(heat.bar, left, legend, (bar, em * 2 // 3))
+        write(left, legend + em, "0", bar // 2)
+        write(left + bar, legend + em, f"{heat.largest:.1e}", bar // 2, is_right=True)
+    pixels: Pixels = np.array(sheet)
+    return pixels

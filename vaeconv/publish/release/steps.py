@@ -19,8 +19,9 @@ from vaeconv.evaluation.eval_options import EvalOptions
 from vaeconv.evaluation.evaluate import evaluate
 from vaeconv.evaluation.protocol import preset
 from vaeconv.models.open_model import SideOptions
-from vaeconv.parity.report.report import report_document, write_report
-from vaeconv.parity.verify import VerifyOptions, verify
+from vaeconv.parity.options import VerifyOptions
+from vaeconv.parity.report.document import report_document, write_report
+from vaeconv.parity.verify import verify
 from vaeconv.publish.card.card import CARD, CardInputs, write_card
 from vaeconv.publish.card.check import check_card
 from vaeconv.publish.documents import read_document
