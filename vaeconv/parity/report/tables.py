@@ -69,8 +69,10 @@ def worst_table(comparison: Comparison) -> Cells:
 
 def describe_distance(outcome: Outcome) -> str:
     """Say in a few words how far two images are apart."""
-    largest, _, _, psnr, *_ = _numbers(outcome.distance, outcome.kind)
-    return f"max abs {largest}" + ("" if psnr == "-" else f" · PSNR {psnr}")
+    distance = outcome.distance
+    if distance.max_abs is None:
+        return "max abs not finite"
+    return f"max abs {distance.max_abs:.1e} · PSNR {_psnr(distance)}"
 
 
 def _strain(outcome: Outcome) -> tuple[bool, float]:
@@ -93,12 +95,15 @@ def _passed(outcome: Outcome) -> str:
     return "ok" if outcome.limit < math.inf else "not judged"
 
 
+def _psnr(distance: Distance) -> str:
+    return "inf" if distance.psnr == math.inf else f"{distance.psnr:.1f} dB"
+
+
 def _numbers(distance: Distance, kind: str) -> Row:
     if distance.max_abs is None:
         return ("not finite", "-", "-", "-", "-", "-")
-    psnr = "inf" if distance.psnr == math.inf else f"{distance.psnr:.1f} dB"
     pixels = f"{distance.uint8:.2%}" if kind == "decode" else "-"
     return (
-        f"{distance.max_abs:.1e}", f"{distance.mean_abs:.1e}", f"{distance.rmse:.1e}", psnr,
-        f"{distance.cosine:.6f}", pixels,
+        f"{distance.max_abs:.1e}", f"{distance.mean_abs:.1e}", f"{distance.rmse:.1e}",
+        _psnr(distance), f"{distance.cosine:.6f}", pixels,
     )  # fmt: skip
