@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_NAME = "vaeconv"  # how requests introduce us
+NAME = "vaeconv"  # how requests introduce us
 _PROGRESS = 64 << 10  # an attempt that brings less than this counts as a failure
 _PROXIES = ("http", "https", "socks4", "socks5", "socks5h")
 _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE")
@@ -111,7 +111,7 @@ def fetch_whole(
             path,
             repo_type=kind,
             revision=revision,
-            library_name=_NAME,
+            library_name=NAME,
             library_version=__version__,
             etag_timeout=retry.connect,
         )
@@ -124,14 +124,14 @@ def hub_api() -> HfApi:
     """Return the client's interface to all but files."""
     from huggingface_hub import HfApi
 
-    return HfApi(library_name=_NAME, library_version=__version__)
+    return HfApi(library_name=NAME, library_version=__version__)
 
 
 def request_headers() -> dict[str, str]:
     """Return the headers that go with each request: who we are, and the user's token."""
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
-    return build_hf_headers(library_name=_NAME, library_version=__version__)
+    return build_hf_headers(library_name=NAME, library_version=__version__)
 
 
 class _Bars:

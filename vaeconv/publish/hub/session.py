@@ -12,7 +12,8 @@ from json import JSONDecodeError
 from logging import ERROR
 from typing import Any, TypeVar
 
-from vaeconv.checkpoint.hub.client import NAME, VERSION, hidden_bars
+from vaeconv._version import __version__
+from vaeconv.checkpoint.hub.client import NAME, hidden_bars
 from vaeconv.errors import HubError, VaeconvError
 
 Answer = TypeVar("Answer")
@@ -107,7 +108,7 @@ def bounded_client(deadline: Deadline, *, shows: bool = False) -> Iterator[Any]:
     set_client_factory(lambda: _client_like(plain, [check_time], [limit_wait]))
     try:
         with nullcontext() if shows and sys.stderr.isatty() else hidden_bars():
-            yield HfApi(library_name=NAME, library_version=VERSION)
+            yield HfApi(library_name=NAME, library_version=__version__)
     finally:
         logging.set_verbosity(verbosity)
         # The next thing that a thread that was left behind would do may be a commit.
