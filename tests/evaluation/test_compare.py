@@ -445,7 +445,7 @@ def test_samples_follow_the_protocol(tmp_path: Path, photos: Path) -> None:
 
 def test_a_picture_of_another_size_for_the_model_is_refused(tmp_path: Path, photos: Path) -> None:
     attn = KL.with_name("tiny-attn.ckpt")
-    with pytest.raises(UsageError, match="factor 4"):
+    with pytest.raises(UsageError, match="do not divide by 4"):
         compare([spec(attn)], photos, tmp_path / "m",
                 CompareOptions(protocol=SMALL._replace(size=34), device="cpu"))  # fmt: skip
 

@@ -190,7 +190,10 @@ def launch(env: Mapping[str, str], log: Path) -> Iterator[Launcher]:
             process.kill()
 
 
-def _run_child(told: dict[str, Any]) -> None:
+def _run_child(told: dict[str, Any], threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)  # as many as in the tests: sums depend on it
     out = os.open(told["stderr"], os.O_WRONLY | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)
@@ -203,6 +206,7 @@ def _run_child(told: dict[str, Any]) -> None:
 def _main() -> None:
     import torch
 
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # threads that have computed are not there after a fork
     with tempfile.TemporaryDirectory() as folder:  # what is loaded late is loaded now
         make(write_project(Path(folder) / "project"), last="card")
@@ -211,7 +215,7 @@ def _main() -> None:
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:
-            _run_child(json.loads(line))
+            _run_child(json.loads(line), threads)
         print(json.dumps({"pid": pid}), flush=True)
         _, status = os.waitpid(pid, 0)
         print(json.dumps({"status": os.waitstatus_to_exitcode(status)}), flush=True)
