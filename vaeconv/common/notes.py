@@ -60,8 +60,8 @@ def warning(text: str) -> Note:
     return Note(Level.WARNING, text)
 
 
-def issue_warnings(notes: Iterable[Note], *, stacklevel: int = 3) -> None:
-    """Hand what calls for attention to Python's ``warnings``, as of the caller's caller."""
+def issue_warnings(notes: Iterable[Note], *, stacklevel: int) -> None:
+    """Hand what calls for attention to Python's ``warnings``, as of a caller so far up."""
     for one in notes:
         if one.level is Level.WARNING:
             warnings.warn(name_parameters(one.text), VaeconvWarning, stacklevel=stacklevel)

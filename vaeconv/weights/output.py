@@ -153,7 +153,7 @@ class Output:
         else:
             written, notes = self._write_file(facts), []
         notes = [*self.plan.notes, *_cast_notes(written), *notes]
-        issue_warnings(notes)
+        issue_warnings(notes, stacklevel=4)
         return tuple(written), self.plan._replace(notes=tuple(notes))
 
     def _facts(self) -> dict[str, Any]:
