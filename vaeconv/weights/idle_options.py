@@ -83,13 +83,15 @@ def writing_rules(
 ) -> list[Rule]:
     """Make the rules of options that convert and prune share."""
     is_folder, is_cast, copy = kind is OutputKind.FOLDER, options.dtype != KEEP, options.copy
-    beside = is_file(target.with_name(f"{target.name}.{MANIFEST}"))
+    has_manifest = (
+        is_folder or options.manifest or is_file(target.with_name(f"{target.name}.{MANIFEST}"))
+    )
     return [
         Rule("--clamp", copy.clamp, is_cast, "nothing is cast with --dtype keep"),
         Rule("--allow-nonfinite", copy.allow_nonfinite, copy.check or is_cast,
              "--no-check does not look for NaN"),
         Rule("--manifest", options.manifest, not is_folder, "a folder always has one"),
-        Rule("--hash-source", options.hash_source, is_folder or options.manifest or beside,
+        Rule("--hash-source", options.hash_source, has_manifest,
              "the hash goes into a manifest, which a file gets with --manifest"),
         Rule("--metadata", bool(options.metadata), kind is not OutputKind.TORCH_ZIP,
              f"{target.suffix} files have no header for metadata, .safetensors files have"),
