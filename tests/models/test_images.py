@@ -264,9 +264,13 @@ def test_large_images_are_read_one_at_a_time() -> None:
         Image.new("1", (side, side)).save(file, "PNG")
         return file.getvalue()
 
+    def read() -> None:
+        with alone_if_large(large):
+            pass
+
     large, small = data_of(4200), data_of(64)
     with alone_if_large(large), alone_if_large(small), alone_if_large(b"no image"):
-        reader = threading.Thread(target=lambda: alone_if_large(large).__enter__(), daemon=True)
+        reader = threading.Thread(target=read, daemon=True)
         reader.start()
         reader.join(0.2)
         assert reader.is_alive()
