@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,7 +21,7 @@ _HASH_PIECE = 1 << 20
 _HASH_AHEAD = 64 << 20  # bytes that a remote source fetches at a time for being hashed
 
 
-class ByteSource:
+class ByteSource(ABC):
     """Random-access bytes. Safe to read from several threads at once.
 
     Args:
@@ -38,13 +39,13 @@ class ByteSource:
         self.size = size
         self._users = 1
 
+    @abstractmethod
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill ``buffer`` with the bytes at ``offset``.
 
         Raises:
             MalformedCheckpointError: The source ends before the buffer is full.
         """
-        raise NotImplementedError
 
     def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Say which ``(start, end)`` byte ranges will be read, so that a remote can fetch them."""

@@ -1,1 +1,1 @@
-"""What every room uses: notes, words, options with their descriptions and rules. Knows no files."""
+"""Common ground of all rooms: notes, words, options with their rules. Knows no files."""

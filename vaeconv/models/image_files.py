@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -22,7 +23,7 @@ _PACKED = 50  # times that zip packs no image, unless it was made for that
 _ENCRYPTED = 1  # flag of a zip's entry
 
 
-class ImageFiles:
+class ImageFiles(ABC):
     """Files of images in one place.
 
     Attributes:
@@ -44,13 +45,13 @@ class ImageFiles:
         self.place, self.label, self.source = place, label, source
         self.names, self.left_out = sorted(names), sorted(left_out)
 
+    @abstractmethod
     def size(self, name: str) -> int:
         """Tell how many bytes an image has.
 
         Raises:
             InputError: It is gone; the error says where.
         """
-        raise NotImplementedError
 
     def read(self, name: str) -> bytes:
         """Read an image whole.
@@ -67,8 +68,9 @@ class ImageFiles:
             reason = error.strerror or type(error).__name__
             raise InputError(f"cannot be read ({reason})") from error
 
+    @abstractmethod
     def _read(self, name: str) -> bytes:
-        raise NotImplementedError
+        """Read an image of a size that was checked."""
 
     def close(self) -> None:
         """Close what is open."""

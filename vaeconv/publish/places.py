@@ -1,4 +1,4 @@
-"""What a release must not reveal: access tokens, keys, and folders of this machine.
+"""Secrets that a release must not reveal: access tokens, keys, and folders of this machine.
 
 Reports are written without the folders (of a path its name is left); a push looks for all three.
 """

@@ -1,1 +1,1 @@
-"""What can be done to weights without torch: detect, plan, convert, prune, inspect, execute."""
+"""Work on weights that needs no torch: detect, plan, convert, prune, inspect, execute."""
