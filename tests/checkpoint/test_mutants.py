@@ -22,7 +22,8 @@ from safetensors import SafetensorError, deserialize
 from tests.support import corpus
 from vaeconv import ConvertOptions, CopyOptions, VaeconvError, convert
 from vaeconv.checkpoint.readers import zip_directory
-from vaeconv.checkpoint.tensor import PlainReader, Tensor
+from vaeconv.checkpoint.storage import PlainReader
+from vaeconv.checkpoint.tensor import Tensor
 from vaeconv.errors import MalformedCheckpointError, one_line
 
 try:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from vaeconv.checkpoint.checksum import crc32
 from vaeconv.checkpoint.dtypes import DType
-from vaeconv.checkpoint.tensor import Tensor, check_storages, crc_error
+from vaeconv.checkpoint.storage import check_storages, crc_error
+from vaeconv.checkpoint.tensor import Tensor
 
 _PIECE = 1 << 20
 _BLOCK = 1 << 12

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple, TypeVar
 
 from vaeconv.errors import InputError, UsageError
 from vaeconv.evaluation.protocol import Protocol
+from vaeconv.models import images
 from vaeconv.models.image_files import open_images
-from vaeconv.models.images import alone_if_large, decode, image_mode, quiet_pillow, to_square
+from vaeconv.models.images import image_mode, quiet_pillow
 
 Result = TypeVar("Result")
 
@@ -161,10 +162,7 @@ def prepare(data: bytes, protocol: Protocol, channels: int = 3) -> tuple[Any, st
         InputError: It is damaged, no image, too large to be honest, or too small to be cropped.
         UnsupportedModelError: No image has so many channels.
     """
-    mode, side = image_mode(channels, "the model"), protocol.size
-    with alone_if_large(data):
-        image, remark = decode(data, mode)
-        if not remark and min(image.size) < side and protocol.resize != "none":
-            remark = f"enlarged to {side} pixels"
-        resized = to_square(image, side, resize=protocol.resize, filter_name=protocol.filter)
-    return resized, remark
+    mode = image_mode(channels, "the model")
+    return images.prepare(
+        data, mode, protocol.size, resize=protocol.resize, filter_name=protocol.filter
+    )

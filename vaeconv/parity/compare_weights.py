@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from vaeconv.autoencoder.keys import NamePair
 from vaeconv.checkpoint.dtypes import BY_CODE, MANTISSA_BITS, DType
-from vaeconv.checkpoint.tensor import check_storages
+from vaeconv.checkpoint.storage import check_storages
 from vaeconv.weights.execute import prefetch_rows
 from vaeconv.weights.plan import Row
 from vaeconv.weights.zeros import ZeroWatch

@@ -19,7 +19,8 @@ from vaeconv.checkpoint import system
 from vaeconv.checkpoint.checksum import crc32
 from vaeconv.checkpoint.dtypes import CastLoss
 from vaeconv.checkpoint.scan import has_nonfinite
-from vaeconv.checkpoint.tensor import StorageReader, Tensor, check_storages, crc_error
+from vaeconv.checkpoint.storage import StorageReader, check_storages, crc_error
+from vaeconv.checkpoint.tensor import Tensor
 from vaeconv.checkpoint.writers.layout import OutputFile, Segment
 from vaeconv.errors import DTypeOverflowError, NonFiniteError, OutputError
 from vaeconv.weights.options import CopyOptions

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 
 from vaeconv.checkpoint.dtypes import BY_CODE
 from vaeconv.checkpoint.source import MemorySource
-from vaeconv.checkpoint.tensor import PlainStorage, Tensor
+from vaeconv.checkpoint.storage import PlainStorage
+from vaeconv.checkpoint.tensor import Tensor
 from vaeconv.common.notes import Note, note
 from vaeconv.weights.plan import Row
 

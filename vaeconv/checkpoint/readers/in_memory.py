@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from vaeconv.checkpoint.dtypes import BY_TORCH_NAME
 from vaeconv.checkpoint.source import ByteSource
-from vaeconv.checkpoint.tensor import PlainStorage, Tensor
+from vaeconv.checkpoint.storage import PlainStorage
+from vaeconv.checkpoint.tensor import Tensor
 from vaeconv.checkpoint.types import Checkpoint, ConfigText
 from vaeconv.errors import UnsupportedModelError, UsageError
 

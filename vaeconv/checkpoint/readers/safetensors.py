@@ -12,7 +12,8 @@ from typing import Any
 
 from vaeconv.checkpoint.dtypes import BY_CODE, DType
 from vaeconv.checkpoint.source import ByteSource, read_bytes
-from vaeconv.checkpoint.tensor import PlainStorage, Tensor
+from vaeconv.checkpoint.storage import PlainStorage
+from vaeconv.checkpoint.tensor import Tensor
 from vaeconv.checkpoint.types import Checkpoint
 from vaeconv.errors import MalformedCheckpointError
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from vaeconv.checkpoint.readers.state_dict import find_state_dict
 from vaeconv.checkpoint.readers.torch_zip import MAX_PICKLE, check_storage_size, make_tensor
 from vaeconv.checkpoint.source import ByteSource, read_bytes
-from vaeconv.checkpoint.tensor import PlainStorage
+from vaeconv.checkpoint.storage import PlainStorage
 from vaeconv.checkpoint.types import Checkpoint
 from vaeconv.checkpoint.unpickle.interpreter import StorageRef, Unpickled, unpickle
 from vaeconv.errors import MalformedCheckpointError, NotACheckpointError

@@ -11,7 +11,8 @@ from vaeconv.checkpoint.dtypes import DType
 from vaeconv.checkpoint.readers.state_dict import find_state_dict
 from vaeconv.checkpoint.readers.zip_directory import ZipEntry
 from vaeconv.checkpoint.source import ByteSource
-from vaeconv.checkpoint.tensor import Storage, Tensor, make_view
+from vaeconv.checkpoint.storage import Storage
+from vaeconv.checkpoint.tensor import Tensor, make_view
 from vaeconv.checkpoint.types import Checkpoint
 from vaeconv.checkpoint.unpickle.interpreter import StorageRef, TensorRef, unpickle
 from vaeconv.errors import MalformedCheckpointError, NotACheckpointError

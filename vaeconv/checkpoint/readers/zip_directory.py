@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from vaeconv.checkpoint.checksum import crc32
 from vaeconv.checkpoint.source import ByteSource, read_bytes
-from vaeconv.checkpoint.tensor import PlainReader, StorageReader
+from vaeconv.checkpoint.storage import PlainReader, StorageReader
 from vaeconv.errors import MalformedCheckpointError
 
 _END = struct.Struct("<4s4H2IH")
@@ -35,7 +35,7 @@ _BOMB_ENTRY = 1 << 30
 
 @dataclass(slots=True)
 class ZipEntry:
-    """One member; a :class:`~vaeconv.checkpoint.tensor.Storage`.
+    """One member; a :class:`~vaeconv.checkpoint.storage.Storage`.
 
     Attributes:
         source: The zip file.

@@ -10,11 +10,7 @@ from vaeconv.errors import UsageError, VaeconvError
 from vaeconv.evaluation.distributed import read_ranks
 from vaeconv.publish.hub.push_options import PushOptions, check_options
 from vaeconv.publish.modelspec import source_date
-from vaeconv.publish.release.config import (
-    EvalTable,
-    OutputTable,
-    ReleaseConfig,
-)
+from vaeconv.publish.release.config import EvalTable, OutputTable, ReleaseConfig
 from vaeconv.weights.manifest import MANIFEST
 from vaeconv.weights.output_names import KINDS, ending_of, no_path
 
