@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from benchmarks.verify import make_pair
-from vaeconv.evaluation.distributed import Ranks
+from vaeconv.evaluation.distributed import World
 from vaeconv.evaluation.evaluate import EvalOptions, Evaluation
 from vaeconv.evaluation.image_set import ImageSet
 from vaeconv.evaluation.models import Candidate, ModelSpec
@@ -74,7 +74,7 @@ def main() -> None:
         pictures = ImageSet(Path(folder))
         parts = Path(folder) / "parts"
         spec = [ModelSpec(path=str(converted))]
-        evaluation = Evaluation(spec, pictures, parts, options, Ranks(), stack)
+        evaluation = Evaluation(spec, pictures, parts, options, World(), stack)
         size = evaluation.batch_size()
         pixels = [
             torch.from_numpy(pictures.read(index, protocol, 3).pixels).float() / 127.5 - 1

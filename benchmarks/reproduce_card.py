@@ -21,7 +21,7 @@ import torch
 from vaeconv import EvalOptions, ModelSpec, evaluate
 from vaeconv.checkpoint.writers.atomic import replace_small_file
 from vaeconv.common.json_text import dump_json
-from vaeconv.evaluation.metric_networks import NETS
+from vaeconv.evaluation.metric_networks import NETWORKS
 from vaeconv.evaluation.protocol import PRESETS
 
 _HUB = "https://huggingface.co/stabilityai"
@@ -157,7 +157,7 @@ def plan_lines(cache: Path, images: Path | None) -> Iterator[str]:
     for url in _urls(images):
         there = " (there)" if place_of(url, cache).is_file() else ""
         yield f"  {url} to {place_of(url, cache)}{there}"
-    yield from (f"  {net.url}, unless it is in torch's cache" for net in NETS)
+    yield from (f"  {network.url}, unless it is in torch's cache" for network in NETWORKS)
     names = ", ".join(row.name for row in CARD)
     yield f"would evaluate {names} on {images or place_of(IMAGES_URL, cache)}:"
     yield from (f"  {protocol.name}: {protocol.describe()}" for protocol in PROTOCOLS)

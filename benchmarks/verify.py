@@ -20,7 +20,7 @@ import torch
 from vaeconv.autoencoder.config import Scaling
 from vaeconv.autoencoder.topology import Layout
 from vaeconv.models.devices import describe_environment, pick_device, reproducible
-from vaeconv.models.open_model import SideOptions, open_side
+from vaeconv.models.open_model import ModelOptions, open_model
 from vaeconv.parity.compare_outputs import DTYPES, Limits, Runner
 from vaeconv.parity.references import DECODE, ReferenceSet, batches, built_in_set
 
@@ -66,7 +66,7 @@ def repeat(references: ReferenceSet, times: int) -> ReferenceSet:
 def time_loops(pair: tuple[Path, Path], device: torch.device, dtype: str, times: int) -> None:
     """Decodes the same batches in verify's loop and in a bare one, by turns."""
     number = getattr(torch, DTYPES[dtype])
-    sides = [open_side(path, path.name, SideOptions(), ema=False) for path in pair]
+    sides = [open_model(path, path.name, ModelOptions(), ema=False) for path in pair]
     models = sides[0].load(), sides[1].load()
     vae = next(model for model in models if model.layout is Layout.DIFFUSERS)
     references = repeat(built_in_set(sides[0].topology, Scaling(0.18215)), times)

@@ -106,7 +106,7 @@ KNOWN_BAD = {
     "compared to nowhere": lambda: vaeconv.compare([CKPT], "images", None),
     "release": lambda: vaeconv.release(5),
     "scaling": lambda: vaeconv.ConvertOptions(scaling=vaeconv.ScalingOptions("x")),
-    "reading": lambda: vaeconv.VerifyOptions(a=vaeconv.SideOptions(5)),
+    "reading": lambda: vaeconv.VerifyOptions(a=vaeconv.ModelOptions(5)),
 }
 
 

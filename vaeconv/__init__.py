@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vaeconv.evaluation.evaluate import evaluate as evaluate
     from vaeconv.evaluation.models import ModelSpec as ModelSpec
     from vaeconv.evaluation.protocol import Protocol as Protocol
-    from vaeconv.models.open_model import SideOptions as SideOptions
+    from vaeconv.models.open_model import ModelOptions as ModelOptions
     from vaeconv.parity.compare_outputs import Limits as Limits
     from vaeconv.parity.encode import Encoded as Encoded
     from vaeconv.parity.encode import encode_images as encode_images
@@ -64,7 +64,7 @@ _NAMES = {
     "evaluation.evaluate": ("EvalResult", "evaluate"),
     "evaluation.models": ("ModelSpec",),
     "evaluation.protocol": ("Protocol",),
-    "models.open_model": ("SideOptions",),
+    "models.open_model": ("ModelOptions",),
     "parity.compare_outputs": ("Limits",),
     "parity.encode": ("Encoded", "encode_images"),
     "parity.result": ("Verification",),

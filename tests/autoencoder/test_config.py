@@ -18,7 +18,7 @@ from tests.autoencoder.topologies import (
     topologies,
 )
 from vaeconv.autoencoder.config import (
-    GivenConfig,
+    ProvidedConfig,
     Scaling,
     build_config,
     dump_config,
@@ -282,7 +282,7 @@ def test_what_shapes_do_not_tell_is_taken_over() -> None:
     topology = make_topology((1, 2), 4, ch=24)
     with pytest.raises(UnsupportedModelError, match="32 groups"):
         build_config(topology, Scaling(1.0), sample_size=64)
-    told = GivenConfig("c", norm_num_groups=8, act_fn="relu", force_upcast=False, sample_size=96)
+    told = ProvidedConfig("c", norm_num_groups=8, act_fn="relu", force_upcast=False, sample_size=96)
     config = build_config(topology, Scaling(1.0), sample_size=64, given=told)
     assert config["norm_num_groups"] == 8
     assert config["act_fn"] == "relu"

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tests.autoencoder.topologies import SD1, Shapes, topologies
 from vaeconv.autoencoder.keys import expand_rules
-from vaeconv.autoencoder.match import DropReason, find_autoencoder, find_prefixes
+from vaeconv.autoencoder.match import DropReason, find_prefixes, match_autoencoder
 from vaeconv.autoencoder.topology import Layout, Topology
 from vaeconv.errors import InputError, UnmappedKeysError
 
@@ -28,7 +28,7 @@ def test_every_tensor_is_accounted_for(topology: Topology, layout: Layout, prefi
     shapes = shapes_in(topology, layout, prefix)
     extra = {"model.diffusion_model.x": (1,), "betas": (1,), f"{prefix}loss.logvar": ()}
     assert find_prefixes(shapes | extra) == [prefix]
-    found = find_autoencoder(shapes | extra, prefix, where="x")
+    found = match_autoencoder(shapes | extra, prefix, where="x")
     assert found.topology == topology
     assert found.layout is layout
     assert set(found.keys.values()) == set(shapes)
@@ -46,7 +46,7 @@ def test_any_missing_tensor_is_refused(
     gone = data.draw(st.sampled_from(sorted(shapes)))
     del shapes[gone]
     with pytest.raises(InputError):
-        find_autoencoder(shapes, "", where="x")
+        match_autoencoder(shapes, "", where="x")
 
 
 @given(topologies(max_levels=3), st.sampled_from(list(Layout)), st.data())
@@ -58,13 +58,13 @@ def test_any_misshaped_tensor_is_refused(
     name = data.draw(st.sampled_from(sorted(shapes)))
     shapes[name] = (*shapes[name], 2)
     with pytest.raises(InputError):
-        find_autoencoder(shapes, "", where="x")
+        match_autoencoder(shapes, "", where="x")
 
 
 def test_missing_tensors_are_listed() -> None:
     shapes = {n: s for n, s in SHAPES.items() if not n.startswith("decoder.mid.block_1.norm")}
     with pytest.raises(UnmappedKeysError) as caught:
-        find_autoencoder(shapes, "", where="m.ckpt")
+        match_autoencoder(shapes, "", where="m.ckpt")
     assert set(caught.value.missing) == SHAPES.keys() - shapes.keys()
     assert not caught.value.unexpected
     assert "m.ckpt" in str(caught.value)
@@ -78,15 +78,15 @@ def test_missing_tensors_are_listed() -> None:
 def test_unknown_keys_inside_are_refused(prefix: str, name: str) -> None:
     shapes = shapes_in(SD1, prefix=prefix) | {prefix + name: (1,)}
     with pytest.raises(UnmappedKeysError) as caught:
-        find_autoencoder(shapes, prefix, where="x")
+        match_autoencoder(shapes, prefix, where="x")
     assert caught.value.unexpected == (prefix + name,)
-    found = find_autoencoder(shapes, prefix, where="x", drop=(prefix + name,))
+    found = match_autoencoder(shapes, prefix, where="x", drop=(prefix + name,))
     assert found.dropped == {prefix + name: DropReason.REQUESTED}
 
 
 def test_unknown_keys_outside_are_dropped_as_unknown() -> None:
     shapes = shapes_in(SD1, prefix="first_stage_model.") | {"low_scale_model.x": (1,)}
-    found = find_autoencoder(shapes, "first_stage_model.", where="x")
+    found = match_autoencoder(shapes, "first_stage_model.", where="x")
     assert found.dropped == {"low_scale_model.x": DropReason.UNKNOWN}
 
 
@@ -94,7 +94,7 @@ def test_old_and_new_attention_names_at_once_are_refused() -> None:
     shapes = shapes_in(SD1, Layout.DIFFUSERS)
     shapes["encoder.mid_block.attentions.0.query.weight"] = (512, 512)
     with pytest.raises(UnmappedKeysError, match="query"):
-        find_autoencoder(shapes, "", where="x")
+        match_autoencoder(shapes, "", where="x")
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_old_and_new_attention_names_at_once_are_refused() -> None:
 )
 def test_known_parts_are_dropped_with_their_reason(name: str, reason: DropReason) -> None:
     shapes = shapes_in(SD1, prefix="first_stage_model.") | {name: (1,)}
-    assert find_autoencoder(shapes, "first_stage_model.", where="x").dropped == {name: reason}
+    assert match_autoencoder(shapes, "first_stage_model.", where="x").dropped == {name: reason}
 
 
 def test_a_conditioning_encoder_is_not_an_autoencoder() -> None:
@@ -120,7 +120,7 @@ def test_a_conditioning_encoder_is_not_an_autoencoder() -> None:
     assert find_prefixes(second) == []
     both = second | shapes_in(SD1, prefix="first_stage_model.")
     assert find_prefixes(both) == ["first_stage_model."]
-    found = find_autoencoder(both, "first_stage_model.", where="x")
+    found = match_autoencoder(both, "first_stage_model.", where="x")
     assert set(found.dropped.values()) == {DropReason.TEXT_ENCODER}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import pytest
 
 from tests.autoencoder.topologies import KL_F4, PUBLISHED, SD1, SD3, X4
-from vaeconv.autoencoder.config import GivenConfig, Scaling
+from vaeconv.autoencoder.config import ProvidedConfig, Scaling
 from vaeconv.autoencoder.families import ALIASES, BY_NAME, FAMILIES, fitting_families
 from vaeconv.autoencoder.scaling import Decision, ScalingOptions, decide_scaling
 from vaeconv.autoencoder.topology import Topology
@@ -15,7 +15,7 @@ from vaeconv.errors import AmbiguousInputError, ConfigMismatchError, UsageError
 SDXL_KEY = "conditioner.embedders.0.transformer.text_model.embeddings.position_ids"
 SD1_KEY = "cond_stage_model.transformer.text_model.embeddings.position_ids"
 STORED = Scaling(0.25, source="the tensor scale_factor")
-GIVEN = GivenConfig("c.json", sample_size=77, scaling=Scaling(0.75, source="c.json"))
+GIVEN = ProvidedConfig("c.json", sample_size=77, scaling=Scaling(0.75, source="c.json"))
 
 
 def decide(
@@ -24,7 +24,7 @@ def decide(
     factor: float | None = None,
     shift: float | None = None,
     family: str | None = None,
-    given: GivenConfig | None = None,
+    given: ProvidedConfig | None = None,
     stored: Scaling | None = None,
     siblings: Iterable[str] = (),
 ) -> Decision:
@@ -98,7 +98,7 @@ def test_sources_are_named() -> None:
 
 
 def test_a_config_without_scaling_leaves_it_to_the_next_tier() -> None:
-    silent = GivenConfig("train.yaml", sample_size=256)
+    silent = ProvidedConfig("train.yaml", sample_size=256)
     assert decide(given=silent, stored=STORED).scaling == STORED
 
 

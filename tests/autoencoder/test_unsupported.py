@@ -18,7 +18,7 @@ from tests.autoencoder.topologies import (
     make_topology,
     shapes_of,
 )
-from vaeconv.autoencoder.match import find_autoencoder, find_prefixes, no_autoencoder
+from vaeconv.autoencoder.match import find_prefixes, match_autoencoder, no_autoencoder
 from vaeconv.errors import InputError, UnmappedKeysError, UnsupportedModelError
 
 # diffusers' audio autoencoders use it.
@@ -32,7 +32,7 @@ def refuse(shapes: Shapes, prefix: str = "") -> InputError:
     if not found:
         return no_autoencoder(shapes, "model.ckpt")
     with pytest.raises(InputError) as caught:
-        find_autoencoder(shapes, found[0], where="model.ckpt")
+        match_autoencoder(shapes, found[0], where="model.ckpt")
     return caught.value
 
 
@@ -285,7 +285,7 @@ def test_an_autoencoder_that_adds_up_is_not_refused() -> None:
     for topology in (SD1, SD3):
         for prefix in ("", "first_stage_model."):
             shapes = {prefix + n: s for n, s in ask_outsiders(topology).compvis.items()}
-            found = find_autoencoder(shapes, prefix, where="x")
+            found = match_autoencoder(shapes, prefix, where="x")
             assert found.topology == topology
 
 

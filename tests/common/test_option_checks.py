@@ -16,7 +16,7 @@ from vaeconv.evaluation.compare import CompareOptions
 from vaeconv.evaluation.evaluate import EvalOptions
 from vaeconv.evaluation.models import ModelSpec
 from vaeconv.evaluation.protocol import Protocol, preset
-from vaeconv.models.open_model import SideOptions
+from vaeconv.models.open_model import ModelOptions
 from vaeconv.parity.compare_outputs import Limits
 from vaeconv.parity.encode import encode_images
 from vaeconv.parity.options import VerifyOptions
@@ -63,7 +63,7 @@ WRONG: list[tuple[type, dict[str, Any], str]] = [
     (VerifyOptions, {"limits": Limits(math.nan)}, "atol is nan; it must be a finite number"),
     (VerifyOptions, {"limits": Limits(-1e-3)}, "atol is -0.001; it must be at least 0"),
     (VerifyOptions, {"limits": None}, "limits is None; it must be Limits"),
-    (VerifyOptions, {"a": SideOptions(variant=16)}, "variant is 16; it must be text"),  # type: ignore[arg-type]
+    (VerifyOptions, {"a": ModelOptions(variant=16)}, "variant is 16; it must be text"),  # type: ignore[arg-type]
     (EvalOptions, {"metrics": ()}, "metrics are empty"),
     (EvalOptions, {"metrics": "psnr"}, "metrics is 'psnr'; it must be several"),
     (EvalOptions, {"metrics": ("pnsr",)}, "did you mean psnr?"),
@@ -108,7 +108,9 @@ def test_what_stands_for_a_value_becomes_it(tmp_path):
     assert ConvertOptions(config=str(tmp_path), drop=["a"]).config == tmp_path  # type: ignore[arg-type]
     assert ConvertOptions(drop=["a"]).drop == ("a",)  # type: ignore[arg-type]
     assert PruneOptions(keep={"vae"}).keep == frozenset({Part.VAE})  # type: ignore[arg-type]
-    assert EvalOptions(weights={"lpips heads": "file"}).weights == {"lpips heads": Path("file")}  # type: ignore[dict-item]
+    assert EvalOptions(weights={"lpips linear weights": "file"}).weights == {
+        "lpips linear weights": Path("file")
+    }  # type: ignore[dict-item]
 
 
 def test_functions_check_what_they_are_given(tmp_path):
@@ -117,7 +119,7 @@ def test_functions_check_what_they_are_given(tmp_path):
         ({"limit": -1}, "limit is -1"),
         ({"limit": True}, "limit is True"),
         ({"device": "tpu"}, "device 'tpu'"),
-        ({"how": SideOptions(salvage=None)}, "salvage is None"),  # type: ignore[arg-type]
+        ({"how": ModelOptions(salvage=None)}, "salvage is None"),  # type: ignore[arg-type]
     ):
         with pytest.raises(UsageError, match=said):
             encode_images(tmp_path, tmp_path / "out.safetensors", "model", **given)  # type: ignore[arg-type]
@@ -158,7 +160,7 @@ def test_every_class_of_options_is_checked():
     """A new one has to be listed here, and so to be tested."""
     import vaeconv
 
-    listed = {*KINDS, ScalingOptions, CopyOptions, Limits, SideOptions}
+    listed = {*KINDS, ScalingOptions, CopyOptions, Limits, ModelOptions}
     public = {getattr(vaeconv, name) for name in vaeconv.__all__ if name.endswith("Options")}
     assert public <= listed
     assert all("check_fields" in inspect.getsource(kind) for kind in listed)

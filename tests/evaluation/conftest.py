@@ -10,7 +10,7 @@ from tests.evaluation.runs import shrink_inception, write_nets, write_tiles
 
 
 @pytest.fixture(scope="session")
-def nets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Random weights of the metric nets, by net; nobody changes a file."""
     return write_nets(tmp_path_factory.mktemp("nets"))
 

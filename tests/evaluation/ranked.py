@@ -18,7 +18,7 @@ import numpy as np
 
 from tests.evaluation.runs import KL, SMALL, shrink_inception, spec
 from vaeconv.errors import InputError, VaeconvError
-from vaeconv.evaluation.distributed import Ranks, join_ranks
+from vaeconv.evaluation.distributed import World, join_world
 from vaeconv.evaluation.evaluate import EvalOptions, evaluate
 from vaeconv.evaluation.frechet import moments_of
 from vaeconv.evaluation.models import ModelSpec
@@ -41,8 +41,8 @@ def main(folder: Path) -> None:
         return evaluate([model], photos, how, parts=folder / parts)
 
     os.environ["MASTER_PORT"] = str(given["ports"].pop())
-    ranks = join_ranks(2)
-    found = talk(ranks)
+    world = join_world(2)
+    found = talk(world)
 
     everything = options(("rfid", "psnr", "ssim"))
     # Another process began; these go on.
@@ -55,29 +55,29 @@ def main(folder: Path) -> None:
         run(spec(KL), "stopped", everything)
     except KeyboardInterrupt:
         found["stopped"] = True
-    (folder / f"found-{ranks.rank}.json").write_text(json.dumps(found))
+    (folder / f"found-{world.rank}.json").write_text(json.dumps(found))
 
 
-def talk(ranks: Ranks) -> dict[str, Any]:
+def talk(world: World) -> dict[str, Any]:
     """Use each of the ways by which processes exchange something."""
     rows = np.random.default_rng(5).normal(size=(7, 3)) * 1e3
-    moments = ranks.merge(moments_of(rows[ranks.rank :: 2]))
+    moments = world.merge(moments_of(rows[world.rank :: 2]))
 
     def fail() -> int:
         raise InputError("no good", where="here", hint="do otherwise")
 
     turns = []
-    result = ranks.in_turn(lambda: turns.append(ranks.rank) or ranks.rank + 10)
+    result = world.first_then_others(lambda: turns.append(world.rank) or world.rank + 10)
     return {
-        "ranks": list(ranks),
-        "first": ranks.is_first,
-        "share": [ranks.share(range(length)) for length in (0, 1, 5)],
-        "gather": ranks.gather({"rank": ranks.rank}),
+        "ranks": list(world),
+        "first": world.is_first,
+        "share": [world.share(range(length)) for length in (0, 1, 5)],
+        "gather": world.gather({"rank": world.rank}),
         "number": moments.number,
         "total": moments.total.tolist(),
         "outer": moments.outer.tolist(),
         "turn": [result, turns],
-        "failure": error_of(lambda: ranks.in_turn(fail)),
+        "failure": error_of(lambda: world.first_then_others(fail)),
     }
 
 

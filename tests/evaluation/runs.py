@@ -91,21 +91,21 @@ def write_nets(folder: Path) -> dict[str, Path]:
 
     torch.manual_seed(12)
     paths = {name: folder / f"{name.split()[0]}.pth" for name in ("inception", "vgg16")}
-    for name, net in (("inception", inception.InceptionV3()), ("vgg16", VGG16())):
-        for parameter in net.parameters():
+    for name, network in (("inception", inception.InceptionV3()), ("vgg16", VGG16())):
+        for parameter in network.parameters():
             if parameter.dim() > 1:
                 nn.init.kaiming_normal_(parameter)
-        torch.save(net.half().state_dict(), paths[name])
-    heads = {f"lin{at}.model.1.weight": torch.rand(1, c, 1, 1) for at, c in enumerate(WIDTHS)}
-    paths["lpips heads"] = folder / "heads.pth"
-    torch.save(heads, paths["lpips heads"])
+        torch.save(network.half().state_dict(), paths[name])
+    linear = {f"lin{at}.model.1.weight": torch.rand(1, c, 1, 1) for at, c in enumerate(WIDTHS)}
+    paths["lpips linear weights"] = folder / "heads.pth"
+    torch.save(linear, paths["lpips linear weights"])
     return paths
 
 
-def variables_of(nets: Mapping[str, Path]) -> dict[str, str]:
+def variables_of(networks: Mapping[str, Path]) -> dict[str, str]:
     """Environment variables that name the weights."""
-    names = {"inception": "INCEPTION", "vgg16": "VGG", "lpips heads": "LPIPS"}
-    return {f"VAECONV_{names[net]}_WEIGHTS": str(path) for net, path in nets.items()}
+    names = {"inception": "INCEPTION", "vgg16": "VGG", "lpips linear weights": "LPIPS"}
+    return {f"VAECONV_{names[network]}_WEIGHTS": str(path) for network, path in networks.items()}
 
 
 # --- runs ---

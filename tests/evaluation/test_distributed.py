@@ -38,7 +38,7 @@ from tests.evaluation.test_partial_results import ALL, DAMAGED, cut, lines_of
 from tests.support.closeness import assert_near, near_metric
 from vaeconv.errors import InputError, OutputError, UsageError
 from vaeconv.evaluation import partial_results as shards
-from vaeconv.evaluation.distributed import Ranks, join_ranks, read_ranks
+from vaeconv.evaluation.distributed import World, join_world, read_world
 from vaeconv.evaluation.frechet import moments_of
 from vaeconv.evaluation.metrics import METRICS
 from vaeconv.evaluation.partial_results import ShardWriter
@@ -63,7 +63,7 @@ def assert_equal(found: Document, expected: Document) -> None:
 
 @pytest.fixture(scope="module")
 def two(
-    tmp_path_factory: pytest.TempPathFactory, photos: Path, nets: dict[str, Path]
+    tmp_path_factory: pytest.TempPathFactory, photos: Path, networks: dict[str, Path]
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """Two models, five pictures and one that is damaged, every metric, in two processes."""
     folder = tmp_path_factory.mktemp("two")
@@ -72,21 +72,21 @@ def two(
     args = ("tests.evaluation.runs", "eval", RAW, KL, "--name", "raw", "--name", "half",
             "--images", folder / "photos", "--out", folder / "eval.json", "--size", SIZE,
             "--latent-stats", "--expect-world-size", 2, "--device", "cpu")  # fmt: skip
-    return folder, torchrun(2, *args, **variables_of(nets))
+    return folder, torchrun(2, *args, **variables_of(networks))
 
 
 @pytest.fixture(scope="module")
 def one(
     tmp_path_factory: pytest.TempPathFactory,
     two: tuple[Path, subprocess.CompletedProcess[str]],
-    nets: dict[str, Path],
+    networks: dict[str, Path],
 ) -> Document:
     """The same in one process."""
     parts = tmp_path_factory.mktemp("one") / "parts"
     models = [spec(RAW, name="raw"), spec(KL, name="half")]
     with pytest.MonkeyPatch.context() as patch:
         shrink_inception(patch.setattr)
-        return measure(models, two[0] / "photos", parts, metrics=METRICS, weights=nets,
+        return measure(models, two[0] / "photos", parts, metrics=METRICS, weights=networks,
                        latent_stats=True)  # fmt: skip
 
 
@@ -126,7 +126,7 @@ def test_what_two_began_one_ends(
     tmp_path: Path,
     two: tuple[Path, subprocess.CompletedProcess[str]],
     one: Document,
-    nets: dict[str, Path],
+    networks: dict[str, Path],
 ) -> None:
     folder = two[0]
     parts = tmp_path / "parts"
@@ -135,7 +135,7 @@ def test_what_two_began_one_ends(
     cut(parts / "shard-0000-0000.jsonl", -7)
     cut(parts / "shard-0001-0000.f32", -1)
     models = [spec(RAW, name="raw"), spec(KL, name="half")]
-    found = measure(models, folder / "photos", parts, metrics=METRICS, weights=nets,
+    found = measure(models, folder / "photos", parts, metrics=METRICS, weights=networks,
                     latent_stats=True)  # fmt: skip
     assert [record["at"] for record in lines_of(parts)["shard-0000-0001.jsonl"]] == [4, 5]
     assert found["processes"] == 1
@@ -159,19 +159,19 @@ def rank_of_two(rank: int) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def ranked(
-    tmp_path_factory: pytest.TempPathFactory, photos: Path, nets: dict[str, Path]
+    tmp_path_factory: pytest.TempPathFactory, photos: Path, networks: dict[str, Path]
 ) -> tuple[Path, list[dict[str, Any]], Document]:
     """What each of two processes found, and what one does."""
     folder = tmp_path_factory.mktemp("ranked")
     given = {
         "photos": str(photos),
-        "nets": {name: str(path) for name, path in nets.items()},
+        "nets": {name: str(path) for name, path in networks.items()},
         "ports": free_ports(6),
     }
     (folder / "given.json").write_text(json.dumps(given))
     with pytest.MonkeyPatch.context() as patch:
         shrink_inception(patch.setattr)
-        whole = measure([KL], photos, folder / "begun", metrics=ALL, weights=nets)
+        whole = measure([KL], photos, folder / "begun", metrics=ALL, weights=networks)
     lines = (folder / "begun" / "shard-0000-0000.jsonl").read_bytes().splitlines()
     cut(folder / "begun" / "shard-0000-0000.jsonl", len(lines[0]) + len(lines[1]) + 20)
     started = [
@@ -244,7 +244,7 @@ def test_a_refusal_is_that_of_all(ranked: Ranked) -> None:
 
 
 def test_what_stopped_in_two_ends_in_one(
-    tmp_path: Path, ranked: Ranked, photos: Path, nets: dict[str, Path]
+    tmp_path: Path, ranked: Ranked, photos: Path, networks: dict[str, Path]
 ) -> None:
     folder, found, whole = ranked
     assert [one["stopped"] for one in found] == [True, True]
@@ -252,7 +252,7 @@ def test_what_stopped_in_two_ends_in_one(
     shutil.copytree(folder / "stopped", parts)
     held = [[record["at"] for record in lines] for lines in lines_of(parts).values()]
     assert held == [[0], [1]]
-    assert_equal(measure([KL], photos, parts, metrics=ALL, weights=nets), whole)
+    assert_equal(measure([KL], photos, parts, metrics=ALL, weights=networks), whole)
     assert [record["at"] for record in lines_of(parts)["shard-0000-0001.jsonl"]] == [2, 3, 4]
 
 
@@ -260,15 +260,15 @@ def test_what_stopped_in_two_ends_in_one(
 
 
 def test_alone_everything_is_one_s_own() -> None:
-    ranks = Ranks()
-    assert ranks.is_first
-    assert ranks.share([3, 1, 2]) == [3, 1, 2]
-    assert ranks.gather("x") == ["x"]
-    assert ranks.in_turn(lambda: 5) == 5
+    world = World()
+    assert world.is_first
+    assert world.share([3, 1, 2]) == [3, 1, 2]
+    assert world.gather("x") == ["x"]
+    assert world.first_then_others(lambda: 5) == 5
     moments = moments_of(np.eye(3))
-    assert ranks.merge(moments) is moments
+    assert world.merge(moments) is moments
     with pytest.raises(InputError, match="plain"):
-        ranks.in_turn(raise_plain)
+        world.first_then_others(raise_plain)
 
 
 def raise_plain() -> None:
@@ -277,8 +277,8 @@ def raise_plain() -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
 @pytest.mark.parametrize("count", [0, 1, 2, 13])
-def test_shares_are_a_partition(world: int, count: int) -> None:
-    shares = [Ranks(rank, world).share(range(count)) for rank in range(world)]
+def test_shares_are_a_partition(world_size: int, count: int) -> None:
+    shares = [World(rank, world_size).share(range(count)) for rank in range(world_size)]
     assert sorted(index for share in shares for index in share) == list(range(count))
     lengths = [len(share) for share in shares]
     assert max(lengths) - min(lengths) <= 1
@@ -299,7 +299,7 @@ def test_an_unexpected_number_of_processes_is_refused(
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(UsageError, match="processes that run: 3"):
-        join_ranks(2)
+        join_world(2)
 
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -333,7 +333,7 @@ def test_an_empty_variable_is_not_set(
     launched: Callable[..., None], variables: dict[str, str], expected: tuple[int, ...]
 ) -> None:
     launched(**variables)
-    assert read_ranks() == expected
+    assert read_world() == expected
 
 
 @pytest.mark.parametrize(
@@ -369,7 +369,7 @@ def test_garbage_in_a_variable_is_wrong_usage_that_names_it(
 ) -> None:
     launched(**variables)
     with pytest.raises(UsageError, match=re.escape(said)):
-        join_ranks()
+        join_world()
 
 
 def test_a_run_does_not_go_on_beside_another(

@@ -34,7 +34,7 @@ NUMBER = r"-?\d+\.\d+"
 
 @pytest.fixture(scope="module")
 def first(
-    tmp_path_factory: pytest.TempPathFactory, photos: Path, nets: dict[str, Path]
+    tmp_path_factory: pytest.TempPathFactory, photos: Path, networks: dict[str, Path]
 ) -> tuple[Path, Document]:
     """A result of two models with everything that can be said of them."""
     out = tmp_path_factory.mktemp("first") / "eval.json"
@@ -43,7 +43,7 @@ def first(
         *("--name", "raw|fp16", "--name", "raw_fp32", "--train-steps", 246803),
         *("--link", "https://x.org/a", "--comment", "as <used>", "--comment", "50% & more"),
         metrics="lpips,psim,ssim,psnr",
-        **variables_of(nets),
+        **variables_of(networks),
     )
     assert result.exit_code == 0, result.stderr
     return out, json.loads(out.read_text())
@@ -59,7 +59,7 @@ def again(first: tuple[Path, Document], tmp_path: Path) -> Path:
 
 
 def test_the_document_says_everything(
-    first: tuple[Path, Document], photos: Path, nets: dict[str, Path]
+    first: tuple[Path, Document], photos: Path, networks: dict[str, Path]
 ) -> None:
     out, document = first
     assert list(document) == [
@@ -88,9 +88,9 @@ def test_the_document_says_everything(
     assert document["run_sha256"] == hashlib.sha256(run_file.read_bytes()).hexdigest()
     assert document["not_computed"] == {}
     assert document["nets"] == [
-        {"name": name, "file": nets[name].name, "is_published": False,
-         "sha256": hashlib.sha256(nets[name].read_bytes()).hexdigest()}
-        for name in ("vgg16", "lpips heads")
+        {"name": name, "file": networks[name].name, "is_published": False,
+         "sha256": hashlib.sha256(networks[name].read_bytes()).hexdigest()}
+        for name in ("vgg16", "lpips linear weights")
     ]  # fmt: skip
     assert document["processes"] == 1
     assert document["seconds"] > 0

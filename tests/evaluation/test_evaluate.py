@@ -79,10 +79,10 @@ def vgg_layers(weights: Path, shade: bytes) -> list[Tensor]:
     return taken
 
 
-def judge(original: Rows, other: Rows, nets: dict[str, Path]) -> dict[str, float]:
+def judge(original: Rows, other: Rows, networks: dict[str, Path]) -> dict[str, float]:
     """Measure a picture with scikit-image and a plain VGG16."""
-    layers = [vgg_layers(nets["vgg16"], rows.tobytes()) for rows in (original, other)]
-    heads = torch.load(nets["lpips heads"], weights_only=True)
+    layers = [vgg_layers(networks["vgg16"], rows.tobytes()) for rows in (original, other)]
+    linear_weights = torch.load(networks["lpips linear weights"], weights_only=True)
     squares = [(a - b).square()[0] for a, b in zip(*layers, strict=True)]
     return {
         "psnr": peak_signal_noise_ratio(original, other, data_range=255),
@@ -97,18 +97,18 @@ def judge(original: Rows, other: Rows, nets: dict[str, Path]) -> dict[str, float
         ),
         "psim": sum(float(square.sum(0).mean()) for square in squares),
         "lpips": sum(
-            float((square * heads[f"lin{at}.model.1.weight"][0]).sum(0).mean())
+            float((square * linear_weights[f"lin{at}.model.1.weight"][0]).sum(0).mean())
             for at, square in enumerate(squares)
         ),
     }
 
 
-def features(pictures: list[Rows], weights: Path, net: torch.nn.Module) -> Rows:
+def features(pictures: list[Rows], weights: Path, network: torch.nn.Module) -> Rows:
     state = torch.load(weights, weights_only=True)
-    net.load_state_dict({name: value.float() for name, value in state.items()}, strict=False)
+    network.load_state_dict({name: value.float() for name, value in state.items()}, strict=False)
     pixels = torch.from_numpy(np.stack(pictures).transpose(0, 3, 1, 2).copy())
     with torch.inference_mode():
-        return net.eval()(pixels).double().numpy()
+        return network.eval()(pixels).double().numpy()
 
 
 def distance(one: Rows, other: Rows) -> float:
@@ -137,7 +137,7 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def full(
-    tmp_path_factory: pytest.TempPathFactory, crops: Path, pruned: Path, nets: dict[str, Path]
+    tmp_path_factory: pytest.TempPathFactory, crops: Path, pruned: Path, networks: dict[str, Path]
 ) -> Document:
     """Raw, EMA and pruned weights, every metric, 66 crops of photographs."""
     from tests.evaluation.runs import shrink_inception
@@ -146,7 +146,7 @@ def full(
     parts = tmp_path_factory.mktemp("full") / "parts"
     with pytest.MonkeyPatch.context() as patch:
         shrink_inception(patch.setattr)
-        return measure(models, crops, parts, metrics=METRICS, weights=nets, batch_size=11)
+        return measure(models, crops, parts, metrics=METRICS, weights=networks, batch_size=11)
 
 
 def rows_of(document: Document) -> dict[str, dict[str, Any]]:
@@ -168,8 +168,12 @@ def test_a_full_run_gives_each_metric_of_each_model(full: Document) -> None:
             assert (found["number"], found["infinite"], found["invalid"]) == (CROPS, 0, 0)
             assert found["std"] > 0
     assert full["not_computed"] == {}
-    assert [net["name"] for net in full["nets"]] == ["inception", "vgg16", "lpips heads"]
-    assert not any(net["is_published"] for net in full["nets"])
+    assert [network["name"] for network in full["nets"]] == [
+        "inception",
+        "vgg16",
+        "lpips linear weights",
+    ]
+    assert not any(network["is_published"] for network in full["nets"])
 
 
 def test_raw_and_average_differ_and_the_pruned_average_does_not(full: Document) -> None:
@@ -182,14 +186,14 @@ def test_raw_and_average_differ_and_the_pruned_average_does_not(full: Document) 
 
 
 def test_the_numbers_are_those_of_a_plain_loop(
-    full: Document, crops: Path, nets: dict[str, Path]
+    full: Document, crops: Path, networks: dict[str, Path]
 ) -> None:
     model = AutoencoderKL.from_pretrained(FOLDER)  # the raw weights, as diffusers loads them
     columns = full["per_picture"]["models"][0]
     assert full["per_picture"]["names"] == [f"{number:03d}.png" for number in range(CROPS)]
     for at in (0, 7, 31, 65):
         original = prepared(crops / f"{at:03d}.png")
-        expected = judge(original, rebuilt(model, original), nets)
+        expected = judge(original, rebuilt(model, original), networks)
         for name, value in expected.items():
             assert columns[name][at] == near_metric(name, value), (at, name)
 
@@ -205,22 +209,22 @@ def test_mean_and_deviation_are_those_of_all_pictures(full: Document) -> None:
 
 @pytest.mark.usefixtures("small_inception")
 def test_rfid_is_that_of_the_features_of_crops_and_reconstructions(
-    full: Document, crops: Path, nets: dict[str, Path]
+    full: Document, crops: Path, networks: dict[str, Path]
 ) -> None:
     model = AutoencoderKL.from_pretrained(FOLDER)
     originals = [prepared(path) for path in sorted(crops.iterdir())]
-    seen = [features(pictures, nets["inception"], inception.InceptionV3())
+    seen = [features(pictures, networks["inception"], inception.InceptionV3())
             for pictures in (originals, [rebuilt(model, rows) for rows in originals])]  # fmt: skip
     assert rows_of(full)["raw"]["rfid"] == near_metric("rfid", distance(*seen))
 
 
 def test_the_whole_inception_runs_from_the_command_line(
-    tmp_path: Path, photos: Path, nets: dict[str, Path]
+    tmp_path: Path, photos: Path, networks: dict[str, Path]
 ) -> None:
     out = tmp_path / "eval.json"
     done = start(
         *("eval", RAW, "--images", photos, "--limit", 3, "--out", out, "--size", SIZE),
-        *("--metrics", "rfid,psnr", "--inception-weights", nets["inception"]),
+        *("--metrics", "rfid,psnr", "--inception-weights", networks["inception"]),
         module="vaeconv",
     )
     said, complaints = done.communicate(timeout=300)
@@ -230,7 +234,7 @@ def test_the_whole_inception_runs_from_the_command_line(
     model = AutoencoderKL.from_pretrained(FOLDER)
     originals = [prepared(path) for path in sorted(photos.iterdir())[:3]]
     one, other = (
-        features(pictures, nets["inception"], inception.InceptionV3())
+        features(pictures, networks["inception"], inception.InceptionV3())
         for pictures in (originals, [rebuilt(model, rows) for rows in originals])
     )
     assert one.shape == (3, 2048)
@@ -258,13 +262,13 @@ def test_every_layout_gives_the_same_numbers(tmp_path: Path, photos: Path) -> No
 
 
 def test_batches_of_any_size_give_the_same_numbers(
-    tmp_path: Path, photos: Path, nets: dict[str, Path]
+    tmp_path: Path, photos: Path, networks: dict[str, Path]
 ) -> None:
     metrics = ("psnr", "ssim", "psim", "lpips")
     # Rounding makes a step of one 255th out of a last place.
     exact = SMALL._replace(rounds=False)
     one, *others = (
-        measure([KL], photos, tmp_path / f"{size}", metrics=metrics, weights=nets,
+        measure([KL], photos, tmp_path / f"{size}", metrics=metrics, weights=networks,
                 batch_size=size, protocol=exact)["models"][0]["metrics"]
         for size in (None, 2, 5)
     )  # fmt: skip
@@ -389,10 +393,10 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 @pytest.mark.usefixtures("small_inception")
 def test_pictures_against_themselves(
-    stand_in: Callable[..., None], tmp_path: Path, photos: Path, nets: dict[str, Path]
+    stand_in: Callable[..., None], tmp_path: Path, photos: Path, networks: dict[str, Path]
 ) -> None:
     stand_in(lambda latents, batch: latents)
-    found = measure([KL], photos, tmp_path / "parts", metrics=METRICS, weights=nets)
+    found = measure([KL], photos, tmp_path / "parts", metrics=METRICS, weights=networks)
     metrics = found["models"][0]["metrics"]
     assert metrics["psnr"] == {
         "mean": None, "std": None, "number": 0, "infinite": 5, "invalid": 0,
@@ -469,10 +473,10 @@ def test_values_beyond_the_range_are_clamped(
 
 @pytest.mark.usefixtures("small_inception")
 def test_reconstructions_that_are_not_finite_are_counted(
-    stand_in: Callable[..., None], tmp_path: Path, photos: Path, nets: dict[str, Path]
+    stand_in: Callable[..., None], tmp_path: Path, photos: Path, networks: dict[str, Path]
 ) -> None:
     stand_in(lambda latents, batch: latents * (math.nan if batch == 2 else 0.9))
-    found = measure([KL], photos, tmp_path / "p", metrics=METRICS, weights=nets, batch_size=1)
+    found = measure([KL], photos, tmp_path / "p", metrics=METRICS, weights=networks, batch_size=1)
     metrics = found["models"][0]["metrics"]
     columns = found["per_picture"]["models"][0]
     for name in METRICS[1:]:
@@ -583,9 +587,11 @@ def other_groups(tmp_path: Path) -> Path:
     return folder
 
 
-def test_grey_models_see_grey_pictures(tmp_path: Path, photos: Path, nets: dict[str, Path]) -> None:
+def test_grey_models_see_grey_pictures(
+    tmp_path: Path, photos: Path, networks: dict[str, Path]
+) -> None:
     found = measure([grey_model(tmp_path)], photos, tmp_path / "parts",
-                    metrics=("psnr", "ssim", "psim"), weights=nets)  # fmt: skip
+                    metrics=("psnr", "ssim", "psim"), weights=networks)  # fmt: skip
     assert found["models"][0]["metrics"]["psim"]["number"] == 5
 
 
@@ -597,7 +603,9 @@ def rgba_model(tmp_path: Path) -> Path:
     return save_ckpt(tmp_path / "rgba.ckpt", weights_of(replace(TINY, in_channels=4, out_ch=4)))
 
 
-def test_rgba_models_see_rgba_images(tmp_path: Path, photos: Path, nets: dict[str, Path]) -> None:
+def test_rgba_models_see_rgba_images(
+    tmp_path: Path, photos: Path, networks: dict[str, Path]
+) -> None:
     """PSNR is over all four channels; the networks see what lies on white."""
     folder = tmp_path / "clear"
     folder.mkdir()
@@ -607,7 +615,7 @@ def test_rgba_models_see_rgba_images(tmp_path: Path, photos: Path, nets: dict[st
             image.save(folder / path.name)
     model = rgba_model(tmp_path)
     found = measure([model], folder, tmp_path / "parts",
-                    metrics=("psnr", "ssim", "psim"), weights=nets)  # fmt: skip
+                    metrics=("psnr", "ssim", "psim"), weights=networks)  # fmt: skip
     assert found["models"][0]["metrics"]["psim"]["number"] == 5
     assert found["pictures"]["skipped"] == {}
     opaque = measure([model], photos, tmp_path / "opaque")
@@ -633,12 +641,12 @@ def test_channels_that_no_image_has_are_refused_before_the_work(
     from dataclasses import replace
 
     from tests.support.samples import TINY
-    from vaeconv.models.open_model import Side
+    from vaeconv.models.open_model import OpenModel
 
-    def fail(side: Side) -> None:
+    def fail(side: OpenModel) -> None:
         raise AssertionError("it was loaded")
 
-    monkeypatch.setattr(Side, "load", fail)
+    monkeypatch.setattr(OpenModel, "load", fail)
     odd = save_ckpt(
         tmp_path / "odd.ckpt", weights_of(replace(TINY, in_channels=taken, out_ch=made))
     )
@@ -718,7 +726,7 @@ def test_unknown_metrics_are_refused(tmp_path: Path, photos: Path, metrics: str)
 
 @pytest.fixture
 def no_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in variables_of(dict.fromkeys(("inception", "vgg16", "lpips heads"), Path())):
+    for name in variables_of(dict.fromkeys(("inception", "vgg16", "lpips linear weights"), Path())):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
 
@@ -758,23 +766,28 @@ def test_metrics_whose_weights_are_missing_can_be_left_out(tmp_path: Path, photo
 
 @pytest.mark.usefixtures("no_weights")
 def test_weights_come_from_options_variables_and_the_cache(
-    tmp_path: Path, photos: Path, nets: dict[str, Path]
+    tmp_path: Path, photos: Path, networks: dict[str, Path]
 ) -> None:
     metrics = "psim,lpips"
-    options = ("--vgg-weights", nets["vgg16"], "--lpips-weights", nets["lpips heads"])
+    options = (
+        "--vgg-weights",
+        networks["vgg16"],
+        "--lpips-weights",
+        networks["lpips linear weights"],
+    )
     base = (KL, "--images", photos, "--limit", 1, "--json", "--out")
     one = run_eval(*base, tmp_path / "a.json", *options, metrics=metrics)
-    two = run_eval(*base, tmp_path / "b.json", metrics=metrics, **variables_of(nets))
+    two = run_eval(*base, tmp_path / "b.json", metrics=metrics, **variables_of(networks))
     cache = tmp_path / "torch" / "hub" / "checkpoints"
     cache.mkdir(parents=True)
-    shutil.copy(nets["vgg16"], cache / "vgg16-397923af.pth")
-    shutil.copy(nets["lpips heads"], cache / "lpips-v0.1-vgg.pth")
+    shutil.copy(networks["vgg16"], cache / "vgg16-397923af.pth")
+    shutil.copy(networks["lpips linear weights"], cache / "lpips-v0.1-vgg.pth")
     three = run_eval(*base, tmp_path / "c.json", metrics=metrics)
     found = []
     for result in (one, two, three):
         assert result.exit_code == 0, result.output
         document = json.loads(result.stdout)
-        found.append((document["models"], [net["sha256"] for net in document["nets"]]))
+        found.append((document["models"], [network["sha256"] for network in document["nets"]]))
     assert found[0] == found[1] == found[2]
 
 
@@ -785,22 +798,22 @@ def test_a_file_of_weights_that_is_not_there_is_missing(tmp_path: Path, photos: 
 
 
 def test_weights_of_another_net_are_refused(
-    tmp_path: Path, photos: Path, nets: dict[str, Path]
+    tmp_path: Path, photos: Path, networks: dict[str, Path]
 ) -> None:
     with pytest.raises(InputError, match="not the weights of vgg16"):
-        swapped = {"vgg16": nets["inception"]}
+        swapped = {"vgg16": networks["inception"]}
         measure([KL], photos, tmp_path / "p", metrics=["psim"], weights=swapped)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 def test_the_gpu_finds_what_the_cpu_finds(
-    tmp_path: Path, photos: Path, nets: dict[str, Path]
+    tmp_path: Path, photos: Path, networks: dict[str, Path]
 ) -> None:
     metrics = ("psnr", "ssim", "psim", "lpips")
     models = [spec(KL, name="raw"), spec(KL, name="EMA", ema=True)]
     found = {
-        device: measure(models, photos, tmp_path / device, metrics=metrics, weights=nets,
+        device: measure(models, photos, tmp_path / device, metrics=metrics, weights=networks,
                         device=device, latent_stats=True)
         for device in ("cpu", "cuda")
     }  # fmt: skip

@@ -83,8 +83,8 @@ def known_shapes() -> dict[str, tuple[int, ...]]:
 def make_net() -> InceptionV3:
     """Random weights, and statistics that are not those of a fresh normalisation."""
     generator = torch.Generator().manual_seed(14)
-    net = InceptionV3()
-    for name, value in net.state_dict().items():
+    network = InceptionV3()
+    for name, value in network.state_dict().items():
         if value.dim() == 4:
             deviation = (2 / value[0].numel()) ** 0.5
             value.normal_(0, deviation, generator=generator)
@@ -92,11 +92,11 @@ def make_net() -> InceptionV3:
             value.uniform_(0.5, 1.5, generator=generator)
         elif value.is_floating_point():
             value.normal_(0, 0.2, generator=generator)
-    return net.eval().requires_grad_(False)
+    return network.eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
-def net() -> InceptionV3:
+def network() -> InceptionV3:
     return make_net()
 
 
@@ -111,35 +111,35 @@ def pictures(number: int = 1, height: int = 48, width: int = 48, seed: int = 0) 
 # --- names and shapes ---
 
 
-def test_names_and_shapes_are_those_of_the_published_weights(net: InceptionV3) -> None:
+def test_names_and_shapes_are_those_of_the_published_weights(network: InceptionV3) -> None:
     found = {
         name: tuple(value.shape)
-        for name, value in net.state_dict().items()
+        for name, value in network.state_dict().items()
         if not name.endswith("num_batches_tracked")
     }
     assert found == known_shapes()
 
 
-def test_numbers_that_are_known_of_inception(net: InceptionV3) -> None:
+def test_numbers_that_are_known_of_inception(network: InceptionV3) -> None:
     # 23,834,568 with a classifier of 1000 classes, which is 2048 * 1000 + 1000 of them.
-    assert sum(value.numel() for value in net.parameters()) == 23_834_568 - 2_049_000
-    convolutions = [one for one in net.modules() if isinstance(one, torch.nn.Conv2d)]
+    assert sum(value.numel() for value in network.parameters()) == 23_834_568 - 2_049_000
+    convolutions = [one for one in network.modules() if isinstance(one, torch.nn.Conv2d)]
     assert len(convolutions) == 94
     assert all(one.bias is None for one in convolutions)
-    norms = [one for one in net.modules() if isinstance(one, torch.nn.BatchNorm2d)]
+    norms = [one for one in network.modules() if isinstance(one, torch.nn.BatchNorm2d)]
     assert len(norms) == 94
     assert {one.eps for one in norms} == {0.001}
 
 
-def test_sizes_on_the_way(net: InceptionV3) -> None:
+def test_sizes_on_the_way(network: InceptionV3) -> None:
     shapes: dict[str, tuple[int, ...]] = {}
     hooks = [
         module.register_forward_hook(
             lambda module, given, output, name=name: shapes.update({name: tuple(output.shape[1:])})
         )
-        for name, module in net.named_children()
+        for name, module in network.named_children()
     ]
-    net(pictures())
+    network(pictures())
     for hook in hooks:
         hook.remove()
     assert shapes == {
@@ -226,52 +226,52 @@ class Judge:
         return x.mean(dim=(2, 3))
 
 
-def test_features_are_those_of_the_second_writing(net: InceptionV3) -> None:
+def test_features_are_those_of_the_second_writing(network: InceptionV3) -> None:
     given = pictures(1, 40, 56, seed=1)
-    found = net(given)
-    expected = Judge(net.state_dict()).features(given)
+    found = network(given)
+    expected = Judge(network.state_dict()).features(given)
     assert found.shape == (1, 2048)
     assert found.dtype == torch.float32
     assert expected.std() > 0.1
     assert_near(found.double(), expected)
 
 
-def test_torch_fidelity_agrees(net: InceptionV3, tmp_path: Path) -> None:
+def test_torch_fidelity_agrees(network: InceptionV3, tmp_path: Path) -> None:
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except (ImportError, RuntimeError) as error:  # without torchvision, or with another torch's
         pytest.skip(f"torch-fidelity cannot be imported: {error}")
     path = tmp_path / "weights.pth"
     fc = {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}
-    torch.save(net.state_dict() | fc, path)
+    torch.save(network.state_dict() | fc, path)
     judge = FeatureExtractorInceptionV3(
         "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path)
     )
     for height, width in ((32, 32), (37, 91), (299, 299), (400, 310)):
         given = pictures(2, height, width)
-        assert_near(net(given), judge(given)[0])
+        assert_near(network(given), judge(given)[0])
 
 
-def test_a_picture_does_not_depend_on_its_batch(net: InceptionV3) -> None:
+def test_a_picture_does_not_depend_on_its_batch(network: InceptionV3) -> None:
     given = torch.cat([pictures(1, seed=2), pictures(1, seed=3)])
-    together = net(given)
+    together = network(given)
     assert (together[0] - together[1]).abs().max() > 0.1
     for n in range(2):
-        alone = net(given[n : n + 1])
+        alone = network(given[n : n + 1])
         assert_near(alone[0], together[n])
 
 
-def test_it_computes_the_same_again_and_leaves_the_pictures(net: InceptionV3) -> None:
+def test_it_computes_the_same_again_and_leaves_the_pictures(network: InceptionV3) -> None:
     given = pictures()
     kept = given.clone()
-    assert torch.equal(net(given), net(given))
+    assert torch.equal(network(given), network(given))
     assert torch.equal(given, kept)
 
 
 @pytest.mark.parametrize("block", ["Mixed_5b", "Mixed_6b", "Mixed_7b"])
-def test_averages_leave_the_padding_out(net: InceptionV3, block: str) -> None:
+def test_averages_leave_the_padding_out(network: InceptionV3, block: str) -> None:
     """Where the input is the same everywhere, its average is too, up to the border."""
-    module = net.get_submodule(block)
+    module = network.get_submodule(block)
     pool = module.get_submodule("branch_pool")
     width = pool.get_submodule("conv").in_channels
     x = torch.rand(1, width, 1, 1, generator=torch.Generator().manual_seed(3)).expand(-1, -1, 7, 7)
@@ -282,10 +282,10 @@ def test_averages_leave_the_padding_out(net: InceptionV3, block: str) -> None:
     assert_near(pooled, pool(x))
 
 
-def test_the_last_block_takes_the_maximum(net: InceptionV3) -> None:
+def test_the_last_block_takes_the_maximum(network: InceptionV3) -> None:
     x = torch.rand(1, 2048, 3, 3, generator=torch.Generator().manual_seed(4))
-    found = net.Mixed_7c(x)[:, -192:, 1, 1]
-    expected = net.Mixed_7c.branch_pool(x.amax(dim=(2, 3), keepdim=True))[..., 0, 0]
+    found = network.Mixed_7c(x)[:, -192:, 1, 1]
+    expected = network.Mixed_7c.branch_pool(x.amax(dim=(2, 3), keepdim=True))[..., 0, 0]
     assert_near(found, expected)
 
 
@@ -341,15 +341,15 @@ def test_a_picture_of_the_right_size_stays_as_it_is() -> None:
 
 
 def test_the_meter_takes_half_weights_with_a_classifier_and_without_counters(
-    net: InceptionV3, tmp_path: Path
+    network: InceptionV3, tmp_path: Path
 ) -> None:
     path = tmp_path / "inception.pth"
-    half = {name: value.half() for name, value in net.state_dict().items() if value.dim()}
+    half = {name: value.half() for name, value in network.state_dict().items() if value.dim()}
     torch.save(half | {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}, path)
     meter = Meter(("rfid",), {"inception": path}, CPU, may_download=False)
     assert meter.metrics == ("rfid",)
     assert meter.width == 2048
-    assert [facts.name for facts in meter.nets] == ["inception"]
+    assert [facts.name for facts in meter.networks] == ["inception"]
     given = pictures()
     seen = meter.look(given)
     assert seen.features is not None

@@ -21,11 +21,11 @@ from tests.support.samples import save_ckpt
 from vaeconv.errors import InputError, MissingDependencyError, UnsafeCheckpointError
 from vaeconv.evaluation.metric_networks import (
     INCEPTION,
-    LPIPS_HEADS,
-    NETS,
+    LPIPS_LINEAR,
+    NETWORKS,
     VGG,
     MissingWeightsError,
-    Net,
+    Network,
     Weights,
     find_weights,
 )
@@ -48,8 +48,8 @@ def value_of(weights: Weights) -> float:
     return weights.tensors["layer.weight"][0, 0].item()
 
 
-def net_of(url: str = "http://127.0.0.1:9/small.pth", prefix: str = "0" * 8) -> Net:
-    return Net("small", "--small-weights", VARIABLE, url, prefix, ("psim", "lpips"))
+def net_of(url: str = "http://127.0.0.1:9/small.pth", prefix: str = "0" * 8) -> Network:
+    return Network("small", "--small-weights", VARIABLE, url, prefix, ("psim", "lpips"))
 
 
 @pytest.fixture(autouse=True)
@@ -59,8 +59,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TORCH_HOME", str(folder))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     monkeypatch.setenv("no_proxy", "*")
-    for net in (*NETS, net_of()):
-        monkeypatch.delenv(net.variable, raising=False)
+    for network in (*NETWORKS, net_of()):
+        monkeypatch.delenv(network.variable, raising=False)
     return folder / "hub" / "checkpoints"
 
 
@@ -109,15 +109,15 @@ def test_a_named_file_that_is_not_there_is_not_replaced_by_the_cache(
 
 def test_the_message_says_how_to_get_them() -> None:
     assert issubclass(MissingWeightsError, MissingDependencyError)
-    for net in NETS:
-        if net is LPIPS_HEADS and lpips_is_installed():
+    for network in NETWORKS:
+        if network is LPIPS_LINEAR and lpips_is_installed():
             continue
         with pytest.raises(MissingWeightsError) as caught:
-            find_weights(net, None, may_download=False, quiet=True)
+            find_weights(network, None, may_download=False, quiet=True)
         assert caught.value.exit_code == 7
         message = caught.value.text
         assert message.startswith("weights missing: ")
-        for part in (net.name, net.url, net.option, net.variable, *net.serves):
+        for part in (network.name, network.url, network.option, network.variable, *network.serves):
             assert part in message
         assert "downloads are off" in message
 
@@ -129,11 +129,15 @@ def lpips_is_installed() -> bool:
 
 
 def test_published_names_agree_with_their_hashes() -> None:
-    for net in (INCEPTION, VGG):
-        assert net.file_name.endswith(f"-{net.sha256_prefix}.pth")
+    for network in (INCEPTION, VGG):
+        assert network.file_name.endswith(f"-{network.sha256_prefix}.pth")
     assert INCEPTION.file_name == "weights-inception-2015-12-05-6726825d.pth"
     assert VGG.file_name == "vgg16-397923af.pth"
-    assert len({net.option for net in NETS}) == len({net.variable for net in NETS}) == 3
+    assert (
+        len({network.option for network in NETWORKS})
+        == len({network.variable for network in NETWORKS})
+        == 3
+    )
 
 
 def test_heads_are_found_in_the_lpips_package_without_importing_it(
@@ -143,7 +147,7 @@ def test_heads_are_found_in_the_lpips_package_without_importing_it(
     put(package / "__init__.py", b"raise RuntimeError('torchvision does not fit this torch')\n")
     shipped = put(package / "weights" / "v0.1" / "vgg.pth", file_of(5))
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    found = find_weights(LPIPS_HEADS, None, may_download=False, quiet=True)
+    found = find_weights(LPIPS_LINEAR, None, may_download=False, quiet=True)
     assert (found.path, value_of(found)) == (shipped, 5)
 
 
@@ -151,9 +155,9 @@ def test_heads_are_found_in_the_lpips_package_without_importing_it(
 def test_heads_have_a_name_of_their_own_in_the_cache(home: Path) -> None:
     put(home / "vgg.pth", file_of(1))
     with pytest.raises(MissingWeightsError):
-        find_weights(LPIPS_HEADS, None, may_download=False, quiet=True)
+        find_weights(LPIPS_LINEAR, None, may_download=False, quiet=True)
     path = put(home / "lpips-v0.1-vgg.pth", file_of(6))
-    found = find_weights(LPIPS_HEADS, None, may_download=False, quiet=True)
+    found = find_weights(LPIPS_LINEAR, None, may_download=False, quiet=True)
     assert (found.path, value_of(found)) == (path, 6)
 
 
@@ -245,25 +249,25 @@ def test_a_file_without_any_tensor_is_refused(tmp_path: Path) -> None:
         find_weights(net_of(), tmp_path / "none.safetensors", may_download=False, quiet=True)
 
 
-def test_weights_of_another_net_are_refused(nets: dict[str, Path], tmp_path: Path) -> None:
+def test_weights_of_another_net_are_refused(networks: dict[str, Path], tmp_path: Path) -> None:
     """Each of the three for each other: the message names the file and the net."""
-    wanted = {"inception": ("rfid",), "vgg16": ("psim",), "lpips heads": ("lpips",)}
+    wanted = {"inception": ("rfid",), "vgg16": ("psim",), "lpips linear weights": ("lpips",)}
     for name, metrics in wanted.items():
         for other in wanted:
             if other == name:
                 continue
-            given = {**nets, name: nets[other]}
+            given = {**networks, name: networks[other]}
             with pytest.raises(InputError, match=f"not the weights of {name}") as caught:
                 Meter(metrics, given, CPU, may_download=False)
-            assert caught.value.where == str(nets[other])
+            assert caught.value.where == str(networks[other])
             assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("fault", ["missing", "misshaped"])
 def test_a_net_that_lacks_something_is_refused(
-    nets: dict[str, Path], tmp_path: Path, fault: str
+    networks: dict[str, Path], tmp_path: Path, fault: str
 ) -> None:
-    tensors = torch.load(nets["vgg16"], weights_only=True)
+    tensors = torch.load(networks["vgg16"], weights_only=True)
     name = "features.28.bias"
     if fault == "missing":
         del tensors[name]
@@ -274,13 +278,13 @@ def test_a_net_that_lacks_something_is_refused(
         Meter(("psim",), {"vgg16": tmp_path / "vgg.pth"}, CPU, may_download=False)
 
 
-def test_a_missing_net_takes_its_metrics_and_no_others(nets: dict[str, Path]) -> None:
+def test_a_missing_net_takes_its_metrics_and_no_others(networks: dict[str, Path]) -> None:
     every = ("rfid", "psnr", "ssim", "psim", "lpips")
-    meter = Meter(every, {"inception": nets["inception"]}, CPU, may_download=False)
+    meter = Meter(every, {"inception": networks["inception"]}, CPU, may_download=False)
     assert meter.metrics == ("rfid", "psnr", "ssim")
     assert set(meter.missing) == {"psim", "lpips"}
     assert "VAECONV_VGG_WEIGHTS" in str(meter.missing["lpips"])
-    assert [facts.name for facts in meter.nets] == ["inception"]
+    assert [facts.name for facts in meter.networks] == ["inception"]
     pixels = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
     seen = meter.look(pixels)
     assert set(meter.compare(seen, seen)) == {"psnr", "ssim"}
@@ -291,17 +295,17 @@ def test_only_what_was_asked_for_is_missing() -> None:
     assert set(meter.missing) == {"psim"}
 
 
-@pytest.mark.skipif(lpips_is_installed(), reason="the lpips package has the heads")
-def test_without_heads_there_is_psim_still(nets: dict[str, Path]) -> None:
-    meter = Meter(("psim", "lpips"), {"vgg16": nets["vgg16"]}, CPU, may_download=False)
+@pytest.mark.skipif(lpips_is_installed(), reason="the lpips package has the linear weights")
+def test_without_heads_there_is_psim_still(networks: dict[str, Path]) -> None:
+    meter = Meter(("psim", "lpips"), {"vgg16": networks["vgg16"]}, CPU, may_download=False)
     assert meter.metrics == ("psim",)
     assert "VAECONV_LPIPS_WEIGHTS" in str(meter.missing["lpips"])
-    assert [facts.name for facts in meter.nets] == ["vgg16"]
+    assert [facts.name for facts in meter.networks] == ["vgg16"]
 
 
 def test_no_net_is_looked_for_that_nothing_needs() -> None:
     meter = Meter(("psnr", "ssim"), {}, CPU, may_download=False)
-    assert (meter.metrics, meter.missing, meter.nets) == (("psnr", "ssim"), {}, [])
+    assert (meter.metrics, meter.missing, meter.networks) == (("psnr", "ssim"), {}, [])
 
 
 # --- downloads ---
@@ -360,9 +364,9 @@ def prefix_of(content: bytes) -> str:
 @pytest.mark.parametrize("path", ["/files/small.pth", "/moved/files/small.pth"])
 def test_weights_are_fetched_once_into_the_cache(host: Host, home: Path, path: str) -> None:
     host.content = file_of(9)
-    net = net_of(host.url(path), prefix_of(host.content))
+    network = net_of(host.url(path), prefix_of(host.content))
     for _ in range(2):
-        found = find_weights(net, None, may_download=True, quiet=True)
+        found = find_weights(network, None, may_download=True, quiet=True)
         assert (found.path, value_of(found), found.is_published) == (home / "small.pth", 9, True)
     assert host.asked.count("/files/small.pth") == 1
     assert [one.name for one in home.iterdir()] == ["small.pth"]
@@ -371,7 +375,7 @@ def test_weights_are_fetched_once_into_the_cache(host: Host, home: Path, path: s
 @pytest.mark.parametrize("fault", ["another file", "cut short", "not found"])
 def test_a_download_that_fails_leaves_nothing(host: Host, home: Path, fault: str) -> None:
     host.content = file_of(9)
-    net = net_of(host.url(), prefix_of(host.content))
+    network = net_of(host.url(), prefix_of(host.content))
     if fault == "another file":
         host.content = file_of(10)
     elif fault == "cut short":
@@ -379,9 +383,9 @@ def test_a_download_that_fails_leaves_nothing(host: Host, home: Path, fault: str
     else:
         host.status = 404
     with pytest.raises(MissingWeightsError, match="could not be fetched") as caught:
-        find_weights(net, None, may_download=True, quiet=True)
+        find_weights(network, None, may_download=True, quiet=True)
     assert host.asked == ["/files/small.pth"]
-    for part in (net.url, net.option, net.variable):
+    for part in (network.url, network.option, network.variable):
         assert part in caught.value.text
     assert caught.value.exit_code == 7
     assert list(home.iterdir()) == []
@@ -390,10 +394,10 @@ def test_a_download_that_fails_leaves_nothing(host: Host, home: Path, fault: str
 
 
 def test_nothing_listens(host: Host, home: Path) -> None:
-    net = net_of(host.url())
+    network = net_of(host.url())
     host.server.server_close()
     with pytest.raises(MissingWeightsError, match="could not be fetched"):
-        find_weights(net, None, may_download=True, quiet=True)
+        find_weights(network, None, may_download=True, quiet=True)
     assert list(home.iterdir()) == []
 
 
@@ -414,27 +418,29 @@ def test_a_file_at_hand_asks_nobody(host: Host, tmp_path: Path) -> None:
 def test_progress_is_shown_unless_quiet(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
     host.content = file_of(9)
     for quiet in (True, False):
-        net = net_of(host.url(f"/files/{quiet}.pth"), prefix_of(host.content))
-        find_weights(net, None, may_download=True, quiet=quiet)
+        network = net_of(host.url(f"/files/{quiet}.pth"), prefix_of(host.content))
+        find_weights(network, None, may_download=True, quiet=quiet)
         out, err = capsys.readouterr()
         assert out == ""
         assert bool(err) is not quiet
 
 
 def test_nets_that_are_fetched_by_the_meter(
-    host: Host, home: Path, monkeypatch: pytest.MonkeyPatch, nets: dict[str, Path]
+    host: Host, home: Path, monkeypatch: pytest.MonkeyPatch, networks: dict[str, Path]
 ) -> None:
-    host.content = nets["lpips heads"].read_bytes()
-    net = LPIPS_HEADS._replace(url=host.url("/v0.1/vgg.pth"), sha256_prefix=prefix_of(host.content))
-    monkeypatch.setattr("vaeconv.evaluation.metric_networks.LPIPS_HEADS", net)
-    monkeypatch.setattr("vaeconv.evaluation.metrics.LPIPS_HEADS", net)
-    monkeypatch.setattr("vaeconv.evaluation.metrics.NETS", (VGG, net))
-    monkeypatch.setattr("vaeconv.evaluation.metric_networks._shipped_heads", lambda: None)
-    given = {"vgg16": nets["vgg16"]}
+    host.content = networks["lpips linear weights"].read_bytes()
+    network = LPIPS_LINEAR._replace(
+        url=host.url("/v0.1/vgg.pth"), sha256_prefix=prefix_of(host.content)
+    )
+    monkeypatch.setattr("vaeconv.evaluation.metric_networks.LPIPS_LINEAR", network)
+    monkeypatch.setattr("vaeconv.evaluation.metrics.LPIPS_LINEAR", network)
+    monkeypatch.setattr("vaeconv.evaluation.metrics.NETWORKS", (VGG, network))
+    monkeypatch.setattr("vaeconv.evaluation.metric_networks._shipped_linear_weights", lambda: None)
+    given = {"vgg16": networks["vgg16"]}
     meter = Meter(("lpips",), given, CPU, may_download=True, quiet=True)
     assert meter.metrics == ("lpips",)
-    facts = meter.nets[1]
+    facts = meter.networks[1]
     assert (facts.name, facts.file, facts.is_published) == (
-        "lpips heads", "lpips-v0.1-vgg.pth", True,
+        "lpips linear weights", "lpips-v0.1-vgg.pth", True,
     )  # fmt: skip
     assert host.asked == ["/v0.1/vgg.pth"]

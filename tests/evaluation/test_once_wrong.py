@@ -21,33 +21,33 @@ from vaeconv.errors import UsageError
 
 @pytest.mark.usefixtures("small_inception")
 def test_a_run_that_is_done_has_its_rfid_again(
-    tmp_path: Path, photos: Path, nets: dict[str, Path]
+    tmp_path: Path, photos: Path, networks: dict[str, Path]
 ) -> None:
-    first = measure([KL], photos, tmp_path / "parts", metrics=ALL, weights=nets)
-    again = measure([KL], photos, tmp_path / "parts", metrics=ALL, weights=nets)
+    first = measure([KL], photos, tmp_path / "parts", metrics=ALL, weights=networks)
+    again = measure([KL], photos, tmp_path / "parts", metrics=ALL, weights=networks)
     assert_same(again, first)
 
 
 @pytest.mark.usefixtures("small_inception")
 @pytest.mark.parametrize("size", [0, ROW - 1])
 def test_a_shard_without_a_whole_row(
-    tmp_path: Path, photos: Path, nets: dict[str, Path], size: int
+    tmp_path: Path, photos: Path, networks: dict[str, Path], size: int
 ) -> None:
-    first = measure([KL], photos, tmp_path / "parts", metrics=ALL, weights=nets)
+    first = measure([KL], photos, tmp_path / "parts", metrics=ALL, weights=networks)
     cut(tmp_path / "parts" / "shard-0000-0000.f32", size)
-    assert_same(measure([KL], photos, tmp_path / "parts", metrics=ALL, weights=nets), first)
+    assert_same(measure([KL], photos, tmp_path / "parts", metrics=ALL, weights=networks), first)
 
 
 @pytest.mark.usefixtures("small_inception")
 def test_a_shard_of_skipped_pictures_only(
-    tmp_path: Path, photos: Path, nets: dict[str, Path]
+    tmp_path: Path, photos: Path, networks: dict[str, Path]
 ) -> None:
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)
     (folder / "999.png").write_text("damaged")
-    first = measure([KL], folder, tmp_path / "parts", metrics=ALL, weights=nets)
+    first = measure([KL], folder, tmp_path / "parts", metrics=ALL, weights=networks)
     cut(tmp_path / "parts" / "shard-0000-0000.jsonl", -5)
-    assert_same(measure([KL], folder, tmp_path / "parts", metrics=ALL, weights=nets), first)
+    assert_same(measure([KL], folder, tmp_path / "parts", metrics=ALL, weights=networks), first)
 
 
 def test_the_average_is_another_run(tmp_path: Path, photos: Path) -> None:

@@ -72,13 +72,13 @@ def texts_of(value: Any) -> Any:
 
 
 @pytest.mark.usefixtures("small_inception")
-def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, nets: dict[str, Path]) -> None:
+def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, networks: dict[str, Path]) -> None:
     pictures = write_tiles(tmp_path / "pictures", 36)
     out = tmp_path / "eval.json"
     parts = tmp_path / "eval.json.parts"
     args = ("eval", KL, "--images", pictures, "--out", out, "--size", SIZE, "--metrics",
             "rfid,psnr,ssim", "--batch-size", 1, "--device", "cpu")  # fmt: skip
-    process = start(*args, **variables_of(nets))
+    process = start(*args, **variables_of(networks))
     shard = parts / "shard-0000-0000.jsonl"
     try:
         deadline = time.monotonic() + 120
@@ -94,8 +94,10 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, nets: dict[str, Path]
     before = [record["at"] for record in lines_of(parts)[shard.name]]
     assert 8 <= len(before) < 36, "it was done before it was killed"
 
-    options: dict[str, Any] = {"metrics": ALL, "weights": nets, "batch_size": 1}
-    result = run_eval(*args[1:6], "--batch-size", 1, metrics="rfid,psnr,ssim", **variables_of(nets))
+    options: dict[str, Any] = {"metrics": ALL, "weights": networks, "batch_size": 1}
+    result = run_eval(
+        *args[1:6], "--batch-size", 1, metrics="rfid,psnr,ssim", **variables_of(networks)
+    )
     assert result.exit_code == 0, result.stderr
     shards = lines_of(parts)
     assert [record["at"] for record in shards.pop(shard.name)] == before
@@ -113,7 +115,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, nets: dict[str, Path]
 
 @pytest.fixture(scope="module")
 def finished(
-    tmp_path_factory: pytest.TempPathFactory, photos: Path, nets: dict[str, Path]
+    tmp_path_factory: pytest.TempPathFactory, photos: Path, networks: dict[str, Path]
 ) -> tuple[Path, Document]:
     """Parts and result of a run with five pictures, of which one cannot be read."""
     from tests.evaluation.runs import shrink_inception
@@ -123,7 +125,7 @@ def finished(
     (folder / "pictures" / "001.png").write_text("damaged")
     with pytest.MonkeyPatch.context() as patch:
         shrink_inception(patch.setattr)
-        found = measure([KL], folder / "pictures", folder / "parts", metrics=ALL, weights=nets)
+        found = measure([KL], folder / "pictures", folder / "parts", metrics=ALL, weights=networks)
     assert found["pictures"]["skipped"] == {DAMAGED: 1}
     return folder, found
 
@@ -151,7 +153,7 @@ def cut(path: Path, size: int) -> None:
 )
 def test_what_is_cut_is_measured_again(
     tmp_path: Path,
-    nets: dict[str, Path],
+    networks: dict[str, Path],
     finished: tuple[Path, Document],
     suffix: str,
     size: int,
@@ -161,7 +163,7 @@ def test_what_is_cut_is_measured_again(
     parts = tmp_path / "parts"
     shutil.copytree(folder / "parts", parts)
     cut(parts / f"shard-0000-0000{suffix}", size)
-    found = measure([KL], folder / "pictures", parts, metrics=ALL, weights=nets)
+    found = measure([KL], folder / "pictures", parts, metrics=ALL, weights=networks)
     assert_same(found, expected)
     again = lines_of(parts)["shard-0000-0001.jsonl"]
     assert [record["at"] for record in again] == list(range(kept, 5))
@@ -170,7 +172,7 @@ def test_what_is_cut_is_measured_again(
 
 @pytest.mark.usefixtures("small_inception")
 def test_both_files_cut_at_different_places(
-    tmp_path: Path, nets: dict[str, Path], finished: tuple[Path, Document]
+    tmp_path: Path, networks: dict[str, Path], finished: tuple[Path, Document]
 ) -> None:
     folder, expected = finished
     for number, (line, row) in enumerate([(-5, -ROW - 1), (-200, -1), (-200, -ROW)]):
@@ -178,12 +180,14 @@ def test_both_files_cut_at_different_places(
         shutil.copytree(folder / "parts", parts)
         cut(parts / "shard-0000-0000.jsonl", line)
         cut(parts / "shard-0000-0000.f32", row)
-        assert_same(measure([KL], folder / "pictures", parts, metrics=ALL, weights=nets), expected)
+        assert_same(
+            measure([KL], folder / "pictures", parts, metrics=ALL, weights=networks), expected
+        )
 
 
 @pytest.mark.usefixtures("small_inception")
 def test_a_run_that_is_killed_again_and_again(
-    tmp_path: Path, photos: Path, nets: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, photos: Path, networks: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each time one more picture is written, and the row of another."""
     real = ShardWriter.add
@@ -197,14 +201,14 @@ def test_a_run_that_is_killed_again_and_again(
             raise KeyboardInterrupt
         real(writer, record, features)
 
-    whole = measure([KL], photos, tmp_path / "whole", metrics=ALL, weights=nets)
+    whole = measure([KL], photos, tmp_path / "whole", metrics=ALL, weights=networks)
     monkeypatch.setattr(ShardWriter, "add", add)
     for done in range(1, 5):
         with pytest.raises(KeyboardInterrupt):
-            measure([KL], photos, tmp_path / "parts", metrics=ALL, weights=nets)
+            measure([KL], photos, tmp_path / "parts", metrics=ALL, weights=networks)
         held = [record["at"] for lines in lines_of(tmp_path / "parts").values() for record in lines]
         assert held == list(range(done))
-    found = measure([KL], photos, tmp_path / "parts", metrics=ALL, weights=nets)
+    found = measure([KL], photos, tmp_path / "parts", metrics=ALL, weights=networks)
     assert_same(found, whole)
 
 
@@ -225,9 +229,9 @@ def lines_of_behind(parts: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.usefixtures("small_inception")
 def test_a_picture_that_two_shards_hold_counts_once(
-    tmp_path: Path, photos: Path, nets: dict[str, Path]
+    tmp_path: Path, photos: Path, networks: dict[str, Path]
 ) -> None:
-    some = measure([KL], photos, tmp_path / "parts", metrics=ALL, weights=nets)
+    some = measure([KL], photos, tmp_path / "parts", metrics=ALL, weights=networks)
     shard = tmp_path / "parts" / "shard-0000-0000.jsonl"
     # Another process did the first two as well, and a third picture is left.
     for suffix, size in ((".jsonl", None), (".f32", 2 * ROW)):
@@ -237,7 +241,7 @@ def test_a_picture_that_two_shards_hold_counts_once(
             data[:size] if size else lines
         )
     cut(shard, -3)
-    assert_same(measure([KL], photos, tmp_path / "parts", metrics=ALL, weights=nets), some)
+    assert_same(measure([KL], photos, tmp_path / "parts", metrics=ALL, weights=networks), some)
 
 
 # --- done ---
@@ -434,14 +438,14 @@ def test_progress_of_which_nothing_says_what_it_is_of(tmp_path: Path, photos: Pa
 
 
 def test_other_weights_of_a_net_are_another_run(
-    tmp_path: Path, photos: Path, nets: dict[str, Path]
+    tmp_path: Path, photos: Path, networks: dict[str, Path]
 ) -> None:
     import torch
 
-    measure([KL], photos, tmp_path / "parts", metrics=["psim"], weights=nets, limit=1)
-    state = torch.load(nets["vgg16"], weights_only=True)
+    measure([KL], photos, tmp_path / "parts", metrics=["psim"], weights=networks, limit=1)
+    state = torch.load(networks["vgg16"], weights_only=True)
     torch.save({name: value / 2 for name, value in state.items()}, tmp_path / "vgg.pth")
-    other = {**nets, "vgg16": tmp_path / "vgg.pth"}
+    other = {**networks, "vgg16": tmp_path / "vgg.pth"}
     with pytest.raises(UsageError, match="another run"):
         measure([KL], photos, tmp_path / "parts", metrics=["psim"], weights=other, limit=1)
 

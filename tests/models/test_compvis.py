@@ -26,7 +26,7 @@ from vaeconv.models.compvis import (
     Upsample,
 )
 from vaeconv.models.load import load_compvis, load_diffusers
-from vaeconv.models.open_model import SideOptions, open_side
+from vaeconv.models.open_model import ModelOptions, open_model
 from vaeconv.weights.plan import Row
 
 # The published shapes, at a quarter of their width.
@@ -181,7 +181,7 @@ def test_loading_is_strict(change: str) -> None:
 def test_what_verify_runs_is_loaded_strictly(layout: str) -> None:
     is_ours = layout == "compvis"
     source = FIXTURES / ("tiny-kl.safetensors" if is_ours else "tiny-diffusers")
-    side = open_side(source, "A", SideOptions(), ema=False)
+    side = open_model(source, "A", ModelOptions(), ema=False)
     rows, config = list(side.rows.values()), diffusers_config(side.topology)
 
     def load(some: list[Row]) -> Any:

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from fixtures.make_fixtures import FOLDER as FIXTURES
 from vaeconv.models.half import fp32_sums
 from vaeconv.models.load import Model
-from vaeconv.models.open_model import SideOptions, open_side
+from vaeconv.models.open_model import ModelOptions, open_model
 
 SUMMING = ("conv2d", "linear", "bmm", "scaled_dot_product_attention")
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -94,7 +94,7 @@ def test_what_overflows_is_infinite() -> None:
 @pytest.mark.parametrize("dtype", HALVES)
 def test_models_run_so(name: str, dtype: str) -> None:
     """In both layouts, and about as in fp32; hooks see the type that is asked for."""
-    side = open_side(FIXTURES / name, "A", SideOptions(), ema=False)
+    side = open_model(FIXTURES / name, "A", ModelOptions(), ema=False)
     model = side.load()
     side.close()
     seen: set[torch.dtype] = set()

@@ -31,7 +31,7 @@ from tests.support.samples import (
 from vaeconv.autoencoder.keys import NamePair
 from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.errors import MalformedCheckpointError
-from vaeconv.models.open_model import SideOptions, open_side
+from vaeconv.models.open_model import ModelOptions, open_model
 from vaeconv.parity.compare_weights import Match, TensorResult, WeightResult, compare_weights
 from vaeconv.weights.plan import Row
 
@@ -56,13 +56,13 @@ def rows_of(path: Path) -> dict[NamePair, Row]:
 def compare_tensors(
     folder: Path, one: Mapping[str, Tensor], other: Mapping[str, Tensor]
 ) -> WeightResult:
-    sides = []
+    models = []
     for name, tensors in (("one", one), ("other", other)):
         save_file(
             {key: t.contiguous() for key, t in tensors.items()}, folder / f"{name}.safetensors"
         )
-        sides.append(rows_of(folder / f"{name}.safetensors"))
-    return compare_weights(sides[0], sides[1])
+        models.append(rows_of(folder / f"{name}.safetensors"))
+    return compare_weights(models[0], models[1])
 
 
 def compare_pair(folder: Path, one: Tensor, other: Tensor) -> TensorResult:
@@ -71,7 +71,7 @@ def compare_pair(folder: Path, one: Tensor, other: Tensor) -> TensorResult:
 
 
 def compare_files(*paths: Path) -> WeightResult:
-    one, other = (open_side(path, "A", SideOptions(), ema=False) for path in paths)
+    one, other = (open_model(path, "A", ModelOptions(), ema=False) for path in paths)
     try:
         return compare_weights(one.rows, other.rows)
     finally:
@@ -395,9 +395,9 @@ def test_only_what_was_asked_for_is_compared(tmp_path: Path) -> None:
     one = {"encoder.a": torch.ones(2), "decoder.a": torch.ones(2), "decoder.b": torch.ones(1)}
     for name, tensors in (("one", one), ("other", {"encoder.a": one["encoder.a"]})):
         save_file(tensors, tmp_path / f"{name}.safetensors")
-    sides = [rows_of(tmp_path / f"{name}.safetensors") for name in ("one", "other")]
-    assert compare_weights(sides[0], sides[1], beginnings=("encoder.",)).is_same
-    result = compare_weights(sides[0], sides[1], beginnings=("decoder.",))
+    models = [rows_of(tmp_path / f"{name}.safetensors") for name in ("one", "other")]
+    assert compare_weights(models[0], models[1], beginnings=("encoder.",)).is_same
+    result = compare_weights(models[0], models[1], beginnings=("decoder.",))
     assert sorted(result.missing) == ["decoder.a", "decoder.b"]
 
 

@@ -218,7 +218,7 @@ def test_the_fixture_of_a_finetune(references: Callable[[DDConfig], Path]) -> No
     base = FIXTURES / "tiny-diffusers"
     result = check(FIXTURES / "tiny-kl.ckpt", None, refs, drop_in_for=base, ema=True)
     assert result.ok
-    assert result.sides[0].ema == 66
+    assert result.models[0].ema == 66
     decoder = drop_in(result).decoder
     assert decoder is not None
     assert len(decoder.different) > 60
@@ -231,7 +231,7 @@ def test_both_questions_at_once(
     copy = save_folder(tmp_path / "copy", in_diffusers(finetuned_weights(), MODEL))
     result = check(tuned, copy, refs, drop_in_for=out)
     assert result.ok
-    assert [side.label for side in result.sides] == ["A", "B", "BASE"]
+    assert [model.label for model in result.models] == ["A", "B", "BASE"]
     assert result.same is not None
     assert result.same.problems == drop_in(result).problems == ()
     assert result.same.decoder is None

@@ -16,7 +16,7 @@ from fixtures.make_fixtures import FOLDER as FIXTURES
 from tests.support.closeness import assert_near, gap
 from vaeconv import ConvertOptions, ScalingOptions, convert
 from vaeconv.models.load import Model, load_compvis
-from vaeconv.models.open_model import SideOptions, open_side
+from vaeconv.models.open_model import ModelOptions, open_model
 
 SCALING = 0.3
 SIZE = 32  # pixels; latents have half of it
@@ -109,11 +109,11 @@ def pipeline(converted: Path, tmp_path: Path) -> Any:
 @pytest.fixture(scope="module")
 def compvis() -> Model:
     """The CompVis decoder with the EMA of the source: it has never seen what was converted."""
-    side = open_side(FIXTURES / "tiny-kl.ckpt", "A", SideOptions(), ema=True)
+    model = open_model(FIXTURES / "tiny-kl.ckpt", "A", ModelOptions(), ema=True)
     try:
-        return load_compvis(side.topology, list(side.rows.values()))
+        return load_compvis(model.topology, list(model.rows.values()))
     finally:
-        side.close()
+        model.close()
 
 
 def draw(pipeline: Any, output_type: str) -> Any:
@@ -147,11 +147,11 @@ def test_a_pipeline_draws_what_the_compvis_decoder_draws(pipeline: Any, compvis:
 
 
 def test_the_picture_is_another_with_the_raw_weights(pipeline: Any) -> None:
-    side = open_side(FIXTURES / "tiny-kl.ckpt", "A", SideOptions(), ema=False)
+    model = open_model(FIXTURES / "tiny-kl.ckpt", "A", ModelOptions(), ema=False)
     try:
-        raw = load_compvis(side.topology, list(side.rows.values()))
+        raw = load_compvis(model.topology, list(model.rows.values()))
     finally:
-        side.close()
+        model.close()
     latents = draw(pipeline, "latent")
     with torch.inference_mode():
         judged = to_pixels(raw.decode(latents / SCALING))

@@ -71,7 +71,7 @@ def test_a_config_that_says_something_else_than_convert_would(config, is_drop_in
 def test_a_config_that_says_what_convert_would(pair):
     result = check(*pair(KL))
     assert result.ok and result.unproven == [] and result.notes == ()
-    assert result.sides[0].scaling.source == "assumed from the shapes"
+    assert result.models[0].scaling.source == "assumed from the shapes"
 
 
 @pytest.mark.parametrize(

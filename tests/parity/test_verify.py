@@ -111,7 +111,7 @@ def test_the_average_that_convert_writes_is_the_average(
     convert(source, tmp_path / target, ConvertOptions(dtype=dtype, ema=True, scaling=scaling))
     result = check(source, tmp_path / target, refs, ema=True)
     assert_same(result)
-    assert [side.ema for side in result.sides] == [66, 0]
+    assert [model.ema for model in result.models] == [66, 0]
     assert_same(check(tmp_path / target, source, refs, ema=True))
 
 
@@ -131,7 +131,7 @@ def test_what_prune_writes_is_the_same(
     prune(source, tmp_path / "pruned.safetensors", PruneOptions(ema=ema, dtype=dtype))
     pruned = check(source, tmp_path / "pruned.safetensors", references(TINY), ema=ema)
     assert_same(pruned, tensors=len(weights))
-    assert pruned.sides[0].ema == (len(weights) if ema else 0)
+    assert pruned.models[0].ema == (len(weights) if ema else 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -201,7 +201,7 @@ def test_every_form_of_a_folder_is_the_same(
     for pair in ((ckpt, tmp_path / "form"), (tmp_path / "form", out)):
         result = check(*pair, refs)
         assert_same(result, tensors=206)
-        assert all(side.loader for side in result.sides)
+        assert all(model.loader for model in result.models)
 
 
 def test_a_variant_is_read_where_it_is_asked_for(
@@ -219,12 +219,12 @@ def test_a_variant_is_read_where_it_is_asked_for(
 
 def test_each_side_runs_in_its_own_layout(ckpt: Path, out: Path, refs: Path) -> None:
     result = check(ckpt, out, refs)
-    assert [side.loader for side in result.sides] == [
+    assert [model.loader for model in result.models] == [
         "CompVis modules, strict", "AutoencoderKL.from_pretrained",
     ]  # fmt: skip
     assert any(outcome.distance.max_abs for outcome in same(result).outcomes)
     result = check(out, out / WEIGHTS, refs)
-    assert [side.layout.value for side in result.sides] == ["diffusers", "diffusers"]
+    assert [model.layout.value for model in result.models] == ["diffusers", "diffusers"]
     assert result.ok
 
 

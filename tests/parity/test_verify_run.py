@@ -410,14 +410,14 @@ def test_a_side_that_cannot_be_read_is_bad_input(
     bad = tmp_path / "bad.ckpt"
     if content is not None:
         bad.write_bytes(content)
-    sides = [FIXTURES / "tiny-kl.safetensors"] * 2
-    sides[position] = bad
-    result = run("verify", *sides)
+    models = [FIXTURES / "tiny-kl.safetensors"] * 2
+    models[position] = bad
+    result = run("verify", *models)
     assert result.exit_code == 3
     assert "bad.ckpt" in result.stderr
     assert words.lower() in result.stderr.lower()
     with pytest.raises(InputError):
-        check(*sides)
+        check(*models)
 
 
 def test_a_report_in_a_folder_that_is_not_there_fails_before_the_work(
@@ -629,9 +629,9 @@ def test_a_file_that_changes_meanwhile_is_noticed(
 
 def test_files_are_hashed(ckpt: Path, out: Path, refs: Path) -> None:
     result = check(ckpt, out, refs)
-    for side, path in zip(result.sides, (ckpt, out / WEIGHTS), strict=True):
+    for model, path in zip(result.models, (ckpt, out / WEIGHTS), strict=True):
         beside = [path.with_name("config.json")] if path.parent == out else []
-        assert list(side.files) == [
+        assert list(model.files) == [
             {
                 "name": file.name,
                 "size": file.stat().st_size,
@@ -640,7 +640,7 @@ def test_files_are_hashed(ckpt: Path, out: Path, refs: Path) -> None:
             for file in (path, *beside)
         ]
     plain = check(ckpt, out, refs, hash_files=False)
-    assert [side.files[0]["sha256"] for side in plain.sides] == [None, None]
+    assert [model.files[0]["sha256"] for model in plain.models] == [None, None]
 
 
 # --- progress and timing ---
@@ -713,19 +713,19 @@ def test_a_file_on_the_hub_verifies_by_its_autoencoder_alone(
     result = check("hf://o/full/full.ckpt", out, refs)
     assert_same(result, tensors=206)
     # Nothing more is fetched for it: the Hub knows the sha256 of what is in LFS.
-    assert result.sides[0].files[0]["sha256"] == hub.etag(tmp_path / "full.ckpt")
+    assert result.models[0].files[0]["sha256"] == hub.etag(tmp_path / "full.ckpt")
     assert weights < hub.bytes_served < weights + MIB // 2
     assert (tmp_path / "full.ckpt").stat().st_size > 16 * MIB
 
 
 def test_both_sides_on_the_hub(hub: RangeHub, refs: Path, out: Path) -> None:
     fetched: list[int] = []
-    from vaeconv.models.open_model import SideOptions
+    from vaeconv.models.open_model import ModelOptions
 
-    side = SideOptions(on_fetch=fetched.append)
-    result = check("hf://o/full/full.ckpt", "hf://o/vae", refs, a=side)
+    reading = ModelOptions(on_fetch=fetched.append)
+    result = check("hf://o/full/full.ckpt", "hf://o/vae", refs, a=reading)
     assert_same(result)
-    assert result.sides[1].loader == "AutoencoderKL.from_config, strict"
+    assert result.models[1].loader == "AutoencoderKL.from_config, strict"
     weights = (out / WEIGHTS).stat().st_size
     assert hub.bytes_served < 2 * weights + MIB
     assert sum(fetched) > weights

@@ -20,7 +20,7 @@ from tests.support.compvis import DDConfig
 from tests.support.samples import WEIGHTS, config_of
 from vaeconv.cli import app
 from vaeconv.errors import CheckFailedError
-from vaeconv.models.open_model import SideOptions
+from vaeconv.models.open_model import ModelOptions
 from vaeconv.parity.compare_outputs import Limits
 from vaeconv.parity.options import VerifyOptions
 from vaeconv.parity.result import Comparison, Verification
@@ -105,7 +105,7 @@ def check(
     chosen = VerifyOptions(
         latents=None if options.get("weights_only") else references,
         limits=Limits(atol, min_psnr),
-        b=SideOptions(variant=variant),
+        b=ModelOptions(variant=variant),
         **{**device, **options},
     )
     return verify(one, other, chosen, drop_in_for=drop_in_for)

@@ -315,11 +315,11 @@ def test_one_state_dict_under_many_keys_is_bounded(tmp_path: Path) -> None:
 
 
 def test_names_of_averages() -> None:
-    from vaeconv.common.ema_names import names_average
+    from vaeconv.common.ema_names import names_ema
 
     for name in ("ema", "model_ema.", "EMACallback", "netEMA.x", "a.swa_model", "averaging_state",
                  "shadow_params", "callbacks.EMA.ema_weights", "ema_0.9999", "EMA"):  # fmt: skip
-        assert names_average(name), name
+        assert names_ema(name), name
     for name in ("model", "schema.x", "cinema", "online_model", "ema.online_model.", "remap",
                  "current_model_state", "semantic", "state_dict", "email"):  # fmt: skip
-        assert not names_average(name), name
+        assert not names_ema(name), name

@@ -45,7 +45,7 @@ class Scaling(NamedTuple):
         }
 
 
-class GivenConfig(NamedTuple):
+class ProvidedConfig(NamedTuple):
     """Fields of a config that came with the weights or was provided; None if it has no such field.
 
     The fields are those of :class:`Topology`; a CompVis config has ``level_attention`` in place of
@@ -128,28 +128,30 @@ def build_config(
     scaling: Scaling,
     *,
     sample_size: int | tuple[int, ...],
-    given: GivenConfig | None = None,
+    provided: ProvidedConfig | None = None,
 ) -> dict[str, Any]:
     """Write every field of ``AutoencoderKL`` explicitly.
 
     Args:
         topology: The architecture.
         scaling: Factors for latents.
-        sample_size: Training resolution in pixels, where ``given`` has none.
-        given: Takes precedence in what shapes do not tell.
+        sample_size: Training resolution in pixels, where ``provided`` has none.
+        provided: Takes precedence in what shapes do not tell.
 
     Raises:
         UnsupportedModelError: Group normalisation does not divide the widths.
     """
-    groups = (given and given.norm_num_groups) or NORM_NUM_GROUPS
-    _check_groups(groups, topology, given.name if given else None)
+    groups = (provided and provided.norm_num_groups) or NORM_NUM_GROUPS
+    _check_groups(groups, topology, provided.name if provided else None)
     return {
         "_class_name": CLASS_NAME,
         "_diffusers_version": DIFFUSERS_VERSION,
-        "act_fn": (given and given.act_fn) or "silu",
+        "act_fn": (provided and provided.act_fn) or "silu",
         "block_out_channels": list(topology.channels),
         "down_block_types": [DOWN_BLOCKS[attention] for attention in topology.encoder_attention],
-        "force_upcast": True if given is None or given.force_upcast is None else given.force_upcast,
+        "force_upcast": True
+        if provided is None or provided.force_upcast is None
+        else provided.force_upcast,
         "in_channels": topology.in_channels,
         "latent_channels": topology.latent_channels,
         "latents_mean": _list(scaling.latents_mean),
@@ -158,7 +160,7 @@ def build_config(
         "mid_block_add_attention": topology.mid_attention,
         "norm_num_groups": groups,
         "out_channels": topology.out_channels,
-        "sample_size": _plain((given and given.sample_size) or sample_size),
+        "sample_size": _plain((provided and provided.sample_size) or sample_size),
         "scaling_factor": scaling.scaling_factor,
         "shift_factor": scaling.shift_factor,
         "up_block_types": [

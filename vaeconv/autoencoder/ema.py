@@ -1,4 +1,4 @@
-"""Names of EMA weights beside the raw weights that they average.
+"""Names of EMA weights beside the raw weights that they follow.
 
 Trainers save it as a state dict of its own, under a name that says so. LitEma is different:
 
@@ -12,25 +12,25 @@ from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from vaeconv.common.ema_names import names_average
+from vaeconv.common.ema_names import names_ema
 
 PREFIX = "model_ema."
 DECAY, NUM_UPDATES = "decay", "num_updates"  # behind the prefix
 _MAX_DEPTH = 32  # dots in a key
-# (1 + n) / (10 + n) warms the average up; before some 20 steps the random start shows.
+# (1 + n) / (10 + n) warms the EMA up; before some 20 steps the random start shows.
 WARM_UPDATES = 20
 
 
-class EmaSurvey(NamedTuple):
+class EmaKeys(NamedTuple):
     """EMA weights that a checkpoint holds for the autoencoder.
 
     Attributes:
         shadows: Raw CompVis name to the key of its shadow, for parameters that have one.
         keys: Number of keys that belong to an EMA, of any kind.
-        covers_unet: Whether the average belongs to a diffusion model instead.
+        covers_unet: Whether the EMA belongs to a diffusion model instead.
         prefix: What the keys of the shadows begin with.
-        others: Further averages of the same autoencoder, each by its prefix.
-        is_whole: Whether the autoencoder that was found is an average itself; its shadows are its
+        others: Further EMAs of the same autoencoder, each by its prefix.
+        is_whole: Whether the autoencoder that was found is an EMA itself; its shadows are its
             own keys then.
     """
 
@@ -42,16 +42,16 @@ class EmaSurvey(NamedTuple):
     is_whole: bool = False
 
 
-def find_averages(parameters: Mapping[str, str], keys: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Find averages of parameters: whole names behind a prefix, or LitEma's without dots.
+def find_shadows(parameters: Mapping[str, str], keys: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Find EMA weights of parameters: whole names behind a prefix, or LitEma's without dots.
 
     Args:
         parameters: Spellings of the raw names, with dots; each with what to call it in the result.
         keys: All keys of the state dict.
 
     Returns:
-        What the keys of each average begin with, and its shadows by the names of ``parameters``.
-        Of an average of an average only the outer one.
+        What the keys of each EMA begin with, and its shadows by the names of ``parameters``.
+        Of an EMA of an EMA only the outer one.
     """
     dotless = {spelled.replace(".", ""): name for spelled, name in parameters.items()}
     groups: dict[str, dict[str, str]] = {}
@@ -61,7 +61,7 @@ def find_averages(parameters: Mapping[str, str], keys: Iterable[str]) -> dict[st
             rest = key[at:]
             name = parameters.get(rest) or ("" if "." in rest else dotless.get(rest))
             if name:
-                if names_average(key[:at]):
+                if names_ema(key[:at]):
                     groups.setdefault(key[:at], {}).setdefault(name, key)
                 break
             at = key.find(".", at) + 1
@@ -72,26 +72,26 @@ def find_averages(parameters: Mapping[str, str], keys: Iterable[str]) -> dict[st
     }
 
 
-def survey_ema(
+def detect_ema(
     parameters: Mapping[str, str],
     keys: Mapping[str, object],
     prefix: str,
-    averaged: Collection[str],
-) -> EmaSurvey:
+    ema_keys: Collection[str],
+) -> EmaKeys:
     """Look for shadows of an autoencoder's parameters.
 
     Args:
         parameters: CompVis names of the parameters, without prefix, and what their keys are called
             behind it.
         keys: All keys of the state dict.
-        prefix: The autoencoder's prefix; a nested average lies under it, too.
-        averaged: Those keys that belong to an EMA, of whatever.
+        prefix: The autoencoder's prefix; a nested EMA lies under it, too.
+        ema_keys: Those keys that belong to an EMA, of whatever.
     """
     spellings = {
         spelled: name for name, bare in parameters.items() for spelled in (bare, prefix + bare)
     }
     own = {prefix + bare for bare in parameters.values()}
-    groups = find_averages(spellings, (key for key in keys if key not in own))
+    groups = find_shadows(spellings, (key for key in keys if key not in own))
     # LitEma's inside the autoencoder is its own, and that of the whole model fills its gaps.
     lit = [groups.pop(group) for group in (prefix + PREFIX, PREFIX) if group in groups]
     if lit:
@@ -99,5 +99,5 @@ def survey_ema(
         groups = {PREFIX: joined, **groups}
     found, shadows = next(iter(groups.items()), (PREFIX, {}))
     others = {group: shadows for group, shadows in groups.items() if group != found}
-    covers_unet = any("diffusion_model" in key for key in averaged)
-    return EmaSurvey(shadows, len(averaged), covers_unet, found, others)
+    covers_unet = any("diffusion_model" in key for key in ema_keys)
+    return EmaKeys(shadows, len(ema_keys), covers_unet, found, others)

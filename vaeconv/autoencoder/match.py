@@ -11,8 +11,8 @@ from vaeconv.autoencoder.ema import PREFIX as EMA_PREFIX
 from vaeconv.autoencoder.infer import detect_layout, infer_topology
 from vaeconv.autoencoder.keys import NameMap, NamePair, Shape, expand_rules
 from vaeconv.autoencoder.topology import Layout, Topology
-from vaeconv.autoencoder.unsupported import find_refusal
-from vaeconv.common.ema_names import names_average
+from vaeconv.autoencoder.unsupported import find_unsupported
+from vaeconv.common.ema_names import names_ema
 from vaeconv.errors import InputError, UnmappedKeysError, UnsupportedModelError
 
 
@@ -105,7 +105,7 @@ def is_elsewhere(prefix: str) -> bool:
     return any("." + beginning in "." + prefix for beginning in _NOT_THE_AUTOENCODER)
 
 
-def find_autoencoder(
+def match_autoencoder(
     shapes: Mapping[str, Shape],
     prefix: str,
     *,
@@ -137,12 +137,12 @@ def find_autoencoder(
             if name.startswith(prefix)
             and (not name.startswith(beside) or prefix.startswith(beside))
         }
-        raise find_refusal(inside, where) or error from error
+        raise find_unsupported(inside, where) or error from error
 
 
 def no_autoencoder(shapes: Mapping[str, Shape], where: str) -> InputError:
     """Say that no autoencoder is in a state dict, naming what is there where that is known."""
-    known = find_refusal(shapes, where)
+    known = find_unsupported(shapes, where)
     if known:
         return known
     parts = sorted({reason.value for name in shapes if (reason := drop_reason(name, ""))})
@@ -165,7 +165,7 @@ def drop_reason(name: str, prefix: str, beside: tuple[str, ...] = ()) -> DropRea
     """
     candidates = {name, name[len(prefix) :]} if name.startswith(prefix) else {name}
     root = next((root for root in beside if name.startswith(root)), "")
-    if names_average(root) or any(names_average(one[: one.find(".") + 1]) for one in candidates):
+    if names_ema(root) or any(names_ema(one[: one.find(".") + 1]) for one in candidates):
         return DropReason.EMA
     if root and not prefix.startswith(root):
         return DropReason.OTHER_STATE_DICT

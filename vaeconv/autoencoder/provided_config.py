@@ -16,7 +16,7 @@ from vaeconv.autoencoder.config import (
     CLASS_NAME,
     DOWN_BLOCKS,
     UP_BLOCKS,
-    GivenConfig,
+    ProvidedConfig,
     Scaling,
 )
 from vaeconv.autoencoder.unsupported import refuse
@@ -36,7 +36,7 @@ _FIELDS = frozenset(
 )
 
 
-def parse_config(text: str, name: str) -> GivenConfig:
+def parse_config(text: str, name: str) -> ProvidedConfig:
     """Read a config in any of the four spellings.
 
     Raises:
@@ -100,7 +100,7 @@ def _load_yaml(text: str, name: str) -> Any:
         raise MalformedCheckpointError("neither JSON nor YAML", where=name) from error
 
 
-def _from_diffusers(document: dict[str, Any], name: str) -> GivenConfig:
+def _from_diffusers(document: dict[str, Any], name: str) -> ProvidedConfig:
     # What diffusers' from_pretrained makes of these: autoencoder_kl.py, configuration_utils.py.
     left_out = document.get("_use_default_values") or ()
     document = {key: value for key, value in document.items() if key not in left_out}
@@ -112,7 +112,7 @@ def _from_diffusers(document: dict[str, Any], name: str) -> GivenConfig:
     down, up = document.get("down_block_types"), document.get("up_block_types")
     # Files of early diffusers leave fields out; the class defaults applied then.
     scaling = _number(document.get("scaling_factor"))
-    return GivenConfig(
+    return ProvidedConfig(
         name=name,
         in_channels=document.get("in_channels"),
         out_channels=document.get("out_channels"),
@@ -145,7 +145,7 @@ def _from_diffusers(document: dict[str, Any], name: str) -> GivenConfig:
     )
 
 
-def _from_compvis(document: dict[str, Any], name: str) -> GivenConfig:
+def _from_compvis(document: dict[str, Any], name: str) -> ProvidedConfig:
     params = document["model"]["params"]
     factor = _number(params.get("scale_factor"))
     stage = (params.get("first_stage_config") or {}).get("params") or params
@@ -164,7 +164,7 @@ def _from_compvis(document: dict[str, Any], name: str) -> GivenConfig:
     # ``${...}`` of sgm, which stands for the encoder's parameters, is text here.
     decoder = halves[1] if "ddconfig" not in stage and isinstance(halves[1], dict) else None
     has_quant = True if "embed_dim" in stage else None
-    return GivenConfig(
+    return ProvidedConfig(
         name=name,
         in_channels=dd.get("in_channels"),
         out_channels=dd.get("out_ch"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Annotated, NamedTuple
 
-from vaeconv.autoencoder.config import GivenConfig, Scaling
+from vaeconv.autoencoder.config import ProvidedConfig, Scaling
 from vaeconv.autoencoder.families import (
     ALIASES,
     ASSUMED,
@@ -82,7 +82,7 @@ class Decision(NamedTuple):
 def decide_scaling(
     topology: Topology,
     options: ScalingOptions,
-    given: GivenConfig | None,
+    provided: ProvidedConfig | None,
     read_stored: Callable[[], Scaling | None],
     siblings: Iterable[str],
     *,
@@ -96,7 +96,7 @@ def decide_scaling(
     Args:
         topology: The architecture.
         options: What the user said.
-        given: A config that came along or was given.
+        provided: A config that came along or was given.
         read_stored: Reads ``scale_factor`` or ``edm_mean``/``edm_std`` from the file.
         siblings: Keys of the state dict outside the autoencoder.
         where: The file, for messages.
@@ -115,7 +115,9 @@ def decide_scaling(
     else:
         # A factor of one's own also stands in for a stored one that is damaged.
         is_settled = options.scaling_factor is not None
-        base = find_stated(topology, given, (lambda: None) if is_settled else read_stored, siblings)
+        base = find_stated(
+            topology, provided, (lambda: None) if is_settled else read_stored, siblings
+        )
     if options.scaling_factor is None and options.shift_factor is None:
         return base or _assume(topology, where)
     if base is None:
@@ -153,13 +155,13 @@ def _named_family(name: str | None, topology: Topology, where: str) -> Family | 
 
 def find_stated(
     topology: Topology,
-    given: GivenConfig | None,
+    provided: ProvidedConfig | None,
     read_stored: Callable[[], Scaling | None],
     siblings: Iterable[str],
 ) -> Decision | None:
     """Take what the source itself states, or gives away by other keys in it; None if nothing."""
-    if given and given.scaling:
-        return Decision(given.scaling, None, given.sample_size or DEFAULT_SAMPLE_SIZE)
+    if provided and provided.scaling:
+        return Decision(provided.scaling, None, provided.sample_size or DEFAULT_SAMPLE_SIZE)
     told = family_by_siblings(topology, siblings)
     family = told[0] if told else None
     size = family.sample_size if family else DEFAULT_SAMPLE_SIZE

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from vaeconv.errors import UnsupportedModelError
 
 
-class Refusal(NamedTuple):
+class Unsupported(NamedTuple):
     """One recognisable model.
 
     Attributes:
@@ -26,23 +26,23 @@ class Refusal(NamedTuple):
     keys: tuple[str, ...]
 
 
-REFUSALS: tuple[Refusal, ...] = (
-    Refusal(
+UNSUPPORTED: tuple[Unsupported, ...] = (
+    Unsupported(
         "a VQ model (VQModel)",
         "it quantises latents with a codebook",
         ("*quantize.embedding.weight", "*regularization.embedding.weight", "*quantize.embed"),
     ),
-    Refusal(
+    Unsupported(
         "the FLUX.2 autoencoder (AutoencoderKLFlux2)",
         "it normalises patched latents with batch statistics",
         ("bn.running_mean", "vae.bn.running_mean", "first_stage_model.bn.running_mean"),
     ),
-    Refusal(
+    Unsupported(
         "a temporal video decoder (Stable Video Diffusion)",
         "its decoder mixes frames",
         ("*time_stack*", "*mix_factor*", "*time_mix_conv*", "*temporal_res_block*"),
     ),
-    Refusal(
+    Unsupported(
         "the LTX-Video autoencoder",
         "it is made of 3-D convolutions with per-channel statistics",
         (
@@ -51,23 +51,23 @@ REFUSALS: tuple[Refusal, ...] = (
             "*mid_block.resnets.2.conv1.conv.weight",
         ),
     ),
-    Refusal(
+    Unsupported(
         "a causal video autoencoder, such as HunyuanVideo's or CogVideoX's",
         "it is made of causal 3-D convolutions",
         ("*decoder.conv_in.conv.weight",),
     ),
-    Refusal(
+    Unsupported(
         "the Wan or Qwen-Image video autoencoder",
         "it is made of causal 3-D convolutions",
         ("*middle.0.residual.0.gamma", "*mid_block.resnets.0.norm1.gamma"),
     ),
-    Refusal("the Cosmos tokenizer", "it works on wavelets", ("*unpatcher3d.*", "*patcher3d.*")),
-    Refusal(
+    Unsupported("the Cosmos tokenizer", "it works on wavelets", ("*unpatcher3d.*", "*patcher3d.*")),
+    Unsupported(
         "the Mochi video autoencoder",
         "it is made of 3-D blocks",
         ("*decoder.blocks.0.0.weight", "*decoder.blocks.0.0.bias"),
     ),
-    Refusal(
+    Unsupported(
         "a deep compression autoencoder (AutoencoderDC)",
         "its stages are residual pixel shuffles",
         (
@@ -78,17 +78,17 @@ REFUSALS: tuple[Refusal, ...] = (
             "*encoder.down_blocks.0.0.conv2.weight",
         ),
     ),
-    Refusal(
+    Unsupported(
         "the HunyuanImage autoencoder",
         "its levels are pixel shuffles",
         ("*encoder.down_blocks.0.conv1.weight",),
     ),
-    Refusal(
+    Unsupported(
         "an asymmetric autoencoder (AsymmetricAutoencoderKL)",
         "its decoder also takes the masked image",
         ("*decoder.condition_encoder.*", "*decoder.encoder.*"),
     ),
-    Refusal(
+    Unsupported(
         "a tiny autoencoder (TAESD, AutoencoderTiny)",
         "it has no posterior and other blocks",
         (
@@ -98,22 +98,22 @@ REFUSALS: tuple[Refusal, ...] = (
             "*decoder.layers.0.weight",
         ),
     ),
-    Refusal(
+    Unsupported(
         "the Stable Cascade (Paella) VQ model",
         "it has a codebook",
         ("*vquantizer.codebook.weight",),
     ),
-    Refusal(
+    Unsupported(
         "an audio autoencoder (Oobleck)",
         "it is made of 1-D convolutions with weight norm",
         ("*.weight_g", "*.snake1.alpha"),
     ),
-    Refusal(
+    Unsupported(
         "an autoencoder with linear attention (attn_type: linear)",
         "diffusers has only full attention there",
         ("*.to_qkv.weight",),
     ),
-    Refusal(
+    Unsupported(
         "an autoencoder with 3x3 shortcuts (use_conv_shortcut)",
         "diffusers has only 1x1 shortcuts",
         ("*.block.*.conv_shortcut.weight", "*.block_1.conv_shortcut.weight"),
@@ -121,12 +121,14 @@ REFUSALS: tuple[Refusal, ...] = (
 )
 
 
-def find_refusal(shapes: Mapping[str, tuple[int, ...]], where: str) -> UnsupportedModelError | None:
+def find_unsupported(
+    shapes: Mapping[str, tuple[int, ...]], where: str
+) -> UnsupportedModelError | None:
     """Name the model that these tensors belong to, where it is one that is known and refused."""
-    for refusal in REFUSALS:
-        for pattern in refusal.keys:
+    for unsupported in UNSUPPORTED:
+        for pattern in unsupported.keys:
             if any(fnmatchcase(name, pattern) for name in shapes):
-                return refuse(refusal.family, refusal.reason, where)
+                return refuse(unsupported.family, unsupported.reason, where)
     if any(len(shape) == 5 and "conv" in name for name, shape in shapes.items()):
         return refuse("a video autoencoder", "it has 3-D convolutions", where)
     return None

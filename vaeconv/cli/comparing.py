@@ -42,7 +42,7 @@ def compare_job(job: CompareJob, options: CompareOptions, reading: Reading, sink
         options = replace(
             options,
             protocol=preset(job.protocol).changed(size=job.size),
-            sides=reading.options(fetching.advance),
+            reading=reading.options(fetching.advance),
             on_sample=extremes.add if job.html else None,
             on_progress=steps.advance,
         )

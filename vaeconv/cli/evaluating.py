@@ -20,7 +20,7 @@ from vaeconv.cli.render.eval import print_results, result_notes, table_lines
 from vaeconv.common.json_text import dump_json
 from vaeconv.common.notes import note
 from vaeconv.errors import InputError, OutputExistsError, UsageError
-from vaeconv.evaluation.distributed import read_ranks
+from vaeconv.evaluation.distributed import read_world
 from vaeconv.evaluation.eval_options import EvalOptions
 from vaeconv.evaluation.evaluate import evaluate
 from vaeconv.evaluation.models import ModelSpec
@@ -109,12 +109,12 @@ def _run(
         raise another
     # Another run's progress may go where that was asked for, and with its own result.
     discards = job.overwrite and (options.restart or belongs) if is_there else options.restart
-    shown = sink.is_shown and read_ranks().is_first
+    shown = sink.is_shown and read_world().is_first
     with ByteProgress("fetching", enabled=shown) as fetching, StepProgress(enabled=shown) as steps:
         options = replace(
             options,
             discards=discards,
-            sides=options.sides._replace(on_fetch=fetching.advance),
+            reading=options.reading._replace(on_fetch=fetching.advance),
             quiet=True,
             on_progress=steps.advance,
         )

@@ -23,7 +23,7 @@ from vaeconv.common.option_docs import (
 from vaeconv.weights.idle_options import Rule, refuse_idle
 
 if TYPE_CHECKING:
-    from vaeconv.models.open_model import SideOptions
+    from vaeconv.models.open_model import ModelOptions
 
 # What a shell completes; the release's own list is imported with all of its work.
 _STEPS = ("convert", "prune", "verify", "eval", "compare", "card", "push")
@@ -38,11 +38,11 @@ class Reading:
     salvage: Salvage = False
     download: Download = False
 
-    def options(self, on_fetch: Callable[[int], None] | None = None) -> SideOptions:
+    def options(self, on_fetch: Callable[[int], None] | None = None) -> ModelOptions:
         """Make the library's options of it."""
-        from vaeconv.models.open_model import SideOptions
+        from vaeconv.models.open_model import ModelOptions
 
-        return SideOptions(**asdict(self), on_fetch=on_fetch)
+        return ModelOptions(**asdict(self), on_fetch=on_fetch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

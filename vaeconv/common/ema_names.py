@@ -12,10 +12,10 @@ _AVERAGE = frozenset(
 _RAW = frozenset({"online", "current", "raw"})
 
 
-def names_average(path: str) -> bool:
+def names_ema(path: str) -> bool:
     """Tell by the keys that lead to a state dict; the innermost that says anything decides.
 
-    >>> names_average("callbacks.EMA.state_dict"), names_average("ema.online_model.")
+    >>> names_ema("callbacks.EMA.state_dict"), names_ema("ema.online_model.")
     (True, False)
     """
     for component in reversed(path.split(".")):

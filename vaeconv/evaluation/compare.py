@@ -33,7 +33,7 @@ from vaeconv.models.devices import (
     reproducible,
 )
 from vaeconv.models.images import LeftOut
-from vaeconv.models.open_model import OfOneModel, SideOptions
+from vaeconv.models.open_model import ModelOptions, OfOneModel
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +50,7 @@ class CompareOptions:
 
     Attributes:
         protocol: How images are prepared and reconstructed.
-        sides: How to read the models.
+        reading: How to read the models.
         on_sample: Called with each image and its reconstructions.
         on_progress: Called with what is being done, and how much of it is done of how much.
 
@@ -79,7 +79,7 @@ class CompareOptions:
     ] = "png"
     overwrite: docs.Overwrite = False
     device: docs.Device = "auto"
-    sides: OfOneModel = SideOptions()
+    reading: OfOneModel = ModelOptions()
     on_sample: Callable[[Sample], None] | None = None
     on_progress: Callable[[str, int, int], None] | None = None
 
@@ -165,7 +165,7 @@ def compare(
             options.protocol,
             device,
             stack,
-            how=options.sides,
+            how=options.reading,
             on_step=lambda step: report(step, 0, 1),
         )
         names = [candidate.name for candidate in candidates]
@@ -177,7 +177,7 @@ def compare(
         stream = found.stream(
             range(len(found)),
             options.protocol,
-            candidates[0].side.topology.in_channels,
+            candidates[0].opened.topology.in_channels,
             workers=os.cpu_count() or 1,
             ahead=4,
         )

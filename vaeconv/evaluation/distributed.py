@@ -30,17 +30,17 @@ _LAUNCHED = "TORCHELASTIC_RUN_ID"  # set by torchrun and accelerate launch for w
 _HEARTBEAT = 0.5  # seconds between looks at the launcher
 
 
-class Ranks(NamedTuple):
+class World(NamedTuple):
     """This process among all.
 
     Attributes:
         rank: Its number.
-        world: How many there are.
+        size: How many there are, the world size.
         local_rank: Its number on its machine: which GPU is its own.
     """
 
     rank: int = 0
-    world: int = 1
+    size: int = 1
     local_rank: int = 0
 
     @property
@@ -50,26 +50,26 @@ class Ranks(NamedTuple):
 
     def share(self, indices: Sequence[int]) -> list[int]:
         """Take this process's part, without padding: parts differ by one at most."""
-        return list(indices[self.rank :: self.world])
+        return list(indices[self.rank :: self.size])
 
     def gather(self, value: Any) -> list[Any]:
         """Give every process's value to every process, in the order of ranks."""
-        if self.world == 1:
+        if self.size == 1:
             return [value]
         from torch import distributed
 
-        values: list[Any] = [None] * self.world
+        values: list[Any] = [None] * self.size
         with _reaching_others():
             distributed.all_gather_object(values, value)
         return values
 
-    def in_turn(self, work: Callable[[], Result]) -> Result:
+    def first_then_others(self, work: Callable[[], Result]) -> Result:
         """Do something in the first process, then in the others: what it fetched, they find.
 
         Raises:
             VaeconvError: It failed in the first process; then it fails in all.
         """
-        if self.world == 1:
+        if self.size == 1:
             return work()
         failure: VaeconvError | None = None
         if self.is_first:
@@ -88,7 +88,7 @@ class Ranks(NamedTuple):
 
     def merge(self, moments: Moments) -> Moments:
         """Add up the moments of all processes, in float64."""
-        if self.world == 1:
+        if self.size == 1:
             return moments
         import numpy as np
         import torch
@@ -104,24 +104,30 @@ class Ranks(NamedTuple):
         return Moments(round(float(merged[0])), merged[1 : 1 + size], outer)
 
 
-def read_ranks() -> Ranks:
+def read_world() -> World:
     """Read from the environment which process this is; a variable that is empty is not set.
 
     Raises:
         UsageError: A variable is no number, or they contradict each other.
     """
-    world = _read_number("WORLD_SIZE", 1)
+    world_size = _read_number("WORLD_SIZE", 1)
     rank, local_rank = (_read_number(name, None) for name in ("RANK", "LOCAL_RANK"))
-    if world is None or world < 1:
-        raise UsageError(f"WORLD_SIZE is {world}, and there is one process at least", hint=_HOW)
-    if world > 1 and rank is None:
-        raise UsageError(f"WORLD_SIZE is {world}, but RANK is not set", hint=_HOW)
-    if (rank or 0) >= world:
-        said = f"WORLD_SIZE is {world}" if os.environ.get("WORLD_SIZE") else "WORLD_SIZE is not set"
+    if world_size is None or world_size < 1:
+        raise UsageError(
+            f"WORLD_SIZE is {world_size}, and there is one process at least", hint=_HOW
+        )
+    if world_size > 1 and rank is None:
+        raise UsageError(f"WORLD_SIZE is {world_size}, but RANK is not set", hint=_HOW)
+    if (rank or 0) >= world_size:
+        said = (
+            f"WORLD_SIZE is {world_size}"
+            if os.environ.get("WORLD_SIZE")
+            else "WORLD_SIZE is not set"
+        )
         raise UsageError(f"RANK is {rank}, but {said}", hint=_HOW)
-    if world > 1 and (local_rank or 0) >= world:
-        raise UsageError(f"LOCAL_RANK is {local_rank}, but WORLD_SIZE is {world}", hint=_HOW)
-    return Ranks(rank or 0, world, local_rank or 0)
+    if world_size > 1 and (local_rank or 0) >= world_size:
+        raise UsageError(f"LOCAL_RANK is {local_rank}, but WORLD_SIZE is {world_size}", hint=_HOW)
+    return World(rank or 0, world_size, local_rank or 0)
 
 
 def _read_number(name: str, default: int | None) -> int | None:
@@ -133,7 +139,7 @@ def _read_number(name: str, default: int | None) -> int | None:
     return int(text)
 
 
-def join_ranks(expected: int | None = None) -> Ranks:
+def join_world(expected: int | None = None) -> World:
     """Join the other processes.
 
     What is exchanged lies on the CPU, so gloo carries it, whatever computes.
@@ -145,14 +151,14 @@ def join_ranks(expected: int | None = None) -> Ranks:
         UsageError: There are more or fewer, or the environment contradicts itself.
         HubError: The other processes cannot be reached.
     """
-    ranks = read_ranks()
-    if expected is not None and ranks.world != expected:
+    world = read_world()
+    if expected is not None and world.size != expected:
         raise UsageError(
-            f"processes that run: {ranks.world}; expected: {expected}",
+            f"processes that run: {world.size}; expected: {expected}",
             hint="accelerate launch --cpu starts one; torchrun --nproc-per-node starts many",
         )
-    if ranks.world == 1:
-        return ranks
+    if world.size == 1:
+        return world
     from torch import distributed
 
     # Once, and kept to the end: joining again races with those who have not left yet.
@@ -160,9 +166,9 @@ def join_ranks(expected: int | None = None) -> Ranks:
         _check_address()
         _stop_with_launcher()
         with _reaching_others():
-            distributed.init_process_group("gloo", rank=ranks.rank, world_size=ranks.world)
+            distributed.init_process_group("gloo", rank=world.rank, world_size=world.size)
         atexit.register(distributed.destroy_process_group)
-    return ranks
+    return world
 
 
 def _check_address() -> None:
@@ -201,7 +207,7 @@ def _reaching_others() -> Iterator[None]:
         ) from error
 
 
-def device_of(wanted: str, ranks: Ranks) -> torch.device:
+def device_of(wanted: str, world: World) -> torch.device:
     """Take the process's own GPU where there are several processes.
 
     Raises:
@@ -209,12 +215,12 @@ def device_of(wanted: str, ranks: Ranks) -> torch.device:
     """
     import torch
 
-    if ranks.world > 1 and wanted in ("auto", "cuda") and torch.cuda.is_available():
+    if world.size > 1 and wanted in ("auto", "cuda") and torch.cuda.is_available():
         count = torch.cuda.device_count()
-        if ranks.local_rank >= count:
+        if world.local_rank >= count:
             raise MissingDependencyError(
-                f"process {ranks.local_rank} has no GPU of its own: there are {count}",
+                f"process {world.local_rank} has no GPU of its own: there are {count}",
                 hint="start as many processes as there are GPUs, or use --device cpu",
             )
-        return torch.device("cuda", ranks.local_rank)
+        return torch.device("cuda", world.local_rank)
     return pick_device(wanted)

@@ -85,7 +85,7 @@ def make_document(
             for at, (candidate, distance) in enumerate(zip(candidates, distances, strict=True))
         ],
         "not_computed": _not_computed(meter, protocol, len(measured)),
-        "nets": [net._asdict() for net in meter.nets],
+        "nets": [network._asdict() for network in meter.networks],
         **run,
         "per_picture": _columns(measured, len(candidates)),
     }
@@ -153,7 +153,7 @@ def describe_model(candidate: Candidate) -> dict[str, Any]:
     return {
         "name": candidate.name,
         "path": spec.path,
-        "layout": candidate.side.layout.value,
+        "layout": candidate.opened.layout.value,
         "sha256": list(candidate.sha256),
         "weights_sha256": candidate.weights_sha256,
         "train_steps": spec.train_steps,

@@ -14,7 +14,7 @@ from vaeconv.errors import UsageError
 from vaeconv.evaluation.metrics import METRICS
 from vaeconv.evaluation.protocol import PRESETS, WINDOW, Protocol
 from vaeconv.evaluation.samples import Sample
-from vaeconv.models.open_model import OfOneModel, SideOptions
+from vaeconv.models.open_model import ModelOptions, OfOneModel
 
 _METRICS_PANEL, _SPEED = "Metrics", "Speed"
 
@@ -47,7 +47,7 @@ class EvalOptions:
         protocol: How images are prepared and reconstructed.
         weights: Files with weights of metric networks, by network.
         discards: Discard the progress of another run, in place of an error.
-        sides: How to read the models.
+        reading: How to read the models.
         on_sample: Called with each of the worst and the best images, once all are measured.
         quiet: Draw no progress bar while fetching weights.
         on_progress: Called with what is being done, and how much of it is done of how much.
@@ -123,7 +123,7 @@ class EvalOptions:
     ] = None
     restart: Annotated[bool, Doc("Discard saved progress and start over.")] = False
     discards: bool = False
-    sides: OfOneModel = SideOptions()
+    reading: OfOneModel = ModelOptions()
     on_sample: Callable[[Sample], None] | None = None
     quiet: bool = False
     on_progress: Callable[[str, int, int], None] | None = None

@@ -16,7 +16,7 @@ from vaeconv.checkpoint.writers.writable import check_writable
 from vaeconv.common.option_checks import options_of
 from vaeconv.errors import MissingDependencyError
 from vaeconv.evaluation.batches import BatchRunner, grouped
-from vaeconv.evaluation.distributed import Ranks, device_of, join_ranks
+from vaeconv.evaluation.distributed import World, device_of, join_world
 from vaeconv.evaluation.document import check_records, make_document
 from vaeconv.evaluation.eval_options import EvalOptions
 from vaeconv.evaluation.image_set import ImageSet
@@ -90,7 +90,7 @@ def evaluate(
 
     Raises:
         InputError: A model or the set cannot be read, or there are too few pictures.
-        MissingDependencyError: Weights of a metric net, the device or a package are missing.
+        MissingDependencyError: Weights of a metric network, the device or a package are missing.
         UsageError: The options do not fit together, another run's progress is there, or an image
             is not what it was when it was measured.
         OutputError: Progress cannot be written.
@@ -107,16 +107,16 @@ def evaluate(
     options, specs = options_of(EvalOptions, options), as_specs(models)
     with ExitStack() as stack:
         parts = parts or Path(stack.enter_context(tempfile.TemporaryDirectory()), "parts")
-        ranks = join_ranks(options.expect_world_size)
+        world = join_world(options.expect_world_size)
         check_writable(parts, is_folder=True)
-        if not ranks.is_first:  # the first process alone speaks, and removes what is there
+        if not world.is_first:  # the first process alone speaks, and removes what is there
             options = replace(options, on_progress=None, quiet=True, restart=False, discards=False)
         report = options.on_progress or (lambda step, done, total: None)
-        pictures = ranks.in_turn(
+        pictures = world.first_then_others(
             lambda: ImageSet(images, options.limit, lambda step: report(step, 0, 1))
         )
         stack.callback(pictures.close)
-        return Evaluation(specs, pictures, parts, options, ranks, stack).run()
+        return Evaluation(specs, pictures, parts, options, world, stack).run()
 
 
 class Evaluation:
@@ -131,18 +131,18 @@ class Evaluation:
         pictures: ImageSet,
         parts: Path,
         options: EvalOptions,
-        ranks: Ranks,
+        world: World,
         stack: ExitStack,
     ) -> None:
         self._pictures = pictures
         self._parts = parts
         self._options = options
-        self._ranks = ranks
+        self._world = world
         self._report = options.on_progress or (lambda step, done, total: None)
         self._step("importing torch and diffusers")
         import_torch()
-        self._device = device_of(options.device, ranks)
-        self._meter = ranks.in_turn(
+        self._device = device_of(options.device, world)
+        self._meter = world.first_then_others(
             lambda: Meter(
                 options.metrics,
                 options.weights,
@@ -164,7 +164,7 @@ class Evaluation:
             options.protocol,
             self._device,
             stack,
-            how=options.sides,
+            how=options.reading,
             channels_last=options.channels_last,
             compiles=options.compiles,
             on_step=self._step,
@@ -181,7 +181,7 @@ class Evaluation:
             "protocol": options.protocol._asdict(),
             "metrics": list(self._meter.metrics),
             "latent_stats": options.latent_stats,
-            "metric_networks": [[net.name, net.sha256] for net in self._meter.nets],
+            "metric_networks": [[network.name, network.sha256] for network in self._meter.networks],
             "versions": describe_versions(),
         }
 
@@ -191,30 +191,30 @@ class Evaluation:
     def run(self) -> EvalResult | None:
         """Measure what is left to measure, and bring it all together, as :func:`evaluate`."""
         restart, discards = self._options.restart, self._options.discards
-        self._ranks.in_turn(
+        self._world.first_then_others(
             lambda: open_folder(self._parts, self._run, restart=restart, discards=discards)
         )
         shards = read_shards(self._parts, self._width)
         known: dict[int, str | None] = {}
-        for some in self._ranks.gather(hashes_of(shards)):
+        for some in self._world.gather(hashes_of(shards)):
             known |= some
         self._check_unchanged(known)
         todo = [index for index in range(len(self._pictures)) if index not in known]
-        writer = ShardWriter(self._parts, self._ranks.rank, self._width)
+        writer = ShardWriter(self._parts, self._world.rank, self._width)
         try:
-            self._measure(self._ranks.share(todo), len(todo), writer)
+            self._measure(self._world.share(todo), len(todo), writer)
         finally:
             writer.close()
         return self._finish([*shards, writer.shard])
 
     def _check_unchanged(self, known: Mapping[int, str | None]) -> None:
         """Check that images are what they were when they were measured, by their bytes."""
-        mine = self._ranks.share(sorted(known))
+        mine = self._world.share(sorted(known))
         if mine:
             self._step(f"looking whether {len(known)} measured images are unchanged")
         found = self._pictures.hashes(mine, workers=self._workers)
         changed = [at for at, sha256 in zip(mine, found, strict=True) if sha256 != known[at]]
-        everywhere = sorted(at for some in self._ranks.gather(changed) for at in some)
+        everywhere = sorted(at for some in self._world.gather(changed) for at in some)
         if everywhere:
             raise OtherRunError(
                 f"{self._pictures.names[everywhere[0]]} is not what it was when it was measured",
@@ -230,7 +230,7 @@ class Evaluation:
         stream = self._pictures.stream(
             indices,
             self._options.protocol,
-            self._candidates[0].side.topology.in_channels,
+            self._candidates[0].opened.topology.in_channels,
             workers=self._workers,
             ahead=max(_AHEAD * size, self._workers),
         )
@@ -242,26 +242,26 @@ class Evaluation:
                 for record, features in batch.records():
                     writer.add(record, features)
                 done += len(batch.items)
-                self._report("measuring images", min(done * self._ranks.world, total), total)
+                self._report("measuring images", min(done * self._world.size, total), total)
 
     def batch_size(self) -> int:
         """How many pictures there are in a batch: as many as was said, or as fit."""
         if self._options.batch_size:
             return self._options.batch_size
-        widest = max(max(one.side.topology.channels[:2]) for one in self._candidates)
+        widest = max(max(one.opened.topology.channels[:2]) for one in self._candidates)
         return fitting_batch(self._device, self._options.protocol.size**2, widest)
 
     def _finish(self, shards: Sequence[Shard]) -> EvalResult | None:
         seconds = time.monotonic() - self._started
         self._step("computing the statistics")
-        found = merge_shards(shards, self._ranks, self._meter.width)
-        if not self._ranks.is_first:
+        found = merge_shards(shards, self._world, self._meter.width)
+        if not self._world.is_first:
             return None
         check_records(found.records, self._pictures.place, strict=self._options.strict)
         run = {
             "run_sha256": digest_of(self._run),
             "environment": self._environment,
-            "processes": self._ranks.world,
+            "processes": self._world.size,
             "seconds": round(seconds, 2),
         }
         protocol = self._options.protocol
@@ -283,13 +283,13 @@ class Evaluation:
 
 def _identify(candidate: Candidate) -> list[Any]:
     """Say what decides a model's reconstructions: its weights, whatever file they are in."""
-    side = candidate.side
-    config = side.checkpoint.config
+    opened = candidate.opened
+    config = opened.checkpoint.config
     return [
         candidate.name,
-        side.layout.value,
-        side.groups,
-        side.activation,
+        opened.layout.value,
+        opened.groups,
+        opened.activation,
         candidate.spec.ema,
         candidate.weights_sha256,
         hashlib.sha256(config.text.encode()).hexdigest() if config else None,

@@ -135,27 +135,27 @@ def psim(one: list[Tensor], other: list[Tensor]) -> Tensor:
     return _distance((a - b).square() for a, b in zip(one, other, strict=True))
 
 
-def lpips(one: list[Tensor], other: list[Tensor], heads: list[Tensor]) -> Tensor:
+def lpips(one: list[Tensor], other: list[Tensor], linear_weights: list[Tensor]) -> Tensor:
     """Compute LPIPS version 0.1 with VGG16 (Zhang et al. 2018).
 
     Args:
         one: What :class:`VGG16` gives for a batch.
         other: The same for another.
-        heads: The learned weights of each layer's channels, ``[c]``.
+        linear_weights: The learned weights of each layer's channels, ``[c]``.
 
     Returns:
         ``[b]``.
     """
-    layers = zip(one, other, heads, strict=True)
-    return _distance((a - b).square() * head.reshape(1, -1, 1, 1) for a, b, head in layers)
+    layers = zip(one, other, linear_weights, strict=True)
+    return _distance((a - b).square() * linear.reshape(1, -1, 1, 1) for a, b, linear in layers)
 
 
 def _distance(layers: Iterable[Tensor]) -> Tensor:
     return torch.stack([layer.sum(dim=1).mean(dim=(1, 2)) for layer in layers]).sum(dim=0)
 
 
-def read_heads(weights: Mapping[str, Tensor]) -> list[Tensor]:
-    """Take LPIPS' heads from the file that the lpips package ships (``weights/v0.1/vgg.pth``).
+def read_linear_weights(weights: Mapping[str, Tensor]) -> list[Tensor]:
+    """Take LPIPS' linear weights from the lpips package's file ``weights/v0.1/vgg.pth``.
 
     Raises:
         KeyError: They are not in it.

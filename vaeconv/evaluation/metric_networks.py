@@ -27,8 +27,8 @@ LPIPS_FILE = Doc("Linear weights of LPIPS v0.1 for VGG.", "FILE", _METRICS)
 _PATIENCE = 15.0  # seconds for a server to say that it has a file
 
 
-class Net(NamedTuple):
-    """A net, and where its weights come from.
+class Network(NamedTuple):
+    """A metric network, and where its weights come from.
 
     Attributes:
         name: What it is called here.
@@ -52,7 +52,7 @@ class Net(NamedTuple):
         return self.url.rpartition("/")[2]
 
 
-INCEPTION = Net(
+INCEPTION = Network(
     "inception",
     "--inception-weights",
     "VAECONV_INCEPTION_WEIGHTS",
@@ -61,7 +61,7 @@ INCEPTION = Net(
     "6726825d",
     ("rfid",),
 )
-VGG = Net(
+VGG = Network(
     "vgg16",
     "--vgg-weights",
     "VAECONV_VGG_WEIGHTS",
@@ -69,15 +69,15 @@ VGG = Net(
     "397923af",
     ("psim", "lpips"),
 )
-LPIPS_HEADS = Net(
-    "lpips heads",
+LPIPS_LINEAR = Network(
+    "lpips linear weights",
     "--lpips-weights",
     "VAECONV_LPIPS_WEIGHTS",
     "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/vgg.pth",
     "a78928a0af1e5f0f",  # as in lpips 0.1.4
     ("lpips",),
 )
-NETS = (INCEPTION, VGG, LPIPS_HEADS)
+NETWORKS = (INCEPTION, VGG, LPIPS_LINEAR)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,16 +95,16 @@ class NetworkFiles:
             UsageError: No metric needs one.
         """
         paths = (self.inception_weights, self.vgg_weights, self.lpips_weights)
-        given = {net: path for net, path in zip(NETS, paths, strict=True) if path is not None}
+        named = {one: path for one, path in zip(NETWORKS, paths, strict=True) if path is not None}
         why = "no metric of --metrics uses them"
         refuse_idle(
-            Rule(net.option, True, not {*metrics}.isdisjoint(net.serves), why) for net in given
+            Rule(one.option, True, not {*metrics}.isdisjoint(one.serves), why) for one in named
         )
-        return {net.name: path for net, path in given.items()}
+        return {network.name: path for network, path in named.items()}
 
 
 class Weights(NamedTuple):
-    """The weights of a net.
+    """The weights of a network.
 
     Attributes:
         tensors: By their names in the file.
@@ -120,24 +120,24 @@ class Weights(NamedTuple):
 
 
 class MissingWeightsError(MissingDependencyError):
-    """The weights of a metric net are nowhere, and could not be fetched."""
+    """The weights of a metric network are nowhere, and could not be fetched."""
 
 
 def find_weights(
-    net: Net,
+    network: Network,
     given: Path | None,
     *,
     may_download: bool,
     quiet: bool,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Weights:
-    """Find and load the weights of a net.
+    """Find and load the weights of a network.
 
     In this order: the file that was given, the environment variable, torch's cache of downloads,
     the lpips package where it is installed, a download.
 
     Args:
-        net: Which.
+        network: Which.
         given: The file that an option named.
         may_download: Whether to fetch what is not there.
         quiet: Whether to draw no progress bar.
@@ -147,60 +147,60 @@ def find_weights(
         MissingWeightsError: They are nowhere, or cannot be fetched.
         InputError: A file is there and cannot be read.
     """
-    path = _place_of(net, given)
+    path = _place_of(network, given)
     if not path.is_file():
         if not may_download:
-            raise _missing(net, "it is not in torch's cache, and downloads are off")
-        on_step(f"downloading the weights of {net.name} from {net.url}")
-        _download(net, path, quiet=quiet)
-    on_step(f"reading the weights of {net.name}")
-    return _load(net, path)
+            raise _missing(network, "it is not in torch's cache, and downloads are off")
+        on_step(f"downloading the weights of {network.name} from {network.url}")
+        _download(network, path, quiet=quiet)
+    on_step(f"reading the weights of {network.name}")
+    return _load(network, path)
 
 
-def check_weights(net: Net, given: Path | None = None) -> None:
-    """Check that the weights of a net are there or can be fetched, without loading them.
+def check_weights(network: Network, given: Path | None = None) -> None:
+    """Check that the weights of a network are there or can be fetched, without loading them.
 
     Args:
-        net: Which.
+        network: Which.
         given: The file that an option named.
 
     Raises:
         MissingWeightsError: They are nowhere, or the server that has them does not answer.
     """
-    if _place_of(net, given).is_file():
+    if _place_of(network, given).is_file():
         return
     from urllib.request import Request, urlopen
 
     try:
-        with urlopen(Request(net.url, method="HEAD"), timeout=_PATIENCE):
+        with urlopen(Request(network.url, method="HEAD"), timeout=_PATIENCE):
             pass
     except (OSError, ValueError, HTTPException) as error:
-        raise _missing(net, f"it is not in torch's cache, and cannot be fetched ({error})") from (
-            error
-        )
+        raise _missing(
+            network, f"it is not in torch's cache, and cannot be fetched ({error})"
+        ) from (error)
 
 
-def _place_of(net: Net, given: Path | None) -> Path:
+def _place_of(network: Network, given: Path | None) -> Path:
     """Tell where the weights are, or where a download would put them.
 
     Raises:
         MissingWeightsError: A file that was named is not there.
     """
-    named = given or os.environ.get(net.variable)
+    named = given or os.environ.get(network.variable)
     if named:
         if not Path(named).is_file():
-            raise _missing(net, f"{named} is not there")
+            raise _missing(network, f"{named} is not there")
         return Path(named)
     import torch
 
     cache = Path(torch.hub.get_dir()) / "checkpoints"
-    if net is LPIPS_HEADS:
-        return _shipped_heads() or cache / "lpips-v0.1-vgg.pth"
-    return cache / net.file_name
+    if network is LPIPS_LINEAR:
+        return _shipped_linear_weights() or cache / "lpips-v0.1-vgg.pth"
+    return cache / network.file_name
 
 
-def _shipped_heads() -> Path | None:
-    """Find the heads in the lpips package, without importing it: that needs torchvision."""
+def _shipped_linear_weights() -> Path | None:
+    """Find them in the lpips package, without importing it: that needs torchvision."""
     from importlib.util import find_spec
 
     spec = find_spec("lpips")
@@ -211,26 +211,26 @@ def _shipped_heads() -> Path | None:
     return None
 
 
-def _missing(net: Net, reason: str) -> MissingWeightsError:
+def _missing(network: Network, reason: str) -> MissingWeightsError:
     return MissingWeightsError(
-        f"weights missing: {net.name} ({', '.join(net.serves)}): {reason}",
-        hint=f"fetch {net.url} and name it with {net.option}, or set {net.variable}",
+        f"weights missing: {network.name} ({', '.join(network.serves)}): {reason}",
+        hint=f"fetch {network.url} and name it with {network.option}, or set {network.variable}",
     )
 
 
-def _download(net: Net, target: Path, *, quiet: bool) -> None:
+def _download(network: Network, target: Path, *, quiet: bool) -> None:
     import torch
 
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(
-            net.url, str(target), hash_prefix=net.sha256_prefix, progress=not quiet
+            network.url, str(target), hash_prefix=network.sha256_prefix, progress=not quiet
         )
     except (OSError, RuntimeError, ValueError, HTTPException) as error:  # network; another hash
-        raise _missing(net, f"it could not be fetched ({error})") from error
+        raise _missing(network, f"it could not be fetched ({error})") from error
 
 
-def _load(net: Net, path: Path) -> Weights:
+def _load(network: Network, path: Path) -> Weights:
     """Read a file of weights as any file from a stranger."""
     with open_checkpoint(path) as checkpoint:
         sha256 = hash_bytes(checkpoint.sources[0])
@@ -239,5 +239,5 @@ def _load(net: Net, path: Path) -> Weights:
             for name, tensor in checkpoint.tensors.items()
         }
     if not tensors:
-        raise InputError(f"no weights of {net.name} in it", where=str(path))
-    return Weights(tensors, path, sha256, sha256.startswith(net.sha256_prefix))
+        raise InputError(f"no weights of {network.name} in it", where=str(path))
+    return Weights(tensors, path, sha256, sha256.startswith(network.sha256_prefix))

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vaeconv.errors import InputError
 from vaeconv.evaluation.metric_networks import (
     INCEPTION,
-    LPIPS_HEADS,
-    NETS,
+    LPIPS_LINEAR,
+    NETWORKS,
     VGG,
     MissingWeightsError,
-    Net,
+    Network,
     Weights,
     find_weights,
 )
@@ -39,7 +39,7 @@ def explain_metric(name: str) -> str:
     return f"{title}{' in dB' if name in UNITS else ''} ({better} is better)"
 
 
-class NetFacts(NamedTuple):
+class NetworkFacts(NamedTuple):
     """Facts of a metric network, as a result records them.
 
     Attributes:
@@ -56,18 +56,18 @@ class NetFacts(NamedTuple):
 
 
 class Meter:
-    """Measures pictures with those metrics whose nets are there.
+    """Measures pictures with those metrics whose networks are there.
 
     Args:
         metrics: Which to compute.
-        given: Files of weights that options named, by net.
+        given: Files of weights that options named, by network.
         device: Where.
         may_download: Whether to fetch weights that are not there.
         on_step: Called with what is being done.
         quiet: Whether to draw no progress bar while fetching.
 
     Raises:
-        InputError: A file of weights is damaged or of another net.
+        InputError: A file of weights is damaged or of another network.
     """
 
     def __init__(
@@ -82,19 +82,21 @@ class Meter:
     ) -> None:
         self.device = device
         self.missing: dict[str, MissingWeightsError] = {}
-        self.nets: list[NetFacts] = []
+        self.networks: list[NetworkFacts] = []
         self._inception: Any = None
         self._vgg: Any = None
-        self._heads: list[torch.Tensor] = []
-        found: dict[Net, Weights] = {}
-        for net in NETS:
-            wanted = [name for name in net.serves if name in metrics and name not in self.missing]
+        self._linear_weights: list[torch.Tensor] = []
+        found: dict[Network, Weights] = {}
+        for network in NETWORKS:
+            wanted = [
+                name for name in network.serves if name in metrics and name not in self.missing
+            ]
             if not wanted:
                 continue
             try:
-                found[net] = find_weights(
-                    net,
-                    given.get(net.name),
+                found[network] = find_weights(
+                    network,
+                    given.get(network.name),
                     may_download=may_download,
                     quiet=quiet,
                     on_step=on_step,
@@ -102,29 +104,33 @@ class Meter:
             except MissingWeightsError as error:
                 self.missing |= dict.fromkeys(wanted, error)
         self.metrics = tuple(name for name in metrics if name not in self.missing)
-        for net, weights in found.items():
-            if set(net.serves) & set(self.metrics):
-                on_step(f"loading {net.name}")
-                self._load(net, weights)
-                facts = NetFacts(net.name, weights.path.name, weights.sha256, weights.is_published)
-                self.nets.append(facts)
+        for network, weights in found.items():
+            if set(network.serves) & set(self.metrics):
+                on_step(f"loading {network.name}")
+                self._load(network, weights)
+                facts = NetworkFacts(
+                    network.name, weights.path.name, weights.sha256, weights.is_published
+                )
+                self.networks.append(facts)
 
-    def _load(self, net: Net, weights: Weights) -> None:
-        from vaeconv.evaluation.image_metrics import VGG16, read_heads
+    def _load(self, network: Network, weights: Weights) -> None:
+        from vaeconv.evaluation.image_metrics import VGG16, read_linear_weights
         from vaeconv.evaluation.inception import InceptionV3
 
         try:
-            if net is LPIPS_HEADS:
-                self._heads = [head.to(self.device) for head in read_heads(weights.tensors)]
-            elif net is VGG:
+            if network is LPIPS_LINEAR:
+                self._linear_weights = [
+                    linear.to(self.device) for linear in read_linear_weights(weights.tensors)
+                ]
+            elif network is VGG:
                 self._vgg = _with_weights(VGG16(), weights, self.device)
-            elif net is INCEPTION:
+            elif network is INCEPTION:
                 self._inception = _with_weights(InceptionV3(), weights, self.device)
         except (KeyError, RuntimeError) as error:
             first, *more = str(error).split("\n")  # torch names what is wrong below a head line
             reason = (more[0] if more else first).strip()[:_LONGEST]
             raise InputError(
-                f"not the weights of {net.name} ({reason})", where=str(weights.path)
+                f"not the weights of {network.name} ({reason})", where=str(weights.path)
             ) from error
 
     @property
@@ -163,7 +169,7 @@ class Meter:
             elif name == "psim":
                 found[name] = psim(original.layers, other.layers)
             elif name == "lpips":
-                found[name] = lpips(original.layers, other.layers, self._heads)
+                found[name] = lpips(original.layers, other.layers, self._linear_weights)
         return found
 
 

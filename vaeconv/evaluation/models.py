@@ -17,7 +17,7 @@ from vaeconv.errors import InputError, UnsupportedModelError, UsageError
 from vaeconv.evaluation.protocol import DTYPES, Protocol
 from vaeconv.models.images import image_mode
 from vaeconv.models.load import Model
-from vaeconv.models.open_model import Side, SideOptions, check_averages, open_side
+from vaeconv.models.open_model import ModelOptions, OpenModel, check_ema, open_model
 
 if TYPE_CHECKING:
     import torch
@@ -145,7 +145,7 @@ class Candidate(NamedTuple):
     Attributes:
         spec: What was said of it.
         name: What it is called.
-        side: The open file.
+        opened: The open file.
         model: On its device.
         dtype: What it runs in.
         sha256: Of its files, and of the config that came along.
@@ -154,7 +154,7 @@ class Candidate(NamedTuple):
 
     spec: ModelSpec
     name: str
-    side: Side
+    opened: OpenModel
     model: Model
     dtype: torch.dtype
     sha256: tuple[str, ...]
@@ -196,7 +196,7 @@ def load_candidates(
     device: torch.device,
     stack: ExitStack,
     *,
-    how: SideOptions,
+    how: ModelOptions,
     channels_last: bool = False,
     compiles: bool = False,
     on_step: Callable[[str], None] = lambda step: None,
@@ -213,24 +213,24 @@ def load_candidates(
 
     dtype: torch.dtype = getattr(torch, DTYPES[protocol.dtype])
     names = name_models(specs)
-    sides: list[Side] = []
+    models: list[OpenModel] = []
     for spec, name in zip(specs, names, strict=True):
         on_step(f"opening {name}")
-        side = open_side(spec.path, name, how._replace(variant=spec.variant), ema=spec.ema)
-        stack.callback(side.close)
-        sides.append(side)
-        _check_side(side, protocol)
-    if averaged := [side for side, spec in zip(sides, specs, strict=True) if spec.ema]:
-        check_averages(averaged)
+        opened = open_model(spec.path, name, how._replace(variant=spec.variant), ema=spec.ema)
+        stack.callback(opened.close)
+        models.append(opened)
+        _check_model(opened, protocol)
+    if wanting := [opened for opened, spec in zip(models, specs, strict=True) if spec.ema]:
+        check_ema(wanting)
     raw = {(spec.path, spec.variant) for spec in specs if not spec.ema}
-    for spec, side in zip(specs, sides, strict=True):
+    for spec, opened in zip(specs, models, strict=True):
         if spec.ema and (spec.path, spec.variant) in raw:  # its two rows would be the same
-            check_averages([side])
-    _check_channels(sides)
+            check_ema([opened])
+    _check_channels(models)
     candidates: list[Candidate] = []
-    for spec, name, side in zip(specs, names, sides, strict=True):
+    for spec, name, opened in zip(specs, names, models, strict=True):
         on_step(f"loading {name}")
-        model = side.load_checked()
+        model = opened.load_checked()
         weights = hash_weights(model.module)
         model.to(device, dtype)
         if channels_last:
@@ -240,31 +240,31 @@ def load_candidates(
             model.module.decoder = torch.compile(model.module.decoder)
         sha256 = [
             hash_bytes(source)
-            for source in side.checkpoint.sources
+            for source in opened.checkpoint.sources
             if source.is_local or source.known_sha256()
         ]
-        if side.checkpoint.config:
-            sha256.append(hashlib.sha256(side.checkpoint.config.text.encode()).hexdigest())
-        candidates.append(Candidate(spec, name, side, model, dtype, tuple(sha256), weights))
+        if opened.checkpoint.config:
+            sha256.append(hashlib.sha256(opened.checkpoint.config.text.encode()).hexdigest())
+        candidates.append(Candidate(spec, name, opened, model, dtype, tuple(sha256), weights))
     return candidates
 
 
-def _check_side(side: Side, protocol: Protocol) -> None:
-    if side.problem:
-        raise InputError(side.problem, where=side.name)
-    side.check_size(protocol.size)
-    taken, made = side.topology.in_channels, side.topology.out_channels
+def _check_model(opened: OpenModel, protocol: Protocol) -> None:
+    if opened.problem:
+        raise InputError(opened.problem, where=opened.name)
+    opened.check_size(protocol.size)
+    taken, made = opened.topology.in_channels, opened.topology.out_channels
     if taken != made:
         raise UnsupportedModelError(
             f"takes images of {taken} channels and makes images of {made}: "
             "there is nothing to compare",
-            where=side.name,
+            where=opened.name,
         )
-    image_mode(taken, side.name)
+    image_mode(taken, opened.name)
 
 
-def _check_channels(sides: Sequence[Side]) -> None:
-    channels = {side.topology.in_channels: side.label for side in sides}
+def _check_channels(models: Sequence[OpenModel]) -> None:
+    channels = {opened.topology.in_channels: opened.label for opened in models}
     if len(channels) > 1:
         said = ", ".join(f"{count} of {name}" for count, name in channels.items())
         raise UsageError(f"the models take images of different numbers of channels: {said}")

@@ -91,8 +91,8 @@ def _describe_result(result: Mapping[str, Any]) -> dict[str, Any]:
         "images": {name: said for name, said in facts.items() if said is not None},
         "models": [_describe_model(model) for model in result["models"]],
         "nets": [
-            (f"{net['name']}: {net['file']}", f"sha256 {net['sha256']}")
-            for net in result.get("nets", ())
+            (f"{network['name']}: {network['file']}", f"sha256 {network['sha256']}")
+            for network in result.get("nets", ())
         ],
         "environment": {
             name.replace("_", " "): said for name, said in result.get("environment", {}).items()
@@ -204,11 +204,11 @@ def _of_metrics(result: Mapping[str, Any]) -> Iterator[str]:
     for name, reason in result.get("not_computed", {}).items():
         title = COLUMNS[name][0] if name in COLUMNS else "rFID"
         yield f"{title} was not computed: {reason}."
-    for net in result.get("nets", ()):
-        if not net["is_published"]:
+    for network in result.get("nets", ()):
+        if not network["is_published"]:
             yield (
-                f"{net['file']} holds other weights of {net['name']} than the published ones: "
-                "what it measures compares with no published number."
+                f"{network['file']} holds other weights of {network['name']} than the published "
+                "ones: what it measures compares with no published number."
             )
 
 

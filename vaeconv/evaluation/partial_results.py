@@ -20,7 +20,7 @@ from vaeconv.checkpoint import system
 from vaeconv.checkpoint.writers.atomic import replace_small_file
 from vaeconv.checkpoint.writers.writable import make_folder, translated
 from vaeconv.errors import OutputError, UsageError
-from vaeconv.evaluation.distributed import Ranks
+from vaeconv.evaluation.distributed import World
 from vaeconv.evaluation.frechet import Moments, moments_of, no_moments
 
 _RUN = "run.json"
@@ -258,16 +258,16 @@ class Merged(NamedTuple):
     moments: list[Moments]
 
 
-def merge_shards(shards: Sequence[Shard], ranks: Ranks, width: int) -> Merged:
+def merge_shards(shards: Sequence[Shard], world: World, width: int) -> Merged:
     """Bring all results together; a picture that two shards hold counts once.
 
     Args:
         shards: Those that this process can read.
-        ranks: All processes take part.
+        world: All processes take part.
         width: Features of one picture; 0 where there are none.
     """
     owned = hashes_of(shards).keys()
-    mine = owned - set[int]().union(*ranks.gather({*owned})[: ranks.rank])
+    mine = owned - set[int]().union(*world.gather({*owned})[: world.rank])
     records: list[Record] = []
     moments = [no_moments(width) for _ in range(shards[0].width // width if width else 0)]
     for shard in shards:
@@ -280,6 +280,6 @@ def merge_shards(shards: Sequence[Shard], ranks: Ranks, width: int) -> Merged:
                 known.joined(moments_of(rows[:, at * width : (at + 1) * width]))
                 for at, known in enumerate(moments)
             ]
-    merged = [ranks.merge(known) for known in moments] if width else []
-    everything = (record for some in ranks.gather(records) for record in some)
+    merged = [world.merge(known) for known in moments] if width else []
+    everything = (record for some in world.gather(records) for record in some)
     return Merged(sorted(everything, key=lambda record: record["at"]), merged)

@@ -18,7 +18,7 @@ DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 class Protocol(NamedTuple):
-    """Everything that changes a metric, but for models, pictures and metric nets.
+    """Everything that changes a metric, but for models, pictures and metric networks.
 
     Attributes:
         name: Of the preset that it began with; ``custom`` where something was changed.

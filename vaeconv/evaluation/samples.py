@@ -151,7 +151,7 @@ def show_samples(
 
     measured = {record["at"]: record for record in records if "skipped" not in record}
     chosen = pick_extremes(list(measured.values()), SHOWN)
-    channels = candidates[0].side.topology.in_channels
+    channels = candidates[0].opened.topology.in_channels
     stream = images.stream(chosen, protocol, channels, workers=1, ahead=2)
     with reproducible(), torch.inference_mode():
         for done, item in enumerate(stream):

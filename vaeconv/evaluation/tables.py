@@ -63,11 +63,11 @@ def identity_of(result: Mapping[str, Any]) -> list[Any] | None:
         Protocol, images by their bytes, and metric networks; None for an older result, which
         knows images by names and sizes only, and so compares with no other.
     """
-    protocol, pictures, nets = result["protocol"], result["pictures"], result["nets"]
+    protocol, pictures, networks = result["protocol"], result["pictures"], result["nets"]
     sha256, number = pictures["sha256"], pictures["number"]
     if "fingerprint" not in pictures:
         return None
-    weights = sorted([net["name"], net["sha256"]] for net in nets)
+    weights = sorted([network["name"], network["sha256"]] for network in networks)
     return [protocol["description"], sha256, number, weights]
 
 

@@ -19,20 +19,20 @@ from vaeconv.common import option_docs as docs
 from vaeconv.common.option_checks import check_fields
 from vaeconv.errors import AmbiguousInputError, ConfigMismatchError, UsageError
 from vaeconv.models.load import Model, check_module, load_compvis, load_diffusers, load_folder
-from vaeconv.weights.detect import Survey, decide, survey_checkpoint
-from vaeconv.weights.ema import choose_average, no_average, shadow_of
+from vaeconv.weights.detect import Detected, decide, detect
+from vaeconv.weights.ema import choose_ema, missing_ema, shadow_of
 from vaeconv.weights.parameters import weight_dtype
 from vaeconv.weights.plan import KEEP, Row
 
 
-class SideOptions(NamedTuple):
+class ModelOptions(NamedTuple):
     """Options of reading a model; each says what it does.
 
     Attributes:
         on_fetch: Called with the bytes that arrived from the Hub.
 
     Example:
-        >>> SideOptions(variant="fp16").variant
+        >>> ModelOptions(variant="fp16").variant
         'fp16'
     """
 
@@ -53,17 +53,17 @@ class SideOptions(NamedTuple):
 
 
 # A field of this kind says how one model is read; a command has options for all models at once.
-OfOneModel = Annotated[SideOptions, "no options of a command"]
+OfOneModel = Annotated[ModelOptions, "no options of a command"]
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class OpenModel:
     """An autoencoder to compare.
 
     Attributes:
         label: ``A``, ``B`` or ``BASE``.
         checkpoint: The open file or folder.
-        survey: What is in it.
+        detected: What is in it.
         rows: Every tensor, in its own naming and dtype.
         others: Of tensors that have EMA weights, what ``rows`` leaves out: that, or the raw
             weights.
@@ -71,20 +71,20 @@ class Side:
             for it; None where ``convert`` would not know.
         doubt: Why ``convert`` would not know, and what settles it; None where it would.
         is_stated: Whether the scaling is more than an assumption from shapes.
-        told: What the options say of a folder whose config states its scaling; None where nothing.
+        from_options: Scaling that the options state of a folder whose config states one; else None.
         problem: Why it is not the autoencoder that it says it is; None where it is.
         allow_zeros: Whether weights may be zero where no training leaves zeros.
     """
 
     label: str
     checkpoint: Checkpoint
-    survey: Survey
+    detected: Detected
     rows: Mapping[NamePair, Row]
     others: Mapping[NamePair, Row]
     scaling: Scaling | None
     doubt: str | None = None
     is_stated: bool = True
-    told: Scaling | None = None
+    from_options: Scaling | None = None
     problem: str | None = None
     allow_zeros: bool = False
 
@@ -96,23 +96,23 @@ class Side:
     @property
     def topology(self) -> Topology:
         """The model's architecture."""
-        return self.survey.autoencoder.topology
+        return self.detected.autoencoder.topology
 
     @property
     def layout(self) -> Layout:
         """The layout of the model's keys."""
-        return self.survey.autoencoder.layout
+        return self.detected.autoencoder.layout
 
     @property
     def groups(self) -> int:
         """Groups of its normalisation."""
-        groups = self.survey.given.norm_num_groups if self.survey.given else None
+        groups = self.detected.provided.norm_num_groups if self.detected.provided else None
         return NORM_NUM_GROUPS if groups is None else groups
 
     @property
     def activation(self) -> str:
         """Its activation function; ``swish`` is another word for ``silu``."""
-        name = self.survey.given.act_fn if self.survey.given else None
+        name = self.detected.provided.act_fn if self.detected.provided else None
         return "silu" if name is None or name == "swish" else name
 
     def load(self) -> Model:
@@ -134,7 +134,7 @@ class Side:
             self.topology,
             self.scaling or Scaling(1.0),
             sample_size=DEFAULT_SAMPLE_SIZE,
-            given=self.survey.given,
+            provided=self.detected.provided,
         )
         named = [row._replace(name=pair.diffusers) for pair, row in self.rows.items()]
         return load_diffusers(config, named)
@@ -172,15 +172,15 @@ class Side:
         self.checkpoint.close()
 
 
-def open_side(
+def open_model(
     path: str | os.PathLike[str],
     label: str,
-    options: SideOptions,
+    options: ModelOptions,
     *,
     ema: bool,
     scaling: ScalingOptions = ScalingOptions(),
     config: Path | None = None,
-) -> Side:
+) -> OpenModel:
     """Open a model and account for every key.
 
     Args:
@@ -208,40 +208,40 @@ def open_side(
         provided = None if is_configured else config
         problem = None
         try:
-            survey = survey_checkpoint(checkpoint, prefix=options.source_prefix, config=provided)
+            detected = detect(checkpoint, prefix=options.source_prefix, config=provided)
         except ConfigMismatchError as error:
             problem = error.what
             bare = replace(checkpoint, config=None)
-            survey = survey_checkpoint(bare, prefix=options.source_prefix)
-        raw, averages = _make_rows(checkpoint, survey, ema=ema)
+            detected = detect(bare, prefix=options.source_prefix)
+        raw, ema_rows = _make_rows(checkpoint, detected, ema=ema)
         default = ScalingOptions()
-        decision, doubt = _decide(checkpoint, survey, default if is_configured else scaling)
-        is_told = is_configured and scaling != default
-        side = Side(
+        decision, doubt = _decide(checkpoint, detected, default if is_configured else scaling)
+        is_restated = is_configured and scaling != default
+        model = OpenModel(
             label,
             checkpoint,
-            survey,
-            rows={**raw, **averages} if ema else raw,
-            others={pair: raw[pair] for pair in averages} if ema else averages,
+            detected,
+            rows={**raw, **ema_rows} if ema else raw,
+            others={pair: raw[pair] for pair in ema_rows} if ema else ema_rows,
             scaling=decision.scaling if decision else None,
             doubt=doubt,
             is_stated=decision is not None and decision.warning is None,
-            told=decide(checkpoint, survey, scaling).scaling if is_told else None,
+            from_options=decide(checkpoint, detected, scaling).scaling if is_restated else None,
             problem=problem,
             allow_zeros=options.allow_zeros,
         )
         stack.pop_all()  # it is open from here on
-    return side
+    return model
 
 
 def _make_rows(
-    checkpoint: Checkpoint, survey: Survey, *, ema: bool
+    checkpoint: Checkpoint, detected: Detected, *, ema: bool
 ) -> tuple[dict[NamePair, Row], dict[NamePair, Row]]:
     """Make a row of each tensor, and one of its EMA weights where there are some."""
-    autoencoder, shadows = survey.autoencoder, survey.ema.shadows
+    autoencoder, shadows = detected.autoencoder, detected.ema.shadows
     if ema and shadows:
-        shadows = choose_average(checkpoint, survey)
-    raw, averages = {}, {}
+        shadows = choose_ema(checkpoint, detected)
+    raw, ema_rows = {}, {}
     for pair, key in autoencoder.keys.items():
         tensor = checkpoint.tensors[key]
         dtype = weight_dtype(tensor, KEEP, checkpoint.name)
@@ -249,18 +249,18 @@ def _make_rows(
         raw[pair] = row
         shadow = shadows.get(pair.compvis)
         if shadow and (ema or shadow != key):
-            average = shadow_of(tensor, checkpoint.tensors[shadow], checkpoint.name)
-            dtype = weight_dtype(average, KEEP, checkpoint.name)
-            averages[pair] = row._replace(source=average, dtype=dtype, is_ema=True)
-    return raw, averages
+            ema_tensor = shadow_of(tensor, checkpoint.tensors[shadow], checkpoint.name)
+            dtype = weight_dtype(ema_tensor, KEEP, checkpoint.name)
+            ema_rows[pair] = row._replace(source=ema_tensor, dtype=dtype, is_ema=True)
+    return raw, ema_rows
 
 
 def _decide(
-    checkpoint: Checkpoint, survey: Survey, options: ScalingOptions
+    checkpoint: Checkpoint, detected: Detected, options: ScalingOptions
 ) -> tuple[Decision | None, str | None]:
     """Decide as ``convert`` does, or say why it would not know."""
     try:
-        decision = decide(checkpoint, survey, options)
+        decision = decide(checkpoint, detected, options)
     except AmbiguousInputError as error:
         if options != ScalingOptions():  # an answer of which a part is missing
             raise
@@ -270,11 +270,11 @@ def _decide(
     return decision, None
 
 
-def check_averages(sides: list[Side]) -> None:
+def check_ema(models: list[OpenModel]) -> None:
     """Check that one model at least has the EMA weights that were asked for.
 
     Raises:
         EmaError: None has.
     """
-    if not any(row.is_ema for side in sides for row in side.rows.values()):
-        raise no_average(sides[0].checkpoint, sides[0].survey)
+    if not any(row.is_ema for model in models for row in model.rows.values()):
+        raise missing_ema(models[0].checkpoint, models[0].detected)

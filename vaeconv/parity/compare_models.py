@@ -9,7 +9,7 @@ from vaeconv.autoencoder.config import Scaling
 from vaeconv.autoencoder.keys import NamePair
 from vaeconv.checkpoint.dtypes import DType, narrower
 from vaeconv.common.wording import plural
-from vaeconv.models.open_model import Side
+from vaeconv.models.open_model import OpenModel
 from vaeconv.parity.compare_weights import WeightResult, compare_weights, hash_rounded
 from vaeconv.parity.result import Comparison
 from vaeconv.weights.plan import Row
@@ -19,7 +19,7 @@ _NAMED = 5  # tensors that a problem names
 _MAX_MOVES = 4  # modules that are named as exchanged
 
 
-def compare_files(one: Side, other: Side, *, is_drop_in: bool) -> Comparison:
+def compare_files(one: OpenModel, other: OpenModel, *, is_drop_in: bool) -> Comparison:
     """Compare architecture, scaling and weights.
 
     Args:
@@ -45,7 +45,7 @@ def compare_files(one: Side, other: Side, *, is_drop_in: bool) -> Comparison:
     scaling, unproven = _compare_scaling(one, other)
     misstated = [] if scaling else _compare_with_options(one, other)
     problems = [
-        *(f"{side.label}: {side.problem}" for side in (one, other) if side.problem),
+        *(f"{model.label}: {model.problem}" for model in (one, other) if model.problem),
         *_compare_topology(one, other, is_drop_in=is_drop_in),
         *scaling,
         *misstated,
@@ -61,17 +61,17 @@ _FACTORS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 _STATE = "pass --family or --scaling-factor"
 
 
-def _compare_scaling(one: Side, other: Side) -> tuple[list[str], list[str]]:
+def _compare_scaling(one: OpenModel, other: OpenModel) -> tuple[list[str], list[str]]:
     """Compare the scaling of two models: what differs, and what is unproven."""
     doubts = [
-        f"the scaling of {side.label}: its files state none, and {side.doubt}"
-        for side in (one, other)
-        if side.doubt
+        f"the scaling of {model.label}: its files state none, and {model.doubt}"
+        for model in (one, other)
+        if model.doubt
     ]
     problems = []
     if one.scaling and other.scaling:
         found = _differing(one.scaling, one.label, other.scaling, other.label)
-        assumed = [side.label for side in (one, other) if not side.is_stated]
+        assumed = [model.label for model in (one, other) if not model.is_stated]
         tail = (
             f"; assumed for {' and '.join(assumed)}, whose files state none: {_STATE}"
             if assumed
@@ -81,13 +81,13 @@ def _compare_scaling(one: Side, other: Side) -> tuple[list[str], list[str]]:
     return problems, doubts
 
 
-def _compare_with_options(one: Side, other: Side) -> list[str]:
+def _compare_with_options(one: OpenModel, other: OpenModel) -> list[str]:
     """Compare the scaling that configs state with what the options say of it."""
-    stating = [side for side in (one, other) if side.told]
-    if not stating or stating[0].told is None or stating[0].scaling is None:
+    stating = [model for model in (one, other) if model.from_options]
+    if not stating or stating[0].from_options is None or stating[0].scaling is None:
         return []
-    labels = " and ".join(side.label for side in stating)
-    return _differing(stating[0].scaling, labels, stating[0].told, "the options")
+    labels = " and ".join(model.label for model in stating)
+    return _differing(stating[0].scaling, labels, stating[0].from_options, "the options")
 
 
 def _differing(mine: Scaling, label: str, theirs: Scaling, other: str) -> list[str]:
@@ -104,15 +104,15 @@ def _differing(mine: Scaling, label: str, theirs: Scaling, other: str) -> list[s
     return problems
 
 
-def _compare_topology(one: Side, other: Side, *, is_drop_in: bool) -> list[str]:
+def _compare_topology(one: OpenModel, other: OpenModel, *, is_drop_in: bool) -> list[str]:
     """Name each number of the architecture that differs; a drop-in's decoder is free."""
     mine, theirs = (
         {
-            **side.topology._asdict(),
-            "normalisation groups": side.groups,
-            "activation": side.activation,
+            **model.topology._asdict(),
+            "normalisation groups": model.groups,
+            "activation": model.activation,
         }
-        for side in (one, other)
+        for model in (one, other)
     )
     free = {"out_channels", "post_quant_conv", "decoder_attention"} if is_drop_in else set()
     return [
@@ -133,7 +133,7 @@ def _plain(value: object) -> str:
     return str(list(map(_plain, value)) if isinstance(value, tuple) else value).replace("'", "")
 
 
-def _weight_problems(one: Side, other: Side, weights: WeightResult) -> list[str]:
+def _weight_problems(one: OpenModel, other: OpenModel, weights: WeightResult) -> list[str]:
     problems = _diagnose(one, other, weights)
     different = weights.different
     for label, lacking, names in (
@@ -154,7 +154,7 @@ def _weight_problems(one: Side, other: Side, weights: WeightResult) -> list[str]
     return problems
 
 
-def _diagnose(one: Side, other: Side, result: WeightResult) -> list[str]:
+def _diagnose(one: OpenModel, other: OpenModel, result: WeightResult) -> list[str]:
     """Recognise tensors that are mixed up rather than changed: exchanged modules, or EMA weights.
 
     Args:
@@ -167,17 +167,17 @@ def _diagnose(one: Side, other: Side, result: WeightResult) -> list[str]:
         return []
     dtypes = {pair: narrower(one.rows[pair].dtype, other.rows[pair].dtype) for pair in pairs}
     mine, theirs = _hashes(one.rows, dtypes), _hashes(other.rows, dtypes)
-    for holder, averaged, found in ((other, one, theirs), (one, other, mine)):
-        left_out = _hashes(averaged.others, dtypes)
+    for holder, blamed, found in ((other, one, theirs), (one, other, mine)):
+        left_out = _hashes(blamed.others, dtypes)
         count = sum(found[pair] == digest for pair, digest in left_out.items())
         if count:
             held, compared = ("EMA", "raw")
             hint = "--ema compares with the EMA weights"
-            if any(row.is_ema for row in averaged.rows.values()):
+            if any(row.is_ema for row in blamed.rows.values()):
                 held, compared, hint = "raw", "EMA", "--no-ema compares with the raw weights"
             return [
                 f"{count} of {plural(len(pairs), 'tensor')} that differ have the {held} weights of "
-                f"{averaged.label} in {holder.label}; the {compared} weights were compared: {hint}"
+                f"{blamed.label} in {holder.label}; the {compared} weights were compared: {hint}"
             ]
     return _explain_moves(other, mine, theirs)
 
@@ -187,7 +187,7 @@ def _hashes(rows: Mapping[NamePair, Row], dtypes: Mapping[NamePair, DType]) -> d
 
 
 def _explain_moves(
-    other: Side, mine: Mapping[NamePair, str], theirs: Mapping[NamePair, str]
+    other: OpenModel, mine: Mapping[NamePair, str], theirs: Mapping[NamePair, str]
 ) -> list[str]:
     at: dict[str, list[NamePair]] = {}
     for pair, digest in mine.items():

@@ -17,7 +17,7 @@ from vaeconv.errors import InputError
 from vaeconv.models.devices import import_torch, pick_device, reproducible
 from vaeconv.models.image_files import ImageFiles, open_images
 from vaeconv.models.images import LeftOut, image_mode, prepare, quiet_pillow
-from vaeconv.models.open_model import Side, SideOptions, open_side
+from vaeconv.models.open_model import ModelOptions, OpenModel, open_model
 from vaeconv.parity.references import FILE_FORMAT, LATENT, PICTURE, from_uint8
 from vaeconv.weights.idle_options import reading_rules, refuse_idle
 from vaeconv.weights.output import check_target
@@ -64,7 +64,7 @@ def encode_images(
     limit: int | None = None,
     device: str = "auto",
     overwrite: bool = False,
-    how: SideOptions = SideOptions(),
+    how: ModelOptions = ModelOptions(),
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Encoded:
     """Encode images, and write latents and images to a safetensors file.
@@ -116,14 +116,14 @@ def encode_images(
     with ExitStack() as stack:
         files = open_images(images, lambda step: report(step, 0, 1))
         stack.callback(files.close)
-        side = open_side(model, "MODEL", how, ema=False)
-        stack.callback(side.close)
+        opened = open_model(model, "MODEL", how, ema=False)
+        stack.callback(opened.close)
         check_target(output, sources, overwrite=overwrite)
-        return _encode(side, files, files.names[:limit], output, size, device, report)
+        return _encode(opened, files, files.names[:limit], output, size, device, report)
 
 
 def _encode(
-    model: Side,
+    model: OpenModel,
     files: ImageFiles,
     names: list[str],
     output: Path,

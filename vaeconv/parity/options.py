@@ -12,7 +12,7 @@ from vaeconv.autoencoder.scaling import ScalingOptions
 from vaeconv.common import option_docs as docs
 from vaeconv.common.option_checks import RUN_DTYPES, check_fields
 from vaeconv.common.option_docs import Doc
-from vaeconv.models.open_model import OfOneModel, SideOptions
+from vaeconv.models.open_model import ModelOptions, OfOneModel
 from vaeconv.parity.compare_outputs import Decoded, Limits
 from vaeconv.weights.idle_options import Rule, reading_rules
 
@@ -35,9 +35,9 @@ class VerifyOptions:
         'fp16'
     """
 
-    a: OfOneModel = SideOptions()
-    b: OfOneModel = SideOptions()
-    base: OfOneModel = SideOptions()
+    a: OfOneModel = ModelOptions()
+    b: OfOneModel = ModelOptions()
+    base: OfOneModel = ModelOptions()
     weights_only: Annotated[bool, Doc("Compare weights only. Imports no torch.")] = False
     encode: Annotated[
         bool, Doc("Compare the posterior moments of images as well as decoded latents.")

@@ -11,7 +11,7 @@ from vaeconv.autoencoder.config import Scaling
 from vaeconv.autoencoder.topology import Layout
 from vaeconv.common.notes import Note
 from vaeconv.errors import CheckFailedError, name_parameters
-from vaeconv.models.open_model import Side
+from vaeconv.models.open_model import OpenModel
 from vaeconv.parity.compare_outputs import Outcome
 from vaeconv.parity.compare_weights import WeightResult
 from vaeconv.parity.references import ReferenceSet
@@ -45,7 +45,9 @@ class ModelFacts(NamedTuple):
     loader: str | None
 
 
-def describe_model(model: Side, hashes: Sequence[str | None], loader: str | None) -> ModelFacts:
+def describe_model(
+    model: OpenModel, hashes: Sequence[str | None], loader: str | None
+) -> ModelFacts:
     """Gather the facts of a model.
 
     Args:
@@ -147,7 +149,7 @@ class Verification(NamedTuple):
     """Result of a verification: the verdict, and what it rests on.
 
     Attributes:
-        sides: Facts of the compared models.
+        models: Facts of the compared models.
         same: Comparison of A and B as the same autoencoder; None without a B.
         drop_in: Comparison of A and BASE as a drop-in replacement; None without a BASE.
         references: Latents that were decoded and images that were encoded; None if there were none.
@@ -163,7 +165,7 @@ class Verification(NamedTuple):
         >>> result.check()  # raises CheckFailedError where it failed
     """
 
-    sides: tuple[ModelFacts, ...]
+    models: tuple[ModelFacts, ...]
     same: Comparison | None
     drop_in: Comparison | None
     references: ReferenceSet | None
@@ -172,7 +174,9 @@ class Verification(NamedTuple):
     notes: tuple[Note, ...] = ()
 
     def __str__(self) -> str:
-        lines = [f"{'passed' if self.ok else 'FAILED'}: {' and '.join(s.name for s in self.sides)}"]
+        lines = [
+            f"{'passed' if self.ok else 'FAILED'}: {' and '.join(s.name for s in self.models)}"
+        ]
         lines += [f"  {problem}" for problem in self.problems]
         lines += [f"  not proved: {reason}" for reason in self.unproven if self.ok]
         return name_parameters("\n".join(lines))

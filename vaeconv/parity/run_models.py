@@ -13,7 +13,7 @@ from vaeconv.common.notes import Note, note
 from vaeconv.errors import CheckFailedError
 from vaeconv.models.devices import describe_environment, import_torch, pick_device, reproducible
 from vaeconv.models.load import Model
-from vaeconv.models.open_model import Side
+from vaeconv.models.open_model import OpenModel
 from vaeconv.parity.compare_outputs import Outcome, Runner
 from vaeconv.parity.distance import MIXED
 from vaeconv.parity.options import VerifyOptions
@@ -66,7 +66,7 @@ class Run(NamedTuple):
 
 
 def run_models(
-    models: dict[str, Side],
+    models: dict[str, OpenModel],
     comparisons: dict[str, Comparison],
     options: VerifyOptions,
     clock: Clock,
@@ -113,7 +113,7 @@ def run_models(
     return run
 
 
-def _can_run(one: Side, other: Side) -> bool:
+def _can_run(one: OpenModel, other: OpenModel) -> bool:
     """Tell whether both take the same references; where not, it is a problem already."""
     return not (one.problem or other.problem) and all(
         getattr(one.topology, name) == getattr(other.topology, name) for name in _SHAPE_FIELDS
@@ -122,7 +122,7 @@ def _can_run(one: Side, other: Side) -> bool:
 
 def _run_pair(
     comparison: Comparison,
-    pair: tuple[Side, Side],
+    pair: tuple[OpenModel, OpenModel],
     run: Run,
     device: torch.device,
     options: VerifyOptions,
@@ -130,7 +130,7 @@ def _run_pair(
 ) -> Comparison:
     """Load a pair of models, and run them in fp32 and in the type that was asked for."""
 
-    def load(model: Side) -> Model:
+    def load(model: OpenModel) -> Model:
         options.report(f"loading {model.label}", 0, 1)
         loaded = model.load()
         run.loaders[model.label] = loaded.loader
@@ -175,7 +175,7 @@ def _run_pair(
     return comparison.with_outcomes(outcomes)
 
 
-def match_rounding(pair: tuple[Side, Side], running: tuple[Model, Model]) -> bool:
+def match_rounding(pair: tuple[OpenModel, OpenModel], running: tuple[Model, Model]) -> bool:
     """Round the weights of the wider model as those of the narrower are, in running models.
 
     That they are so was shown tensor by tensor. What is to be shown now is that both compute the

@@ -11,7 +11,7 @@ from vaeconv.checkpoint.source import hash_bytes
 from vaeconv.common.option_checks import options_of
 from vaeconv.errors import UnmappedKeysError, UsageError
 from vaeconv.models.devices import describe_environment
-from vaeconv.models.open_model import Side, check_averages, open_side
+from vaeconv.models.open_model import OpenModel, check_ema, open_model
 from vaeconv.parity.compare_models import compare_files
 from vaeconv.parity.compare_weights import WeightResult
 from vaeconv.parity.options import VerifyOptions
@@ -65,18 +65,18 @@ def verify(
     how: dict[str, Any] = {"ema": options.ema, "scaling": options.scaling, "config": options.config}
     clock = Clock()
     with ExitStack() as stack:
-        models: dict[str, Side] = {}
+        models: dict[str, OpenModel] = {}
         for label, path, reading in named:
             if path is None:
                 continue
             try:
-                models[label] = open_side(path, label, reading, **how)
+                models[label] = open_model(path, label, reading, **how)
             except UnmappedKeysError as error:
                 return _no_autoencoder(label, error, is_drop_in=b is None)
             stack.callback(models[label].close)
         if options.ema:
-            check_averages(list(models.values()))
-        notes = [note for model in models.values() for note in model.survey.notes]
+            check_ema(list(models.values()))
+        notes = [note for model in models.values() for note in model.detected.notes]
         comparisons = {}
         for label, other in models.items():
             if label != "A":
@@ -113,7 +113,7 @@ def verify(
         for model in models.values():
             model.checkpoint.check_unchanged()
     return Verification(
-        sides=facts,
+        models=facts,
         same=comparisons.get("B"),
         drop_in=comparisons.get("BASE"),
         references=run.references,
@@ -135,7 +135,7 @@ def _no_autoencoder(label: str, error: UnmappedKeysError, *, is_drop_in: bool) -
         nothing if is_drop_in else None,
     )
     return Verification(
-        sides=(),
+        models=(),
         same=None if is_drop_in else comparison,
         drop_in=comparison if is_drop_in else None,
         references=None,

@@ -18,7 +18,7 @@ from vaeconv.publish.hub.stale import twofold_problems
 from vaeconv.publish.places import leak_problems, places_of
 from vaeconv.publish.selection import Selection, is_never_published, select_files
 from vaeconv.publish.signing import SIGNATURE, read_signed
-from vaeconv.weights.detect import survey_checkpoint
+from vaeconv.weights.detect import detect
 from vaeconv.weights.idle_options import Rule, refuse_idle
 from vaeconv.weights.output_names import KINDS, is_utf8
 from vaeconv.weights.zeros import check_zeros
@@ -200,7 +200,7 @@ def _weights_problems(
         try:
             with open_checkpoint(file.local) as checkpoint:
                 if not file.path.startswith(STEM) or "-of-" not in file.path:
-                    survey_checkpoint(checkpoint)
+                    detect(checkpoint)
                 if not allow_zeros:
                     check_zeros(list(checkpoint.tensors.values()), file.path)
         except VaeconvError as error:

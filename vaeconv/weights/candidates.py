@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from vaeconv.autoencoder.match import ROOTS, no_autoencoder
 from vaeconv.checkpoint.tensor import Tensor
 from vaeconv.checkpoint.types import Checkpoint
-from vaeconv.common.ema_names import names_average
+from vaeconv.common.ema_names import names_ema
 from vaeconv.common.notes import Note, note
 from vaeconv.errors import AmbiguousInputError, UsageError
 
@@ -37,7 +37,7 @@ def choose_prefix(
         raise no_autoencoder(
             {name: tensor.shape for name, tensor in checkpoint.tensors.items()}, checkpoint.name
         )
-    raws = [prefix for prefix in found if not names_average(prefix)] or found
+    raws = [prefix for prefix in found if not names_ema(prefix)] or found
     proper = [prefix for prefix in raws if not prefix.startswith(checkpoint.beside)] or raws
     first, *others = proper
     for other in others:
@@ -52,14 +52,14 @@ def choose_prefix(
         notes.append(
             note(f"the file holds the same autoencoder {len(proper)} times; {first!r} is used")
         )
-    if is_lightning_average(checkpoint, first):
+    if is_lightning_ema(checkpoint, first):
         notes.append(
             note(
                 "state_dict holds EMA weights, as Lightning's WeightAveraging saves them, and "
                 f"they are used; --source-prefix {_LIGHTNING_RAW} selects the raw weights"
             )
         )
-    elif is_average(checkpoint, first):
+    elif is_ema(checkpoint, first):
         notes.append(
             note(f"the file holds EMA weights only ({_full(checkpoint, first)}), no raw weights")
         )
@@ -76,17 +76,17 @@ def choose_prefix(
 def inner_prefix(checkpoint: Checkpoint, prefix: str) -> str:
     """Tell a prefix without the keys of a state dict that is another state of the whole model."""
     for root in checkpoint.beside:
-        if prefix.startswith(root) and (names_average(root) or root == _LIGHTNING_RAW):
+        if prefix.startswith(root) and (names_ema(root) or root == _LIGHTNING_RAW):
             return prefix[len(root) :]
     return prefix
 
 
-def is_average(checkpoint: Checkpoint, prefix: str) -> bool:
+def is_ema(checkpoint: Checkpoint, prefix: str) -> bool:
     """Tell by names if the autoencoder under a prefix holds EMA weights."""
-    return names_average(_full(checkpoint, prefix)) or is_lightning_average(checkpoint, prefix)
+    return names_ema(_full(checkpoint, prefix)) or is_lightning_ema(checkpoint, prefix)
 
 
-def is_lightning_average(checkpoint: Checkpoint, prefix: str) -> bool:
+def is_lightning_ema(checkpoint: Checkpoint, prefix: str) -> bool:
     """Tell if these are the EMA weights that Lightning's WeightAveraging saves."""
     is_proper = not prefix.startswith(checkpoint.beside)
     wrapper = checkpoint.wrapper[-1:] == ("state_dict",)

@@ -18,8 +18,8 @@ from vaeconv.common.notes import Note, note, warning
 from vaeconv.common.option_checks import options_of
 from vaeconv.common.wording import human_size, plural
 from vaeconv.errors import UnmappedKeysError, name_parameters
-from vaeconv.weights.detect import Survey, decide_config, survey_checkpoint
-from vaeconv.weights.ema import check_average, choose_average, shadow_of
+from vaeconv.weights.detect import Detected, decide_config, detect
+from vaeconv.weights.ema import check_ema_weights, choose_ema, shadow_of
 from vaeconv.weights.idle_options import (
     Rule,
     pattern_rules,
@@ -149,17 +149,17 @@ def convert(
                 *pattern_rules("--drop", options.drop, checkpoint.tensors),
             ]
         )
-        survey = _survey(checkpoint, options, is_folder=is_folder)
+        detected = _detected(checkpoint, options, is_folder=is_folder)
         layout = Layout.DIFFUSERS if is_folder else Layout.COMPVIS
-        if survey.given and not is_folder:
-            survey.given.check_compvis()
-        plan = build_plan(checkpoint, survey, layout, options)
+        if detected.provided and not is_folder:
+            detected.provided.check_compvis()
+        plan = build_plan(checkpoint, detected, layout, options)
         notes = [*plan.notes]
         decision = config = None
         if is_folder:
-            decision, config = decide_config(checkpoint, survey, options.scaling)
+            decision, config = decide_config(checkpoint, detected, options.scaling)
             notes += decision.notes()
-        is_renamed = survey.autoencoder.layout is not layout
+        is_renamed = detected.autoencoder.layout is not layout
         metadata, left_out = make_header(
             checkpoint.metadata, options, kind, plan, is_renamed=is_renamed
         )
@@ -173,7 +173,7 @@ def convert(
                 checkpoints=[checkpoint],
                 plan=plan,
                 config=config,
-                facts=_facts(survey.autoencoder.layout, layout, decision),
+                facts=_facts(detected.autoencoder.layout, layout, decision),
                 metadata=metadata,
                 options=options,
             ).write()
@@ -181,7 +181,7 @@ def convert(
             checkpoint.name,
             checkpoint.container,
             target,
-            survey.autoencoder.layout,
+            detected.autoencoder.layout,
             layout,
             plan,
             decision,
@@ -208,14 +208,12 @@ def _option_rules(
     ]  # fmt: skip
 
 
-def _survey(checkpoint: Checkpoint, options: ConvertOptions, *, is_folder: bool) -> Survey:
+def _detected(checkpoint: Checkpoint, options: ConvertOptions, *, is_folder: bool) -> Detected:
     prefix = options.source_prefix
     if prefix is None and is_folder:
         prefix = options.prefix or None
     try:
-        return survey_checkpoint(
-            checkpoint, prefix=prefix, config=options.config, drop=options.drop
-        )
+        return detect(checkpoint, prefix=prefix, config=options.config, drop=options.drop)
     except UnmappedKeysError as error:
         if options.drop:
             error.hint = f"--drop {shlex.join(options.drop)} may have left them out"
@@ -223,7 +221,7 @@ def _survey(checkpoint: Checkpoint, options: ConvertOptions, *, is_folder: bool)
 
 
 def build_plan(
-    checkpoint: Checkpoint, survey: Survey, layout: Layout, options: ConvertOptions
+    checkpoint: Checkpoint, detected: Detected, layout: Layout, options: ConvertOptions
 ) -> Plan:
     """Pair every tensor of the output with the tensor that it is made of.
 
@@ -232,12 +230,12 @@ def build_plan(
         UnmappedKeysError: A shadow has another shape than its parameter.
         UnsupportedModelError: A tensor is not of floating point.
     """
-    autoencoder = survey.autoencoder
-    notes = [*survey.notes, *_ema_notes(checkpoint, survey, options)]
+    autoencoder = detected.autoencoder
+    notes = [*detected.notes, *_ema_notes(checkpoint, detected, options)]
     dropped = dict(autoencoder.dropped)
     dropped.update(dict.fromkeys(checkpoint.non_tensors, DropReason.NOT_A_TENSOR))
     prefix = options.prefix if layout is Layout.COMPVIS else ""
-    shadows = survey.ema.shadows if options.ema or survey.ema.is_whole else {}
+    shadows = detected.ema.shadows if options.ema or detected.ema.is_whole else {}
     rows: list[Row] = []
     for pair, key in autoencoder.keys.items():
         shadow = shadows.get(pair.compvis)
@@ -260,18 +258,20 @@ def build_plan(
     return Plan(tuple(rows), dropped, tuple(notes))
 
 
-def _ema_notes(checkpoint: Checkpoint, survey: Survey, options: ConvertOptions) -> Iterator[Note]:
-    ema, total = survey.ema, len(survey.autoencoder.keys)
+def _ema_notes(
+    checkpoint: Checkpoint, detected: Detected, options: ConvertOptions
+) -> Iterator[Note]:
+    ema, total = detected.ema, len(detected.autoencoder.keys)
     if options.ema:
-        averaged = choose_average(checkpoint, survey)
+        by_name = choose_ema(checkpoint, detected)
         shadows = {
-            key: averaged[pair.compvis]
-            for pair, key in survey.autoencoder.keys.items()
-            if pair.compvis in averaged
+            key: by_name[pair.compvis]
+            for pair, key in detected.autoencoder.keys.items()
+            if pair.compvis in by_name
         }
         count = plural(len(shadows), "tensor")
         yield note(f"EMA weights for {count}, raw weights for {total - len(shadows)}")
-        yield from check_average(checkpoint, survey, shadows)
+        yield from check_ema_weights(checkpoint, detected, shadows)
     elif ema.shadows and not ema.is_whole:
         yield note(
             f"raw weights are used; the file also holds EMA weights for {len(ema.shadows)} of "

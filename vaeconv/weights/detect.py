@@ -13,14 +13,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vaeconv.autoencoder.config import GivenConfig, Scaling, build_config
-from vaeconv.autoencoder.ema import DECAY, NUM_UPDATES, PREFIX, EmaSurvey, survey_ema
+from vaeconv.autoencoder.config import ProvidedConfig, Scaling, build_config
+from vaeconv.autoencoder.ema import DECAY, NUM_UPDATES, PREFIX, EmaKeys, detect_ema
 from vaeconv.autoencoder.families import BY_NAME
 from vaeconv.autoencoder.match import (
     Autoencoder,
     DropReason,
-    find_autoencoder,
     find_prefixes,
+    match_autoencoder,
 )
 from vaeconv.autoencoder.provided_config import parse_config
 from vaeconv.autoencoder.scaling import Decision, ScalingOptions, decide_scaling
@@ -29,34 +29,34 @@ from vaeconv.checkpoint.text_file import read_text_file
 from vaeconv.checkpoint.types import Checkpoint
 from vaeconv.common.notes import Note
 from vaeconv.errors import NonFiniteError, listed
-from vaeconv.weights.candidates import choose_prefix, is_average
+from vaeconv.weights.candidates import choose_prefix, is_ema
 
 _UNPACK = {"F64": "d", "F32": "f", "F16": "e", "I64": "q", "I32": "i", "I16": "h"}
 
 
-class Survey(NamedTuple):
+class Detected(NamedTuple):
     """Autoencoder and other facts that were found in a checkpoint.
 
     Attributes:
         autoencoder: The autoencoder and the account of all keys.
         ema: Its EMA.
-        given: The config that came along or was given.
+        provided: The config that came along or was given.
         notes: Notes and warnings for the user.
     """
 
     autoencoder: Autoencoder
-    ema: EmaSurvey
-    given: GivenConfig | None
+    ema: EmaKeys
+    provided: ProvidedConfig | None
     notes: tuple[Note, ...] = ()
 
 
-def survey_checkpoint(
+def detect(
     checkpoint: Checkpoint,
     *,
     prefix: str | None = None,
     config: Path | None = None,
     drop: tuple[str, ...] = (),
-) -> Survey:
+) -> Detected:
     """Recognise the autoencoder in a checkpoint.
 
     Args:
@@ -73,7 +73,7 @@ def survey_checkpoint(
     found = find_prefixes(shapes)
     notes: list[Note] = []
     prefix = choose_prefix(checkpoint, found, prefix, notes)
-    autoencoder = find_autoencoder(
+    autoencoder = match_autoencoder(
         shapes,
         prefix,
         where=checkpoint.name,
@@ -82,26 +82,26 @@ def survey_checkpoint(
         beside=checkpoint.beside,
     )
     check_repeats([checkpoint.tensors[key] for key in autoencoder.keys.values()])
-    given = read_config(checkpoint, config)
-    if given:
-        given.check(autoencoder.topology)
-        notes += given.notes(autoencoder.topology)
-    ema = _survey_ema(checkpoint, autoencoder)
+    provided = read_config(checkpoint, config)
+    if provided:
+        provided.check(autoencoder.topology)
+        notes += provided.notes(autoencoder.topology)
+    ema = _detect_ema(checkpoint, autoencoder)
     check_repeats([checkpoint.tensors[key] for key in ema.shadows.values()])
-    return Survey(autoencoder, ema, given, tuple(notes))
+    return Detected(autoencoder, ema, provided, tuple(notes))
 
 
-def _survey_ema(checkpoint: Checkpoint, autoencoder: Autoencoder) -> EmaSurvey:
+def _detect_ema(checkpoint: Checkpoint, autoencoder: Autoencoder) -> EmaKeys:
     prefix, own = autoencoder.prefix, autoencoder.keys
-    if is_average(checkpoint, prefix):
+    if is_ema(checkpoint, prefix):
         shadows = {pair.compvis: key for pair, key in own.items()}
-        return EmaSurvey(shadows, len(shadows), False, prefix, is_whole=True)
+        return EmaKeys(shadows, len(shadows), False, prefix, is_whole=True)
     parameters = {pair.compvis: key[len(prefix) :] for pair, key in own.items()}
-    averaged = [name for name, r in autoencoder.dropped.items() if r is DropReason.EMA]
-    return survey_ema(parameters, checkpoint.tensors, prefix, averaged)
+    ema_keys = [name for name, r in autoencoder.dropped.items() if r is DropReason.EMA]
+    return detect_ema(parameters, checkpoint.tensors, prefix, ema_keys)
 
 
-def read_config(checkpoint: Checkpoint, path: Path | None) -> GivenConfig | None:
+def read_config(checkpoint: Checkpoint, path: Path | None) -> ProvidedConfig | None:
     """Read the config that was given, else the one that came with the weights.
 
     Raises:
@@ -115,7 +115,7 @@ def read_config(checkpoint: Checkpoint, path: Path | None) -> GivenConfig | None
     return None
 
 
-def decide(checkpoint: Checkpoint, survey: Survey, options: ScalingOptions) -> Decision:
+def decide(checkpoint: Checkpoint, detected: Detected, options: ScalingOptions) -> Decision:
     """Decide the scaling of an autoencoder that was recognised, as ``convert`` writes it.
 
     Raises:
@@ -125,11 +125,11 @@ def decide(checkpoint: Checkpoint, survey: Survey, options: ScalingOptions) -> D
         NonFiniteError: A factor in the file is no number to scale with.
         UsageError: There is no such family, or a factor is no number to scale with.
     """
-    autoencoder = survey.autoencoder
+    autoencoder = detected.autoencoder
     return decide_scaling(
         autoencoder.topology,
         options,
-        survey.given,
+        detected.provided,
         lambda: read_stored_scaling(checkpoint, autoencoder.prefix),
         autoencoder.dropped,
         where=checkpoint.name,
@@ -137,19 +137,19 @@ def decide(checkpoint: Checkpoint, survey: Survey, options: ScalingOptions) -> D
 
 
 def decide_config(
-    checkpoint: Checkpoint, survey: Survey, options: ScalingOptions = ScalingOptions()
+    checkpoint: Checkpoint, detected: Detected, options: ScalingOptions = ScalingOptions()
 ) -> tuple[Decision, dict[str, Any]]:
     """Decide the scaling, and build the config that ``convert`` writes.
 
     Raises:
         InputError: As :func:`decide`, or its widths do not fit the normalisation.
     """
-    decision = decide(checkpoint, survey, options)
+    decision = decide(checkpoint, detected, options)
     return decision, build_config(
-        survey.autoencoder.topology,
+        detected.autoencoder.topology,
         decision.scaling,
         sample_size=decision.sample_size,
-        given=survey.given,
+        provided=detected.provided,
     )
 
 
@@ -190,10 +190,10 @@ def _check_scaling(
 
 
 def read_ema_facts(
-    checkpoint: Checkpoint, survey: Survey | None
+    checkpoint: Checkpoint, detected: Detected | None
 ) -> tuple[int | None, float | None]:
     """Read how often the EMA was updated, and its decay."""
-    prefix, own = (survey.autoencoder.prefix, survey.ema.prefix) if survey else ("", PREFIX)
+    prefix, own = (detected.autoencoder.prefix, detected.ema.prefix) if detected else ("", PREFIX)
     roots = [prefix + PREFIX, PREFIX]
     roots += [own[: at + 1] for at, char in reversed(list(enumerate(own))) if char == "."]
     updates, decay = (

@@ -12,56 +12,56 @@ from vaeconv.common.notes import Note, warning
 from vaeconv.common.wording import plural
 from vaeconv.errors import AmbiguousInputError, EmaError, UnmappedKeysError
 from vaeconv.weights.candidates import same_values
-from vaeconv.weights.detect import Survey, read_ema_facts
+from vaeconv.weights.detect import Detected, read_ema_facts
 
 
-def choose_average(checkpoint: Checkpoint, survey: Survey) -> Mapping[str, str]:
+def choose_ema(checkpoint: Checkpoint, detected: Detected) -> Mapping[str, str]:
     """Give the shadows of the autoencoder: raw CompVis name, and the key of its shadow.
 
     Raises:
         EmaError: There are none.
-        AmbiguousInputError: There are several averages, and they differ.
+        AmbiguousInputError: There are several EMAs, and they differ.
     """
-    if not survey.ema.shadows:
-        raise no_average(checkpoint, survey)
-    check_single(checkpoint, {survey.ema.prefix: survey.ema.shadows, **survey.ema.others})
-    return survey.ema.shadows
+    if not detected.ema.shadows:
+        raise missing_ema(checkpoint, detected)
+    check_single(checkpoint, {detected.ema.prefix: detected.ema.shadows, **detected.ema.others})
+    return detected.ema.shadows
 
 
-def check_single(checkpoint: Checkpoint, averages: Mapping[str, Mapping[str, str]]) -> None:
-    """Check that averages of the same parameters, each by its prefix, are one average.
+def check_single(checkpoint: Checkpoint, emas: Mapping[str, Mapping[str, str]]) -> None:
+    """Check that EMAs of the same parameters, each by its prefix, are one EMA.
 
     Raises:
         AmbiguousInputError: They differ.
     """
-    (_, first), *others = averages.items()
+    (_, first), *others = emas.items()
     tensors = checkpoint.tensors
     for prefix, other in others:
         if first.keys() != other.keys() or not all(
             same_values(tensors[shadow], tensors[other[name]]) for name, shadow in first.items()
         ):
             raise AmbiguousInputError(
-                f"holds {len(averages)} different EMAs, under " + ", ".join(map(repr, averages)),
+                f"holds {len(emas)} different EMAs, under " + ", ".join(map(repr, emas)),
                 where=checkpoint.name,
                 hint=f"in place of --ema choose one, such as --source-prefix {prefix}",
             )
 
 
-def check_average(
-    checkpoint: Checkpoint, survey: Survey | None, shadows: Mapping[str, str]
+def check_ema_weights(
+    checkpoint: Checkpoint, detected: Detected | None, shadows: Mapping[str, str]
 ) -> list[Note]:
-    """Look whether an average was ever updated, and whether it differs from the raw weights.
+    """Look whether an EMA was ever updated, and whether it differs from the raw weights.
 
     Args:
         checkpoint: The open checkpoint.
-        survey: What is known of its autoencoder.
-        shadows: Key of each averaged parameter, and that of its shadow; not empty.
+        detected: What is known of its autoencoder.
+        shadows: Key of each parameter that has a shadow, and the key of the shadow; not empty.
 
     Returns:
         Warnings.
     """
     warnings: list[Note] = []
-    updates = read_ema_facts(checkpoint, survey)[0]
+    updates = read_ema_facts(checkpoint, detected)[0]
     if updates is not None and updates < WARM_UPDATES:
         meaning = {
             0: "was never updated",
@@ -93,23 +93,23 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:2] if len(shape) > 2 and set(shape[2:]) == {1} else shape
 
 
-def nameless_average(checkpoint: Checkpoint) -> str:
-    """Describe an average that cannot be used, as its tensors have no names; empty where none."""
+def nameless_ema(checkpoint: Checkpoint) -> str:
+    """Describe an EMA that cannot be used, as its tensors have no names; empty where none."""
     return "; ".join(
         f"its EMA {path} is a list of {plural(count, 'tensor')} without names"
         for path, count in checkpoint.nameless.items()
     )
 
 
-def no_average(checkpoint: Checkpoint, survey: Survey | None) -> EmaError:
+def missing_ema(checkpoint: Checkpoint, detected: Detected | None) -> EmaError:
     """Say why there is no EMA to use."""
     reason = "there are no EMA weights in it"
-    if nameless := nameless_average(checkpoint):
+    if nameless := nameless_ema(checkpoint):
         return EmaError(f"--ema: {nameless}", where=checkpoint.name, hint=NAMELESS_HINT)
-    if survey and survey.ema.covers_unet:
+    if detected and detected.ema.covers_unet:
         reason = "its EMA weights are the diffusion model's; the autoencoder has none"
-    elif survey and survey.ema.keys:
-        reason = f"its EMA is a remnant of {survey.ema.keys} keys without weights"
+    elif detected and detected.ema.keys:
+        reason = f"its EMA is a remnant of {detected.ema.keys} keys without weights"
     return EmaError(
         f"--ema: {reason}", where=checkpoint.name, hint="run without --ema or --raw-and-ema"
     )

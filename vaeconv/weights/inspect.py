@@ -15,19 +15,19 @@ from vaeconv.checkpoint.readers.in_memory import AnyModel, as_source
 from vaeconv.checkpoint.readers.state_dict import NAMELESS_HINT
 from vaeconv.checkpoint.source import hash_bytes
 from vaeconv.checkpoint.types import Checkpoint, Sibling
-from vaeconv.common.ema_names import names_average
+from vaeconv.common.ema_names import names_ema
 from vaeconv.common.notes import Note, note, warning
 from vaeconv.common.option_checks import options_of
 from vaeconv.common.wording import human_size, plural
 from vaeconv.errors import AmbiguousInputError, InputError, name_parameters
 from vaeconv.weights.detect import (
-    Survey,
+    Detected,
     decide_config,
+    detect,
     read_config,
     read_ema_facts,
-    survey_checkpoint,
 )
-from vaeconv.weights.ema import nameless_average
+from vaeconv.weights.ema import nameless_ema
 from vaeconv.weights.idle_options import reading_rules, refuse_idle, variant_rule
 from vaeconv.weights.options import InspectOptions
 from vaeconv.weights.zeros import find_in_tensors
@@ -162,35 +162,33 @@ def inspect(source: AnyModel, options: InspectOptions | None = None) -> Inspecti
         on_fetch=options.on_fetch,
     ) as checkpoint:
         refuse_idle([variant_rule(options.variant, None, [checkpoint])])
-        survey, problem = None, None
+        detected, problem = None, None
         if options.config:  # no part of the checkpoint: what is wrong with it is no finding
             read_config(checkpoint, options.config)
         try:
-            survey = survey_checkpoint(
-                checkpoint, prefix=options.source_prefix, config=options.config
-            )
+            detected = detect(checkpoint, prefix=options.source_prefix, config=options.config)
         except InputError as error:
             problem = error
-        return _describe(checkpoint, survey, problem, options)
+        return _describe(checkpoint, detected, problem, options)
 
 
 def _describe(
     checkpoint: Checkpoint,
-    survey: Survey | None,
+    detected: Detected | None,
     problem: InputError | None,
     options: InspectOptions,
 ) -> Inspection:
-    autoencoder = survey.autoencoder if survey else None
+    autoencoder = detected.autoencoder if detected else None
     keys = autoencoder.keys.values() if autoencoder else checkpoint.tensors
     own = [checkpoint.tensors[key] for key in keys]
-    notes = list(survey.notes) if survey else []
-    if nameless := nameless_average(checkpoint):
+    notes = list(detected.notes) if detected else []
+    if nameless := nameless_ema(checkpoint):
         notes.append(note(f"{nameless}, which --ema cannot use; {NAMELESS_HINT}"))
     family, scaling, config = None, None, None
-    if survey:
+    if detected:
         try:
             named = ScalingOptions(family=options.family)
-            decision, config = decide_config(checkpoint, survey, named)
+            decision, config = decide_config(checkpoint, detected, named)
             family = decision.family.name if decision.family else None
             scaling = decision.scaling.facts()
             notes += decision.notes()
@@ -216,8 +214,8 @@ def _describe(
         family=family,
         scaling=scaling,
         config=config,
-        ema=_ema(checkpoint, survey) if survey else {},
-        siblings=(*_states_beside(checkpoint, survey), *checkpoint.read_siblings()),
+        ema=_ema(checkpoint, detected) if detected else {},
+        siblings=(*_states_beside(checkpoint, detected), *checkpoint.read_siblings()),
         globals=tuple(use for use in checkpoint.globals if use[1] in ("placeholder", "unsafe")),
         nonfinite=nonfinite,
         metadata=checkpoint.metadata,
@@ -228,18 +226,18 @@ def _describe(
     )
 
 
-def _ema(checkpoint: Checkpoint, survey: Survey) -> dict[str, Any]:
-    if not survey.ema.keys:
+def _ema(checkpoint: Checkpoint, detected: Detected) -> dict[str, Any]:
+    if not detected.ema.keys:
         return {}
-    updates, decay = read_ema_facts(checkpoint, survey)
+    updates, decay = read_ema_facts(checkpoint, detected)
     return {
-        "prefix": survey.ema.prefix,
-        "others": list(survey.ema.others),
-        "is_whole": survey.ema.is_whole,
-        "keys": survey.ema.keys,
-        "autoencoder_tensors": len(survey.ema.shadows),
-        "of": len(survey.autoencoder.keys),
-        "covers_unet": survey.ema.covers_unet,
+        "prefix": detected.ema.prefix,
+        "others": list(detected.ema.others),
+        "is_whole": detected.ema.is_whole,
+        "keys": detected.ema.keys,
+        "autoencoder_tensors": len(detected.ema.shadows),
+        "of": len(detected.autoencoder.keys),
+        "covers_unet": detected.ema.covers_unet,
         "num_updates": updates,
         "decay": decay,
     }
@@ -272,24 +270,26 @@ def _without_own(checkpoint: Checkpoint, autoencoder: Autoencoder | None) -> tup
     return tuple(root for root in checkpoint.beside if not prefix.startswith(root))
 
 
-def _states_beside(checkpoint: Checkpoint, survey: Survey | None) -> Iterator[Sibling]:
+def _states_beside(checkpoint: Checkpoint, detected: Detected | None) -> Iterator[Sibling]:
     """Say what is in each state dict beside that of the autoencoder."""
     found = find_prefixes({name: tensor.shape for name, tensor in checkpoint.tensors.items()})
-    for root in _without_own(checkpoint, survey.autoencoder if survey else None):
+    for root in _without_own(checkpoint, detected.autoencoder if detected else None):
         names = [name for name in checkpoint.tensors if name.startswith(root)]
         tensors = [checkpoint.tensors[name] for name in names]
-        averages = {survey.ema.prefix: survey.ema.shadows, **survey.ema.others} if survey else {}
-        covered = max((len(s) for p, s in averages.items() if p.startswith(root)), default=0)
+        emas = (
+            {detected.ema.prefix: detected.ema.shadows, **detected.ema.others} if detected else {}
+        )
+        covered = max((len(s) for p, s in emas.items() if p.startswith(root)), default=0)
         has_one = any(prefix.startswith(root) for prefix in found)
-        if names_average(root):
+        if names_ema(root):
             kind = "EMA"
-            if covered and survey:
-                total = plural(len(survey.autoencoder.keys), "tensor")
+            if covered and detected:
+                total = plural(len(detected.autoencoder.keys), "tensor")
                 kind += f" of the autoencoder, {covered} of {total}"
             elif any("diffusion_model" in name for name in names):
                 kind += " of the diffusion model"
         elif has_one:
-            kind = "an autoencoder" if not survey else "another autoencoder"
+            kind = "an autoencoder" if not detected else "another autoencoder"
         else:
             reasons = {drop_reason(name[len(root) :], "") or drop_reason(name, "")
                        for name in names}  # fmt: skip

@@ -16,7 +16,7 @@ from vaeconv.checkpoint.types import Checkpoint
 from vaeconv.common.option_checks import options_of
 from vaeconv.common.wording import human_size, plural
 from vaeconv.errors import CheckFailedError, UsageError
-from vaeconv.weights.detect import Survey, decide_config, survey_checkpoint
+from vaeconv.weights.detect import Detected, decide_config, detect
 from vaeconv.weights.idle_options import (
     Rule,
     pattern_rules,
@@ -88,7 +88,7 @@ def prune(
     """Write a checkpoint again without what only training needs.
 
     Layout and names stay. Optimizer, callbacks, loss and EMA are left out; with
-    ``ema`` the average takes the place of the raw weights wherever a parameter has one. A cast
+    ``ema`` the EMA weight takes the place of the raw weights wherever a parameter has one. A cast
     rounds to nearest even, as torch does.
 
     Args:
@@ -135,30 +135,30 @@ def prune(
             for path in sources
         ]
         checkpoint, *others = checkpoints
-        survey = _survey(checkpoint, options)
-        has_autoencoder = bool(others) or (survey is not None and Part.VAE in options.kept)
+        detected = _detected(checkpoint, options)
+        has_autoencoder = bool(others) or (detected is not None and Part.VAE in options.kept)
         refuse_idle(
             [
                 variant_rule(options.variant, kind, checkpoints),
                 Rule("--prefix", options.prefix is not None, has_autoencoder,
                      "no autoencoder is kept"),
-                Rule("--source-prefix", options.source_prefix is not None, survey is not None,
+                Rule("--source-prefix", options.source_prefix is not None, detected is not None,
                      "there is no autoencoder in it"),
             ]
         )  # fmt: skip
-        planner = PrunePlanner(checkpoint, survey, options)
-        baked = (others[0], survey_checkpoint(others[0])) if others else None
+        planner = PrunePlanner(checkpoint, detected, options)
+        baked = (others[0], detect(others[0])) if others else None
         plan = planner.plan(baked)
         names = {*checkpoint.tensors, *(row.name for row in plan.rows)}
         refuse_idle(pattern_rules("--fp16-except", options.fp16_except, names))
         if is_folder:
-            _check_folder(checkpoint, survey, plan)
+            _check_folder(checkpoint, detected, plan)
         notes, config, probe = [*plan.notes], None, None
         if is_folder or options.probe:
-            vae, its_survey = baked or (checkpoint, survey)
-            if its_survey is None:
+            vae, its_detected = baked or (checkpoint, detected)
+            if its_detected is None:
                 raise UsageError("there is no autoencoder to probe", where=vae.name)
-            decision, config = decide_config(vae, its_survey)
+            decision, config = decide_config(vae, its_detected)
             notes += decision.notes() if is_folder else []
         check_target(target, sources, overwrite=options.overwrite, plan=plan)
         if options.probe and config:
@@ -171,7 +171,7 @@ def prune(
                     hint="publish it in fp32 or bf16, or without --require-fp16-decode",
                 )
         config = config if is_folder else None
-        layout = survey.autoencoder.layout if survey else None
+        layout = detected.autoencoder.layout if detected else None
         metadata, left_out = make_header(checkpoint.metadata, options, kind, plan, is_renamed=False)
         plan = plan._replace(notes=(*notes, *left_out))
         groups = planner.account(plan)
@@ -235,28 +235,28 @@ def option_rules(
     ]  # fmt: skip
 
 
-def _survey(checkpoint: Checkpoint, options: PruneOptions) -> Survey | None:
+def _detected(checkpoint: Checkpoint, options: PruneOptions) -> Detected | None:
     """Recognise the autoencoder; a diffusion model may come without, unless it alone is wanted."""
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
     is_model = any(drop_reason(name, "") is DropReason.UNET for name in shapes)
     if is_model and not find_prefixes(shapes) and not options.vae_only:
         return None
-    return survey_checkpoint(checkpoint, prefix=options.source_prefix)
+    return detect(checkpoint, prefix=options.source_prefix)
 
 
-def _check_folder(checkpoint: Checkpoint, survey: Survey | None, plan: Plan) -> None:
+def _check_folder(checkpoint: Checkpoint, detected: Detected | None, plan: Plan) -> None:
     """Check that what is left is a diffusers autoencoder.
 
     Raises:
         UsageError: The source is not in the diffusers layout, or more than the autoencoder stays.
     """
-    if survey is None or survey.autoencoder.layout is not Layout.DIFFUSERS:
+    if detected is None or detected.autoencoder.layout is not Layout.DIFFUSERS:
         raise UsageError(
             "pruning keeps the layout, and a folder is for the diffusers layout",
             where=checkpoint.name,
             hint="name a .safetensors file, or use vaeconv convert",
         )
-    autoencoder = survey.autoencoder
+    autoencoder = detected.autoencoder
     names = {pair.name(Layout.DIFFUSERS) for pair in autoencoder.keys}
     aliases = {key[len(autoencoder.prefix) :] for key in autoencoder.keys.values()}
     other = next((row.name for row in plan.rows if row.name not in names | aliases), None)

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import NamedTuple
 
-from vaeconv.autoencoder.ema import find_averages
+from vaeconv.autoencoder.ema import find_shadows
 from vaeconv.autoencoder.families import find_kind
 from vaeconv.autoencoder.keys import NamePair
 from vaeconv.autoencoder.match import DropReason, drop_reason
@@ -19,8 +19,8 @@ from vaeconv.common.notes import Note, note
 from vaeconv.common.wording import plural
 from vaeconv.errors import ConfigMismatchError, UsageError
 from vaeconv.weights.candidates import inner_prefix
-from vaeconv.weights.detect import Survey
-from vaeconv.weights.ema import check_average, check_single, choose_average, no_average, shadow_of
+from vaeconv.weights.detect import Detected
+from vaeconv.weights.ema import check_ema_weights, check_single, choose_ema, missing_ema, shadow_of
 from vaeconv.weights.options import Part, PruneOptions
 from vaeconv.weights.parameters import Parameters, kept_note, may_be_infinite, weight_dtype
 from vaeconv.weights.plan import KEEP, Plan, Row
@@ -64,23 +64,23 @@ class PrunePlanner:
 
     Args:
         checkpoint: The open checkpoint.
-        survey: What is known of its autoencoder; None where a diffusion model comes without.
+        detected: What is known of its autoencoder; None where a diffusion model comes without.
         options: What to keep, and as what.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, survey: Survey | None, options: PruneOptions
+        self, checkpoint: Checkpoint, detected: Detected | None, options: PruneOptions
     ) -> None:
         self._where = checkpoint.name
         self._checkpoint = checkpoint
-        self._survey = survey
+        self._detected = detected
         self._options = options
         self._pairs: dict[str, NamePair] = {}  # by name of the output tensor
         self._parameters = Parameters(checkpoint.tensors)
         self._reasons = self._classify()
         self._shadows = self._find_shadows()
 
-    def plan(self, vae: tuple[Checkpoint, Survey] | None = None) -> Plan:
+    def plan(self, vae: tuple[Checkpoint, Detected] | None = None) -> Plan:
         """Pair every tensor that stays with the one that it is made of, and account for the rest.
 
         Args:
@@ -93,7 +93,7 @@ class PrunePlanner:
             UsageError: Nothing is left, or two tensors would get one name.
             ConfigMismatchError: The other autoencoder is of another architecture.
         """
-        notes = list(self._survey.notes) if self._survey else []
+        notes = list(self._detected.notes) if self._detected else []
         kept = self._options.kept - ({Part.VAE} if vae else set())
         notes += self._ema_notes(kept)
         rows: list[Row] = []
@@ -159,37 +159,37 @@ class PrunePlanner:
 
     @cached_property
     def _pair_of(self) -> dict[str, NamePair]:
-        keys = self._survey.autoencoder.keys if self._survey else {}
+        keys = self._detected.autoencoder.keys if self._detected else {}
         return {key: pair for pair, key in keys.items()}
 
     def _classify(self) -> dict[str, DropReason]:
-        if self._survey is None:
+        if self._detected is None:
             names = self._checkpoint.tensors
             beside = self._checkpoint.beside
             return {name: drop_reason(name, "", beside) or DropReason.UNKNOWN for name in names}
-        autoencoder = self._survey.autoencoder
+        autoencoder = self._detected.autoencoder
         own = dict.fromkeys(autoencoder.keys.values(), DropReason.VAE)
         return {**autoencoder.dropped, **own}
 
     def _find_shadows(self) -> dict[str, str]:
-        """Pair each averaged parameter with its shadow: diffusion model's and autoencoder's."""
+        """Pair each parameter that has a shadow with it: diffusion model's and autoencoder's."""
         spellings: dict[str, str] = {}
         for name, reason in self._reasons.items():
             if reason in _AVERAGED:
                 # LatentDiffusion averages ``self.model``, and names the shadows within it.
                 spellings |= {name: name, name.removeprefix("model."): name}
         keys = [name for name, reason in self._reasons.items() if reason is DropReason.EMA]
-        groups = find_averages(spellings, keys)
+        groups = find_shadows(spellings, keys)
         if groups and self._options.ema:
             check_single(self._checkpoint, groups)
         shadows = next(iter(groups.values()), {})
-        if self._survey and self._survey.ema.shadows:
-            averaged = self._survey.ema.shadows
+        if self._detected and self._detected.ema.shadows:
+            by_name = self._detected.ema.shadows
             if self._options.ema:
-                choose_average(self._checkpoint, self._survey)
-            for pair, key in self._survey.autoencoder.keys.items():
-                if pair.compvis in averaged:
-                    shadows[key] = averaged[pair.compvis]
+                choose_ema(self._checkpoint, self._detected)
+            for pair, key in self._detected.autoencoder.keys.items():
+                if pair.compvis in by_name:
+                    shadows[key] = by_name[pair.compvis]
         return shadows
 
     def _row(self, name: str, raw: Tensor) -> Row:
@@ -206,8 +206,8 @@ class PrunePlanner:
 
     @cached_property
     def _own_prefix(self) -> str:
-        if self._survey:
-            return self._survey.autoencoder.prefix
+        if self._detected:
+            return self._detected.autoencoder.prefix
         return find_kind(self._checkpoint.tensors).prefix
 
     def _prefix(self) -> str:
@@ -229,33 +229,33 @@ class PrunePlanner:
         is_cast = wanted != KEEP and self._parameters.has(name, tensor)
         return BY_OPTION[wanted] if is_cast else tensor.dtype
 
-    def _baked_rows(self, vae: Checkpoint, survey: Survey, *, has_others: bool) -> list[Row]:
+    def _baked_rows(self, vae: Checkpoint, detected: Detected, *, has_others: bool) -> list[Row]:
         if not has_others:
             raise UsageError(
                 "--vae puts an autoencoder into a full checkpoint, and this one has nothing else",
                 where=self._where,
                 hint="to change the layout of an autoencoder: vaeconv convert",
             )
-        if self._survey:
-            _check_fit(self._survey, survey, vae.name)
-        layout = self._survey.autoencoder.layout if self._survey else Layout.COMPVIS
+        if self._detected:
+            _check_fit(self._detected, detected, vae.name)
+        layout = self._detected.autoencoder.layout if self._detected else Layout.COMPVIS
         rows = []
-        for pair, key in survey.autoencoder.keys.items():
+        for pair, key in detected.autoencoder.keys.items():
             name, tensor = self._prefix() + pair.name(layout), vae.tensors[key]
             dtype = self._dtype(name, tensor, is_weight=True)
             self._pairs[name] = pair
             rows.append(Row(name, tensor, pair.shape(layout), dtype))
         return rows
 
-    def _baked_notes(self, vae: Checkpoint, survey: Survey) -> Iterator[Note]:
+    def _baked_notes(self, vae: Checkpoint, detected: Detected) -> Iterator[Note]:
         yield note(f"the autoencoder comes from {vae.name}")
         if set(vae.metadata) - {"format"}:
             yield note(f"the metadata of {vae.name} is not copied")
-        if survey.ema.shadows:
+        if detected.ema.shadows:
             yield note(
                 f"the raw weights of {vae.name} are used; prune it with --ema first to use its EMA"
             )
-        if not self._survey and self._options.prefix is None:
+        if not self._detected and self._options.prefix is None:
             kind = find_kind(self._checkpoint.tensors)
             also = f"some loaders look for {kind.also} there, " if kind.also else ""
             yield note(
@@ -285,9 +285,9 @@ class PrunePlanner:
         }
         if self._options.ema:
             if not kept:
-                raise no_average(self._checkpoint, self._survey)
+                raise missing_ema(self._checkpoint, self._detected)
             yield from self._ema_counts(kept)
-            yield from check_average(self._checkpoint, self._survey, kept)
+            yield from check_ema_weights(self._checkpoint, self._detected, kept)
         elif kept:
             yield note(
                 f"raw weights are kept and the EMA weights of {plural(len(kept), 'tensor')} are "
@@ -321,7 +321,7 @@ class PrunePlanner:
             )
 
 
-def _check_fit(old: Survey, new: Survey, where: str) -> None:
+def _check_fit(old: Detected, new: Detected, where: str) -> None:
     for field in old.autoencoder.topology._fields:
         own, given = (getattr(s.autoencoder.topology, field) for s in (old, new))
         if own != given:

@@ -75,15 +75,15 @@ def with_names(found: Found, name: str) -> Found:
     result, (first, *_) = found
     assert result.references is not None
     assert result.same is not None
-    sides = tuple(
-        side._replace(
+    models = tuple(
+        model._replace(
             name=name,
             loader=name,
             container=name,
             variant=name,
-            files=tuple({**file, "name": name} for file in side.files),
+            files=tuple({**file, "name": name} for file in model.files),
         )
-        for side in result.sides
+        for model in result.models
     )
     worst = result.same.weights.different[0]
     weights = result.same.weights._replace(
@@ -93,7 +93,7 @@ def with_names(found: Found, name: str) -> Found:
     references = result.references
     return Found(
         result._replace(
-            sides=sides,
+            models=models,
             same=result.same._replace(weights=weights, outcomes=outcomes, problems=(name,)),
             references=references._replace(
                 source=name,
@@ -208,13 +208,13 @@ def test_page_without_pictures_has_no_place_for_them() -> None:
 
 
 def test_page_says_all_of_a_scaling(same: Found) -> None:
-    side = same.result.sides[1]
-    assert side.scaling is not None
-    scaling = side.scaling._replace(
+    model = same.result.models[1]
+    assert model.scaling is not None
+    scaling = model.scaling._replace(
         scaling_factor=0.5, shift_factor=-0.25, latents_std=(1.0,), latents_mean=(0.0,)
     )
-    sides = (side._replace(scaling=scaling, ema=66, variant="fp16"),)
-    text = Page(make_page(same.result._replace(sides=sides), [])).text
+    models = (model._replace(scaling=scaling, ema=66, variant="fp16"),)
+    text = Page(make_page(same.result._replace(models=models), [])).text
     assert "scaling 0.5, shift -0.25, statistics per channel (config.json)" in text
     assert "variant fp16" in text
     assert "EMA for 66 tensors" in text
@@ -226,9 +226,9 @@ def test_page_says_all_of_a_scaling(same: Found) -> None:
 def test_pictures_are_those_that_were_decoded(same: Found) -> None:
     page = Page(same.page)
     assert [one.dtype for one in same.decoded] == ["fp32"] * 5 + ["fp16"] * 5
-    for kind, side in (("over", 0), ("under", 1)):
+    for kind, which in (("over", 0), ("under", 1)):
         expected = [
-            to_uint8(torch.from_numpy(one.pictures[side])).permute(1, 2, 0).numpy()
+            to_uint8(torch.from_numpy(one.pictures[which])).permute(1, 2, 0).numpy()
             for one in same.decoded
         ]
         shown = page.pictures(kind)
@@ -306,10 +306,10 @@ def test_names_of_strangers_stay_text(different: Found, name: str) -> None:
 
 def test_control_characters_and_lone_surrogates_are_spelled(different: Found) -> None:
     found = with_names(different, "a\nb\x00c\u2028d")
-    sides = tuple(side._replace(name="named\udcff\n") for side in found.result.sides)
-    page = make_page(found.result._replace(sides=sides), found.decoded)
+    models = tuple(model._replace(name="named\udcff\n") for model in found.result.models)
+    page = make_page(found.result._replace(models=models), found.decoded)
     assert page.encode()
-    assert page.count("named\\udcff\\n") == 2 * len(sides)  # the title has them too
+    assert page.count("named\\udcff\\n") == 2 * len(models)  # the title has them too
     assert page.count("a\\nb\\x00c\\u2028d") > 15
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028]", page)
 
@@ -335,8 +335,8 @@ def test_page_refers_to_nothing_outside(same: Found, different: Found) -> None:
 
 def test_page_has_no_paths_but_those_that_were_given(different: Found) -> None:
     rest = unescape(re.sub(r"data:image/png;base64,[\w+/=]+", "", different.page))
-    for side in different.result.sides:
-        rest = rest.replace(f"<bdi>{side.name}</bdi>", "").replace(side.name, "", 1)  # the title
+    for model in different.result.models:
+        rest = rest.replace(f"<bdi>{model.name}</bdi>", "").replace(model.name, "", 1)  # the title
     for place in (Path.cwd(), Path.home(), Path(np.__file__).parents[1], Path(TINY).parent):
         assert f"{place}/" not in rest
 

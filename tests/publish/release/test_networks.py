@@ -16,9 +16,9 @@ from tests.support.loopback_hub import LoopbackHub
 from tests.support.range_hub import point_client_at
 from vaeconv.errors import VaeconvError
 from vaeconv.evaluation.image_metrics import VGG16, WIDTHS
-from vaeconv.evaluation.metric_networks import NETS
+from vaeconv.evaluation.metric_networks import NETWORKS
 
-NETWORKS: dict[str, dict[str, Any]] = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "eval": {
         "metrics": ["psnr", "lpips"], "limit": 1, "vgg_weights": "nets/vgg.pth",
         "lpips_weights": "nets/heads.pth",
@@ -30,8 +30,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
 @pytest.fixture(autouse=True)
 def no_other_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the release file names is found there or nowhere."""
-    for net in NETS:
-        monkeypatch.setenv(net.variable, str(tmp_path / "gone.pth"))
+    for network in NETWORKS:
+        monkeypatch.setenv(network.variable, str(tmp_path / "gone.pth"))
 
 
 def write_networks(folder: Path) -> None:
@@ -45,12 +45,12 @@ def write_networks(folder: Path) -> None:
 def test_networks_are_those_that_the_file_names_and_a_change_measures_again(
     tmp_path: Path,
 ) -> None:
-    project = write_project(tmp_path / "project", NETWORKS)
+    project = write_project(tmp_path / "project", SETTINGS)
     write_networks(project / "nets")
     make(project, last="eval")
     target = project / "release/diffusers/eval.json"
     before = json.loads(target.read_text())
-    assert [net["file"] for net in before["nets"]] == ["vgg.pth", "heads.pth"]
+    assert [network["file"] for network in before["nets"]] == ["vgg.pth", "heads.pth"]
     assert before["models"][0]["metrics"]["lpips"]["mean"] > 0
     assert redone(project, last="eval") == []
     heads = torch.load(project / "nets/heads.pth", weights_only=True)
@@ -74,7 +74,7 @@ def test_networks_are_those_that_the_file_names_and_a_change_measures_again(
 def test_what_is_wrong_with_networks_is_said_before_the_work(
     tmp_path: Path, changes: dict[str, Any], said: str
 ) -> None:
-    project = write_project(tmp_path / "project", NETWORKS, {"eval": changes})
+    project = write_project(tmp_path / "project", SETTINGS, {"eval": changes})
     with pytest.raises(VaeconvError) as caught:
         make(project, last="eval")
     told = [str(caught.value), *caught.value.details]

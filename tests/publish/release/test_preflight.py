@@ -28,7 +28,7 @@ from tests.support.lacking import needs_no_root
 from tests.support.loopback_hub import LoopbackHub, Repository
 from vaeconv.checkpoint import system
 from vaeconv.errors import HubError, OutputError, UsageError, VaeconvError
-from vaeconv.evaluation.metric_networks import NETS
+from vaeconv.evaluation.metric_networks import NETWORKS
 from vaeconv.publish.hub.access import _may_write
 from vaeconv.publish.release import preflight as release_preflight
 from vaeconv.publish.release.config import ReleaseConfig
@@ -171,8 +171,8 @@ def test_what_is_missing_here(
     changes: Tables,
     said: str,
 ) -> None:
-    for net in NETS:
-        monkeypatch.setenv(net.variable, str(tmp_path / "gone.pth"))
+    for network in NETWORKS:
+        monkeypatch.setenv(network.variable, str(tmp_path / "gone.pth"))
     (project / "broken").mkdir()
     (project / "broken/a.png").write_bytes(b"no image")
     (project / "models.toml").write_text('[[model]]\npath = "elsewhere"\n')

@@ -472,7 +472,7 @@ def with_rfid(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
         return result
 
     monkeypatch.setattr(release_steps, "evaluate", evaluate)
-    monkeypatch.setattr(release_preflight, "check_weights", lambda net, given: None)
+    monkeypatch.setattr(release_preflight, "check_weights", lambda network, given: None)
 
     def say(rfid: float) -> None:
         value[0] = rfid

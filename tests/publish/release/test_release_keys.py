@@ -30,7 +30,7 @@ from tests.support.samples import SHAPED, in_diffusers, weights_of
 from vaeconv.autoencoder.scaling import ScalingOptions
 from vaeconv.autoencoder.topology import Layout
 from vaeconv.errors import MissingDependencyError, OutputError
-from vaeconv.evaluation.metric_networks import NETS
+from vaeconv.evaluation.metric_networks import NETWORKS
 from vaeconv.publish.release.preflight import Preflight
 from vaeconv.publish.release.project import Project
 from vaeconv.weights.convert import convert
@@ -65,8 +65,8 @@ def no_nets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Weights of metric nets are nowhere, and nobody looks for them elsewhere."""
     gone = tmp_path_factory.mktemp("nets") / "gone.pth"
     with pytest.MonkeyPatch.context() as patch:
-        for net in NETS:
-            patch.setenv(net.variable, str(gone))
+        for network in NETWORKS:
+            patch.setenv(network.variable, str(gone))
         yield
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from vaeconv.checkpoint.types import Sibling
 from vaeconv.checkpoint.unpickle.interpreter import Placeholder, TensorRef
-from vaeconv.common.ema_names import names_average
+from vaeconv.common.ema_names import names_ema
 from vaeconv.common.wording import plural
 from vaeconv.errors import MalformedCheckpointError, NotACheckpointError
 
@@ -169,14 +169,14 @@ def _wrapper_key(current: Mapping[object, object], holders: _TensorHolders) -> s
     for key in _WRAPPERS:
         if key in nested:
             return key
-    raw = [key for key in nested if not names_average(key)]
-    if len(raw) == 1 and _is_averaged(current, raw[0], nested):
+    raw = [key for key in nested if not names_ema(key)]
+    if len(raw) == 1 and _has_emas(current, raw[0], nested):
         return raw[0]
     return nested[0] if len(nested) == 1 else None
 
 
-def _is_averaged(current: Mapping[object, object], raw: str, nested: list[str]) -> bool:
-    """Whether all the others are averages of it, by their names: they share some."""
+def _has_emas(current: Mapping[object, object], raw: str, nested: list[str]) -> bool:
+    """Whether all the others are EMAs of it, by their names: they share some."""
     own = as_mapping(current[raw]) or {}
     others = [as_mapping(current[key]) or {} for key in nested if key != raw]
     return all(not own.keys().isdisjoint(other) for other in others)
@@ -248,7 +248,7 @@ class _Further:
                 self._take(path, value, mapping, tensors)
             elif isinstance(value, (list, tuple)):
                 count = sum(isinstance(item, TensorRef) for item in value)
-                if count and names_average(".".join(path)):
+                if count and names_ema(".".join(path)):
                     self.nameless[".".join(path)] = count
             # One dict under several keys is found under each, what lies in it only once.
             if len(path) < _MAX_NESTING and id(value) not in expanded:

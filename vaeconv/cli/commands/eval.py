@@ -50,6 +50,6 @@ def eval(
         options,
         protocol=protocol.made(),
         weights=networks.by_network(options.metrics),
-        sides=reading.options(),
+        reading=reading.options(),
     )
     evaluate_job(job, options, sink)

@@ -8,7 +8,7 @@ from typing import Annotated
 from vaeconv.cli.declare import declare
 from vaeconv.cli.output import Sink
 from vaeconv.common.option_docs import IMAGES, Device, Doc, Limit, Overwrite
-from vaeconv.models.open_model import SideOptions
+from vaeconv.models.open_model import ModelOptions
 
 Images = Annotated[str, Doc(f"Images to encode: {IMAGES}.", "IMAGES")]
 Output = Annotated[Path, Doc(".safetensors file to write.", "OUT")]
@@ -32,7 +32,7 @@ def latents(
     images: Images,
     output: Output,
     model: Model,
-    how: SideOptions,
+    how: ModelOptions,
     *,
     size: Size = 256,
     limit: Limit = None,

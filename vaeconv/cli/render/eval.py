@@ -30,9 +30,11 @@ def result_notes(result: Mapping[str, Any], *, verbose: bool) -> list[Note]:
         warning(f"{name} not computed: {why}") for name, why in result["not_computed"].items()
     ]
     notes += [
-        warning(f"{net['file']} holds other weights of {net['name']} than the published ones")
-        for net in result["nets"]
-        if not net["is_published"]
+        warning(
+            f"{network['file']} holds other weights of {network['name']} than the published ones"
+        )
+        for network in result["nets"]
+        if not network["is_published"]
     ]
     return notes
 

@@ -94,7 +94,7 @@ class Outputs:
         """
 
         def write_text(path: Path, text: str) -> None:
-            text = hide_places_in_text(text, known=[model.name for model in result.sides])
+            text = hide_places_in_text(text, known=[model.name for model in result.models])
             replace_small_file(path, text.encode(), durable=False)
 
         pictures: list[Path] = []
@@ -184,7 +184,7 @@ def _lines(result: Verification, *, verbose: bool) -> Iterator[Line]:
         if not comparison.problems:
             yield from (f"  not proved: {reason}" for reason in comparison.unproven)
     yield ""
-    yield from map(_model_line, result.sides)
+    yield from map(_model_line, result.models)
     yield from ("", Table(*weight_table(result.comparisons), left=2))
     for comparison in result.comparisons:
         if comparison.outcomes:

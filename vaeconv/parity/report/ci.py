@@ -64,7 +64,7 @@ def markdown(result: Verification) -> str:
         lines.append(f"**{_escaped(comparison.verdict)}.**")
         lines += [*(f"- {_escaped(problem)}" for problem in comparison.problems), ""]
     models = []
-    for model in result.sides:
+    for model in result.models:
         dtypes = ", ".join(BY_CODE[code].label for code in model.dtypes)
         hashes = ", ".join(str(file["sha256"])[:16] for file in model.files if file["sha256"])
         models.append((model.label, model.name, model.layout.value, dtypes, hashes or "-"))

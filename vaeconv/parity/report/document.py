@@ -20,7 +20,7 @@ def report_document(result: Verification) -> dict[str, Any]:
     references = result.references
     return {
         "ok": result.ok,
-        "sides": [_model(one) for one in result.sides],
+        "sides": [_model(one) for one in result.models],
         "same": result.same and _comparison(result.same),
         "drop_in": result.drop_in and _comparison(result.drop_in),
         "references": references

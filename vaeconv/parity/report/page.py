@@ -38,7 +38,7 @@ def make_page(result: Verification, decoded: Sequence[Decoded]) -> str:
         outcome=result.outcome,
         comparisons=[_comparison(one) for one in result.comparisons],
         weights=weight_table(result.comparisons),
-        sides=[_model(model) for model in result.sides],
+        models=[_model(model) for model in result.models],
         labels=result.labels,
         pictures=[_picture(one) for one in decoded],
         references=references

@@ -154,15 +154,15 @@ def evaluation_section(results: Sequence[Mapping[str, Any]], meta: CardMeta) -> 
         title = _cell(titles.pop(0)) if titles else escape_markdown(table.title)
         lines += [f"### {title}", "", *markdown_table(table), ""]
         lines += [f"_{escape_markdown(table.protocol)}_", ""]
-    nets = sorted(
+    networks = sorted(
         {
-            f"{_text(net['name'])} `{_text(net['sha256'][:16])}`"
+            f"{_text(network['name'])} `{_text(network['sha256'][:16])}`"
             for result in results
-            for net in result["nets"]
+            for network in result["nets"]
         }
     )
-    if nets:
-        lines += [f"Metric networks (sha256): {', '.join(nets)}.", ""]
+    if networks:
+        lines += [f"Metric networks (sha256): {', '.join(networks)}.", ""]
     return Section("evaluation", "\n".join(lines))
 
 

@@ -42,7 +42,7 @@ from vaeconv.publish.hub.push import Pushed, publish_files
 from vaeconv.publish.hub.push_options import PushOptions, check_options
 from vaeconv.publish.hub.repository import fetch, list_published
 from vaeconv.publish.hub.session import Deadline
-from vaeconv.weights.detect import survey_checkpoint
+from vaeconv.weights.detect import detect
 from vaeconv.weights.manifest import MANIFEST
 from vaeconv.weights.output_names import is_utf8
 
@@ -131,7 +131,7 @@ def _check_layout(file: Path) -> None:
     if not file.is_file():
         raise CheckpointNotFoundError("no such file", where=str(file))
     with open_checkpoint(file) as checkpoint:
-        if survey_checkpoint(checkpoint).autoencoder.layout is not Layout.COMPVIS:
+        if detect(checkpoint).autoencoder.layout is not Layout.COMPVIS:
             raise UsageError(
                 "it is not in the CompVis layout",
                 where=str(file),

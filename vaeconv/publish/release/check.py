@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import PurePosixPath
 
 from vaeconv.errors import UsageError, VaeconvError
-from vaeconv.evaluation.distributed import read_ranks
+from vaeconv.evaluation.distributed import read_world
 from vaeconv.publish.hub.push_options import PushOptions, check_options
 from vaeconv.publish.modelspec import source_date
 from vaeconv.publish.release.config import EvalTable, OutputTable, ReleaseConfig
@@ -46,10 +46,10 @@ def noted(problems: list[VaeconvError], head: str = "") -> Iterator[None]:
 
 def _check_process() -> None:
     """Refuse to be one of several processes, each of which would make the same release."""
-    world = read_ranks().world
-    if world > 1:
+    world_size = read_world().size
+    if world_size > 1:
         raise UsageError(
-            f"a release is made by one process, and WORLD_SIZE is {world}",
+            f"a release is made by one process, and WORLD_SIZE is {world_size}",
             hint="start it without torchrun or accelerate launch",
         )
 
@@ -94,7 +94,7 @@ def _eval_rules(table: EvalTable) -> Iterator[_Rule]:
     needs: list[tuple[str, object, tuple[str, ...]]] = [
         ("min_psnr", table.min_psnr, ("psnr",)),
         ("baseline", table.baseline, ("rfid",)),
-        *((key, file or None, net.serves) for key, net, file in table.networks()),
+        *((key, file or None, network.serves) for key, network, file in table.networks()),
     ]
     for key, value, metrics in needs:
         if value is not None:

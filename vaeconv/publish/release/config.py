@@ -18,7 +18,13 @@ from vaeconv.checkpoint.writers.atomic import replace_small_file
 from vaeconv.common.option_checks import MOST_PIXELS, RUN_DTYPES, Range, check_fields
 from vaeconv.common.option_docs import IMAGES, Device, Doc, ShiftFactor
 from vaeconv.errors import OutputExistsError, UsageError, VaeconvError
-from vaeconv.evaluation.metric_networks import INCEPTION_FILE, LPIPS_FILE, NETS, VGG_FILE, Net
+from vaeconv.evaluation.metric_networks import (
+    INCEPTION_FILE,
+    LPIPS_FILE,
+    NETWORKS,
+    VGG_FILE,
+    Network,
+)
 from vaeconv.evaluation.metrics import METRICS
 from vaeconv.evaluation.protocol import PRESETS
 from vaeconv.publish.card.meta import CardMeta
@@ -158,11 +164,11 @@ class EvalTable:
         if not self.metrics:
             raise UsageError("metrics are empty", hint=f"there are {', '.join(METRICS)}")
 
-    def networks(self) -> Iterator[tuple[str, Net, str | None]]:
+    def networks(self) -> Iterator[tuple[str, Network, str | None]]:
         """List metric networks: the key of each, and the file that it names."""
-        for net in NETS:
-            key = net.option.removeprefix("--").replace("-", "_")
-            yield key, net, getattr(self, key)
+        for network in NETWORKS:
+            key = network.option.removeprefix("--").replace("-", "_")
+            yield key, network, getattr(self, key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,8 +53,8 @@ def _conditions(document: Mapping[str, Any]) -> list[Any] | None:
     identity = identity_of(document)
     if identity is None:
         return None
-    *others, nets = identity
-    return [*others, [net for net in nets if net[0] == INCEPTION.name]]
+    *others, networks = identity
+    return [*others, [network for network in networks if network[0] == INCEPTION.name]]
 
 
 def _check_psnr(least: float, metrics: Mapping[str, Any]) -> None:

@@ -38,7 +38,7 @@ from vaeconv.publish.release.gates import read_rfid
 from vaeconv.publish.release.project import Project
 from vaeconv.publish.release.weights import plans
 from vaeconv.publish.signing import check_key
-from vaeconv.weights.detect import survey_checkpoint
+from vaeconv.weights.detect import detect
 
 _LOOKED_AT = 8  # images of a set; if none of them can be read, the set is not one
 _PATIENCE = 120.0  # seconds for the Hub to say what it has
@@ -150,7 +150,7 @@ class Preflight:
         project, table = self.project, self.project.config.verify
         if latents := project.path(table.latents):
             with self._noted():
-                load_set(latents, project.survey.autoencoder.topology)
+                load_set(latents, project.detected.autoencoder.topology)
         if table.drop_in_for:
             self._look_at_model(project.place(table.drop_in_for))
 
@@ -165,7 +165,7 @@ class Preflight:
 
     def _look_at_model(self, place: str, variant: str | None = None) -> None:
         with self._noted(), open_checkpoint(place, variant=variant) as checkpoint:
-            survey_checkpoint(checkpoint)
+            detect(checkpoint)
 
     def _look_at_images(
         self, name: str, table: EvalTable | CompareTable, least: int | None
@@ -182,7 +182,7 @@ class Preflight:
             # One that is wrong is said already.
             protocol = PRESETS.get(self.project.config.eval.protocol, PRESETS["card-256"])
             protocol = protocol.changed(size=table.size)
-            channels = self.project.survey.autoencoder.topology.in_channels
+            channels = self.project.detected.autoencoder.topology.in_channels
             chosen = range(0, number, max(1, number // _LOOKED_AT))
             items = [images.read(at, protocol, channels) for at in chosen]
         if all(item.pixels is None for item in items):
@@ -193,14 +193,16 @@ class Preflight:
     def _look_at_metrics(self) -> None:
         """Check that gates and tables get the metrics that they are about."""
         table = self.project.config.eval
-        for key, net, _ in table.networks():
-            metrics = set(net.serves) & set(table.metrics)
+        for key, network, _ in table.networks():
+            metrics = set(network.serves) & set(table.metrics)
             is_judged = table.baseline is not None and "rfid" in metrics
             if metrics and (is_judged or not table.allow_missing_metrics):
                 try:
-                    check_weights(net, self.project.networks.get(net.name))
+                    check_weights(network, self.project.networks.get(network.name))
                 except MissingWeightsError as error:  # in the words of a release file
-                    error.hint = error.hint and error.hint.replace(net.option, f"{key} in [eval]")
+                    error.hint = error.hint and error.hint.replace(
+                        network.option, f"{key} in [eval]"
+                    )
                     self.problems.append(error)
         if baseline := self.project.path(table.baseline):
             with self._noted():

@@ -22,7 +22,7 @@ from vaeconv.publish.files import hash_file
 from vaeconv.publish.modelspec import modelspec
 from vaeconv.publish.places import hide_places
 from vaeconv.publish.release.config import ReleaseConfig
-from vaeconv.weights.detect import Survey, survey_checkpoint
+from vaeconv.weights.detect import Detected, detect
 
 EVAL, ASSETS = "eval.json", "assets"
 _PASSING = ("timing", "seconds")
@@ -117,15 +117,15 @@ class Project:
         return Dataset(location).source if location else self.content(text)
 
     @cached_property
-    def survey(self) -> Survey:
+    def detected(self) -> Detected:
         """Contents of the training checkpoint."""
         with open_checkpoint(self.source) as checkpoint:
-            return survey_checkpoint(checkpoint, prefix=self.config.source.source_prefix)
+            return detect(checkpoint, prefix=self.config.source.source_prefix)
 
     @property
-    def takes_average(self) -> bool:
+    def takes_ema(self) -> bool:
         """True if EMA weights are wanted and there are some."""
-        return self.config.source.ema and bool(self.survey.ema.shadows)
+        return self.config.source.ema and bool(self.detected.ema.shadows)
 
     # --- facts ---
 
@@ -150,7 +150,7 @@ class Project:
     @property
     def networks(self) -> dict[str, Path]:
         """Files with weights of metric networks that the release file names, by network."""
-        named = {net.name: self.path(file) for _, net, file in self.config.eval.networks()}
+        named = {network.name: self.path(file) for _, network, file in self.config.eval.networks()}
         return {name: path for name, path in named.items() if path}
 
     @property
@@ -183,7 +183,7 @@ class Project:
         source = self.config.source
         if source.family:
             return BY_NAME[ALIASES.get(source.family, source.family)]
-        fitting = fitting_families(self.survey.autoencoder.topology)
+        fitting = fitting_families(self.detected.autoencoder.topology)
         return next((one for one in fitting if one.scaling_factor == source.scaling_factor), None)
 
     def publishable(self, command: str, document: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from vaeconv.evaluation.compare import CompareOptions, compare, write_comparison
 from vaeconv.evaluation.eval_options import EvalOptions
 from vaeconv.evaluation.evaluate import evaluate
 from vaeconv.evaluation.protocol import preset
-from vaeconv.models.open_model import SideOptions
+from vaeconv.models.open_model import ModelOptions
 from vaeconv.parity.options import VerifyOptions
 from vaeconv.parity.report.document import report_document, write_report
 from vaeconv.parity.verify import verify
@@ -104,24 +104,24 @@ def _verify(work: Work) -> Outcome:
     options = VerifyOptions(
         scaling=project.scaling,
         config=project.path(source.config),
-        ema=project.takes_average,
+        ema=project.takes_ema,
         device=table.device,
         dtype=table.dtype,
         latents=project.path(table.latents),
         on_progress=work.on_progress,
     )
-    training = SideOptions(source_prefix=source.source_prefix, allow_zeros=source.allow_zeros)
+    training = ModelOptions(source_prefix=source.source_prefix, allow_zeros=source.allow_zeros)
     for target, variant, report in project.proofs:
-        sides: list[tuple[str | Path, SideOptions]] = [
+        models: list[tuple[str | Path, ModelOptions]] = [
             (project.source, training),
-            (target, SideOptions(variant=variant, allow_zeros=source.allow_zeros)),
+            (target, ModelOptions(variant=variant, allow_zeros=source.allow_zeros)),
         ]
         # What stands in for another model is the plain variant.
         is_plain = target == project.diffusers and variant is None
         base = project.place(table.drop_in_for) if table.drop_in_for and is_plain else None
         if base:  # what is published stands in for the other, with the scaling that it has
-            sides.reverse()
-        (a, of_a), (b, of_b) = sides
+            models.reverse()
+        (a, of_a), (b, of_b) = models
         result = verify(a, b, replace(options, a=of_a, b=of_b), drop_in_for=base)
         write_report(report, project.publishable("verify", report_document(result)))
         result.check()
@@ -144,7 +144,7 @@ def _eval(work: Work) -> Outcome:
             allow_missing=table.allow_missing_metrics,
             limit=table.limit,
             device=table.device,
-            sides=SideOptions(allow_zeros=project.config.source.allow_zeros),
+            reading=ModelOptions(allow_zeros=project.config.source.allow_zeros),
             discards=True,
             on_progress=work.on_progress,
         ),
@@ -187,7 +187,7 @@ def _compare(work: Work) -> Outcome:
             sheet=0,
             overwrite=True,
             device=measured.device,
-            sides=SideOptions(allow_zeros=project.config.source.allow_zeros),
+            reading=ModelOptions(allow_zeros=project.config.source.allow_zeros),
             on_progress=work.on_progress,
         ),
     )

@@ -41,7 +41,7 @@ def write_variant(
         variant=variant,
         scaling=project.scaling,
         config=project.path(project.config.source.config),
-        ema=project.takes_average,
+        ema=project.takes_ema,
         metadata=project.metadata(Layout.DIFFUSERS),
         **_common(project),
     )
@@ -57,8 +57,8 @@ def write_original(project: Project, target: Path, *, dry_run: bool = False) -> 
         "metadata": {} if is_pickle else project.metadata(Layout.COMPVIS),
         **_common(project),
     }
-    if project.survey.autoencoder.layout is Layout.COMPVIS:
-        pruning = PruneOptions(ema=project.takes_average, vae_only=True, **how)
+    if project.detected.autoencoder.layout is Layout.COMPVIS:
+        pruning = PruneOptions(ema=project.takes_ema, vae_only=True, **how)
         return prune(project.source, target, pruning, dry_run=dry_run).plan
     return convert(project.source, target, ConvertOptions(**how), dry_run=dry_run).plan
 
