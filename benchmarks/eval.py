@@ -1,6 +1,6 @@
 """Measures ``vaeconv eval``: ``python -m benchmarks.eval --dir DIR [--device auto]``.
 
-Images per second of a whole evaluation, from reading pictures to writing records, against a bare
+Images per second of a whole evaluation, from reading images to writing records, against a bare
 loop that encodes and decodes the same batches, in one process and by turns. Start-up and loading
 are left out of both.
 """
@@ -33,8 +33,8 @@ def make_pictures(folder: Path, number: int) -> None:
     generator = np.random.default_rng(1)
     for index in range(number):
         coarse = generator.integers(0, 256, (9, 12, 3), dtype=np.uint8)
-        picture = Image.fromarray(coarse).resize((480, 360), Image.Resampling.BICUBIC)
-        picture.save(folder / f"{index:05d}.jpg", quality=90)
+        image = Image.fromarray(coarse).resize((480, 360), Image.Resampling.BICUBIC)
+        image.save(folder / f"{index:05d}.jpg", quality=90)
 
 
 def bare_loop(candidate: Candidate, batches: list[torch.Tensor], device: torch.device) -> float:
@@ -71,13 +71,13 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         make_pictures(Path(folder), arguments.images)
-        pictures = ImageSet(Path(folder))
+        images = ImageSet(Path(folder))
         parts = Path(folder) / "parts"
         spec = [ModelSpec(path=str(converted))]
-        evaluation = Evaluation(spec, pictures, parts, options, World(), stack)
+        evaluation = Evaluation(spec, images, parts, options, World(), stack)
         size = evaluation.batch_size()
         pixels = [
-            torch.from_numpy(pictures.read(index, protocol, 3).pixels).float() / 127.5 - 1
+            torch.from_numpy(images.read(index, protocol, 3).pixels).float() / 127.5 - 1
             for index in range(arguments.images)
         ]
         batches = [torch.stack(pixels[at : at + size]) for at in range(0, len(pixels), size)]

@@ -25,7 +25,7 @@ from vaeconv.evaluation.grids import (
     contact_sheet,
     find_largest_difference,
     merge_panels,
-    save_picture,
+    save_image,
 )
 
 BAR = 22
@@ -297,7 +297,7 @@ def test_webp_has_the_same_pixels(bare: Path, tmp_path: Path, photos: Path) -> N
             assert image.format == "WEBP"
         np.testing.assert_array_equal(rows_of(path), rows_of(bare / f"{path.stem}.png"))
     noise = np.random.default_rng(1).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    save_picture(Image.fromarray(noise), tmp_path / "noise.webp")
+    save_image(Image.fromarray(noise), tmp_path / "noise.webp")
     np.testing.assert_array_equal(rows_of(tmp_path / "noise.webp"), noise)
 
 
@@ -350,7 +350,7 @@ def test_names_of_strangers_stay_in_the_folder(tmp_path: Path, photos: Path) -> 
     before = set(tmp_path.rglob("*"))
     done = compare([spec(KL)], archive, folder, options(labels=False))
     new = set(tmp_path.rglob("*")) - before - {folder}
-    written = {path for path, _ in done.pictures}
+    written = {path for path, _ in done.images}
     assert new == {*written, folder / "sheet.png"}
     hidden = {"..png", ".hidden.png"}
     assert {one.name for one in done.left_out} == hidden
@@ -362,13 +362,13 @@ def test_names_of_strangers_stay_in_the_folder(tmp_path: Path, photos: Path) -> 
         assert set(path.name) <= set(
             "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
         )
-    kept = [path.name for path, _ in done.pictures]
+    kept = [path.name for path, _ in done.images]
     expected = ("evil", "tmp-absolute", "a-same", "a-same-2", "b-same", "dots.in.name")
     assert {f"{stem}_merged.png" for stem in (*expected, "picture")} <= set(kept)
     # Each is the picture that its name says.
     for at, name in enumerate(sorted(names)):
         original = prepared(photos / f"00{stored.index(name) % 5}.png")
-        np.testing.assert_array_equal(pixels_of(done.pictures[at][0])[:, SIZE:], original)
+        np.testing.assert_array_equal(pixels_of(done.images[at][0])[:, SIZE:], original)
 
 
 def test_skipped_pictures_are_named(tmp_path: Path, photos: Path) -> None:
@@ -437,7 +437,7 @@ def test_samples_follow_the_protocol(tmp_path: Path, photos: Path) -> None:
         compare([spec(KL)], photos, tmp_path / f"{at}", CompareOptions(protocol=one, device="cpu"))
         for at, one in enumerate((SMALL, sampled, sampled, sampled._replace(seed=5)))
     ]
-    mode, one, again, other = ([psnr for _, psnr in done.pictures] for done in found)
+    mode, one, again, other = ([psnr for _, psnr in done.images] for done in found)
     assert one == again
     assert one != other
     assert one != mode
@@ -457,7 +457,7 @@ def test_a_reconstruction_that_is_not_finite_is_drawn_black(tmp_path: Path, phot
     weights["decoder.conv_out.bias"] = torch.full_like(weights["decoder.conv_out.bias"], torch.nan)
     broken = save_ckpt(tmp_path / "broken.ckpt", weights)
     done = compare([spec(broken)], photos, tmp_path / "m", options(labels=False, limit=1))
-    merged = pixels_of(done.pictures[0][0])
+    merged = pixels_of(done.images[0][0])
     assert (merged[:, :SIZE] == 0).all()
     np.testing.assert_array_equal(merged[:, SIZE:], prepared(photos / "000.png"))
 

@@ -103,10 +103,10 @@ def test_a_sheet_too_tall_for_webp_is_no_internal_error(
     tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vaeconv.errors import VaeconvError
-    from vaeconv.evaluation.grids import save_picture
+    from vaeconv.evaluation.grids import save_image
 
     try:
-        save_picture(Image.new("RGB", (8, 16384)), tmp_path / "x.webp")
+        save_image(Image.new("RGB", (8, 16384)), tmp_path / "x.webp")
     except VaeconvError:
         pass
 

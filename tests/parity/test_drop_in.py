@@ -86,7 +86,7 @@ def test_a_finetuned_decoder_is_a_drop_in(
 
 def test_how_far_the_decoders_are_apart_is_reported(out: Path, tuned: Path, refs: Path) -> None:
     pictures: list[Decoded] = []
-    result = check(tuned, None, refs, drop_in_for=out, on_picture=pictures.append)
+    result = check(tuned, None, refs, drop_in_for=out, on_image=pictures.append)
     latents = load_file(refs)
     decoded = [one for one in drop_in(result).outcomes if one.kind == "decode"]
     assert [one.name for one in decoded] == ["0", "1"]

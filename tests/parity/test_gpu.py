@@ -103,9 +103,9 @@ def test_a_defect_is_found_on_the_gpu(
 def test_the_gpu_decodes_what_the_cpu_decodes(refs: Path, ckpt: Path, out: Path) -> None:
     found: dict[str, list[Decoded]] = {"cpu": [], "cuda": []}
     for device, pictures in found.items():
-        assert check(ckpt, out, refs, device=device, on_picture=pictures.append).ok
+        assert check(ckpt, out, refs, device=device, on_image=pictures.append).ok
     for one, other in zip(found["cpu"], found["cuda"], strict=True):
-        for mine, theirs in zip(one.pictures, other.pictures, strict=True):
+        for mine, theirs in zip(one.images, other.images, strict=True):
             assert_near(mine, theirs)
 
 

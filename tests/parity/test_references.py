@@ -72,7 +72,7 @@ def test_the_built_in_set_is_pinned(
 ) -> None:
     found = built_in_set(topology_of(z, levels, channels), UNIT)
     assert ReferenceSet("", found.latents, ()).sha256 == latents
-    assert ReferenceSet("", (), found.pictures).sha256 == pictures
+    assert ReferenceSet("", (), found.images).sha256 == pictures
 
 
 def test_scaled_sets_are_pinned() -> None:
@@ -151,7 +151,7 @@ def test_sizes_follow_the_factor(
         "not square": oblong,
     }
     factor = 2 ** (levels - 1)
-    for name, data in by_name(found.pictures).items():
+    for name, data in by_name(found.images).items():
         assert data.shape[0] == 3
         assert data.shape[1] % factor == data.shape[2] % factor == 0
         wanted = (picture // 2, picture + factor) if name == "not square" else (picture, picture)
@@ -159,7 +159,7 @@ def test_sizes_follow_the_factor(
 
 
 def test_pictures_are_of_256_steps() -> None:
-    for one in built_in_set(topology_of(), UNIT).pictures:
+    for one in built_in_set(topology_of(), UNIT).images:
         steps = (one.data.astype("f8") + 1) * 127.5
         assert np.abs(steps - np.rint(steps)).max() < 1e-4
         assert -1 <= one.data.min() < -0.9
@@ -243,8 +243,8 @@ def test_a_file_is_read(tmp_path: Path) -> None:
     assert [(one.name, one.data.shape) for one in found.latents] == [
         ("a", (4, 1, 1)), ("b", (4, 2, 3)),
     ]  # fmt: skip
-    assert all(one.data.dtype == np.float32 for one in (*found.latents, *found.pictures))
-    (picture,) = found.pictures
+    assert all(one.data.dtype == np.float32 for one in (*found.latents, *found.images))
+    (picture,) = found.images
     assert picture.name == "b"
     judged = torch.from_numpy(pixels).double() / 255 * 2 - 1
     assert_near(picture.data, judged)

@@ -222,16 +222,16 @@ def test_batches_change_nothing(
 ) -> None:
     alone: list[Decoded] = []
     together: list[Decoded] = []
-    first = check(ckpt, out, alike, batch_size=1, on_picture=alone.append)
+    first = check(ckpt, out, alike, batch_size=1, on_image=alone.append)
     batches.clear()
-    second = check(ckpt, out, alike, batch_size=size, on_picture=together.append)
+    second = check(ckpt, out, alike, batch_size=size, on_image=together.append)
     for kind in ("decode", "encode"):
         assert [shape[0] for name, shape in batches if name == kind][::2] == sizes
     assert first.ok
     assert second.ok
     assert [one.name for one in alone] == [one.name for one in together]
     for one, other in zip(alone, together, strict=True):
-        for mine, theirs in zip(one.pictures, other.pictures, strict=True):
+        for mine, theirs in zip(one.images, other.images, strict=True):
             assert_near(mine, theirs)
     for here, there in zip(same(first).outcomes, same(second).outcomes, strict=True):
         assert here.name == there.name
@@ -272,15 +272,15 @@ def test_tiles_cut_large_latents_and_give_the_same_verdict(
     refs = write_references(tmp_path / "r.safetensors", side=4)  # 4 x 4 and 4 x 5
     whole: list[Decoded] = []
     tiled: list[Decoded] = []
-    assert check(ckpt, out, refs, on_picture=whole.append).ok
+    assert check(ckpt, out, refs, on_image=whole.append).ok
     batches.clear()
-    assert_same(check(ckpt, out, refs, tile=tile, on_picture=tiled.append))
+    assert_same(check(ckpt, out, refs, tile=tile, on_image=tiled.append))
     decoded = [shape[2:] for name, shape in batches if name == "decode"]
     of_first = 4 if tile == 2 else 1
     assert len(decoded) == 2 * (of_first + pieces)  # two models
     assert max(max(shape) for shape in decoded) <= tile
     for one, other in zip(whole, tiled, strict=True):
-        (mine, _), (cut, theirs) = one.pictures, other.pictures
+        (mine, _), (cut, theirs) = one.images, other.images
         width = 4 + int(one.name)
         assert cut.shape == mine.shape == (3, 32, 8 * width)
         assert_near(cut, theirs)
@@ -298,7 +298,7 @@ def test_pictures_are_handed_out_as_they_are_decoded(ckpt: Path, out: Path, refs
     from diffusers import AutoencoderKL
 
     pictures: list[Decoded] = []
-    result = check(ckpt, out, refs, dtype="fp16", on_picture=pictures.append)
+    result = check(ckpt, out, refs, dtype="fp16", on_image=pictures.append)
     assert [(one.dtype, one.name) for one in pictures] == [
         (dtype, name) for dtype in ("fp32", "fp16") for name in ("0", "1")
     ]
@@ -309,9 +309,9 @@ def test_pictures_are_handed_out_as_they_are_decoded(ckpt: Path, out: Path, refs
     for one in pictures[:2]:
         with torch.inference_mode():
             judged = model.decode(latents[f"latent.{one.name}"][None]).sample[0].numpy()
-        assert_near(one.pictures[1], judged)
-        assert one.pictures[0].dtype == one.pictures[1].dtype == np.float32
-        apart = np.abs(one.pictures[0].astype("f8") - one.pictures[1]).max()
+        assert_near(one.images[1], judged)
+        assert one.images[0].dtype == one.images[1].dtype == np.float32
+        apart = np.abs(one.images[0].astype("f8") - one.images[1]).max()
         assert one.outcome.distance.max_abs == near(apart, "fp64")
 
 

@@ -17,8 +17,8 @@ class Topology(NamedTuple):
     """Everything about a KL autoencoder that decides its tensor names and shapes.
 
     Attributes:
-        in_channels: Channels of the picture that is encoded.
-        out_channels: Channels of the picture that is decoded.
+        in_channels: Channels of the image that is encoded.
+        out_channels: Channels of the image that is decoded.
         channels: Width of each level, finest first; diffusers' ``block_out_channels``.
         layers_per_block: Resnet blocks per encoder level; a decoder level has one more.
         latent_channels: Channels of the latent; the encoder's output has twice as many.

@@ -25,8 +25,8 @@ COMMANDS = {
     "prune": "Write a checkpoint again with only what inference needs, in fp16.",
     "verify": "Prove that two files hold the same autoencoder; end with exit code 4 where they do "
     "not.",
-    "latents": "Encode pictures to a file of reference latents, for verify --latents.",
-    "eval": "Reconstruct pictures and measure: rFID, PSNR, SSIM, PSIM and LPIPS of each model.",
+    "latents": "Encode images to a file of reference latents, for verify --latents.",
+    "eval": "Reconstruct images and measure: rFID, PSNR, SSIM, PSIM and LPIPS of each model.",
     "compare": "Put reconstructions side by side: candidates first, the original last.",
     "card": "Write the model card of a release from what the other commands reported.",
     "push": "Publish a folder on the Hub as one commit, after checking that it may be.",

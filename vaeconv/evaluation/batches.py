@@ -122,7 +122,7 @@ def grouped(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 
 def _plain(metrics: dict[str, Any], number: int) -> dict[str, Any]:
-    """Turn the numbers of one picture into what JSON can say."""
+    """Turn the numbers of one image into what JSON can say."""
     record: dict[str, Any] = {}
     for name, values in metrics.items():
         if name in ("sum", "squares", "number"):

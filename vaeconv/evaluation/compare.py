@@ -1,4 +1,4 @@
-"""Reconstruct pictures with several autoencoders and put them side by side."""
+"""Reconstruct images with several autoencoders and put them side by side."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vaeconv.common.option_docs import Doc
 from vaeconv.common.wording import plural
 from vaeconv.errors import InputError, OutputExistsError
 from vaeconv.evaluation.document import psnr_document
-from vaeconv.evaluation.grids import FORMATS, Panel, contact_sheet, merge_panels, save_picture
+from vaeconv.evaluation.grids import FORMATS, Panel, contact_sheet, merge_panels, save_image
 from vaeconv.evaluation.image_set import ImageSet, Item
 from vaeconv.evaluation.metrics import INFINITE
 from vaeconv.evaluation.models import Candidate, ModelSpec, as_specs, load_candidates
@@ -92,7 +92,7 @@ class Compared(NamedTuple):
 
     Attributes:
         order: Names from left to right.
-        pictures: Each file, and the PSNR of each candidate; infinite PSNR is None.
+        images: Each file, and the PSNR of each candidate; infinite PSNR is None.
         sheet: The contact sheet; None for none.
         skipped: Images that could not be read, with the reason.
         left_out: Files that are no images, or cannot be reached, with the reason.
@@ -101,12 +101,12 @@ class Compared(NamedTuple):
     Example:
         >>> options = CompareOptions(protocol=Protocol("small", size=32), sheet=0)
         >>> done = compare(["fixtures/tiny-diffusers"], "fixtures/pictures", "merged", options)
-        >>> done.order, len(done.pictures), done.sheet
+        >>> done.order, len(done.images), done.sheet
         (('tiny-diffusers', 'original'), 4, None)
     """
 
     order: tuple[str, ...]
-    pictures: tuple[tuple[Path, tuple[float | None, ...]], ...]
+    images: tuple[tuple[Path, tuple[float | None, ...]], ...]
     sheet: Path | None
     skipped: tuple[LeftOut, ...]
     left_out: tuple[LeftOut, ...] = ()
@@ -114,7 +114,7 @@ class Compared(NamedTuple):
 
     def __str__(self) -> str:
         order = ", ".join(self.order)
-        return f"compared {plural(len(self.pictures), 'image')}, from left to right: {order}"
+        return f"compared {plural(len(self.images), 'image')}, from left to right: {order}"
 
 
 def compare(
@@ -123,17 +123,17 @@ def compare(
     folder: str | os.PathLike[str],
     options: CompareOptions | None = None,
 ) -> Compared:
-    """Write a merged picture for each original: candidates first, the original last.
+    """Write a merged image for each original: candidates first, the original last.
 
     Args:
         models: The models, from left to right: paths and addresses, or what else there is to say.
         images: A folder, a zip file, an image, or an address of a dataset on the Hub.
-        folder: Where the merged pictures go.
+        folder: Where the merged images go.
         options: How.
 
     Raises:
-        InputError: A model or every picture cannot be read.
-        OutputError: A picture is there, or cannot be written.
+        InputError: A model or every image cannot be read.
+        OutputError: An image is there, or cannot be written.
 
     Example:
         >>> options = CompareOptions(protocol=Protocol("small", size=32))
@@ -187,7 +187,7 @@ def compare(
                     skipped.append(LeftOut(item.name, item.reason or ""))
                     continue
                 row, ratios = _merge(item, candidates, order, options, device)
-                save_picture(row, targets[item.at])
+                save_image(row, targets[item.at])
                 written.append((targets[item.at], ratios))
                 rows += [row] if options.sheet else []
                 report("comparing images", item.at + 1, len(found))
@@ -197,7 +197,7 @@ def compare(
                 f"no image in it could be read, such as {name}: {reason}", where=found.place
             )
         if rows:
-            save_picture(contact_sheet(rows, options.sheet, options.format), sheet)
+            save_image(contact_sheet(rows, options.sheet, options.format), sheet)
         return Compared(
             order,
             tuple(written),
@@ -238,7 +238,7 @@ def _merge(
 
 
 def write_comparison(done: Compared, folder: Path) -> Path:
-    """Write what was compared, and in which order, beside the pictures.
+    """Write what was compared, and in which order, beside the images.
 
     Raises:
         OutputError: It cannot be written.
@@ -248,7 +248,7 @@ def write_comparison(done: Compared, folder: Path) -> Path:
         "command": "compare",
         "order": list(done.order),
         "images": done.result["pictures"]["source"],
-        "psnr": {path.name: list(found) for path, found in done.pictures},
+        "psnr": {path.name: list(found) for path, found in done.images},
     }
     target = folder / REPORT
     replace_small_file(target, dump_json(document, indent=1).encode() + b"\n", durable=False)
@@ -256,7 +256,7 @@ def write_comparison(done: Compared, folder: Path) -> Path:
 
 
 def _targets(names: Sequence[str], folder: Path, suffix: str) -> list[Path]:
-    """Name the merged pictures as the cards do; names come from files of strangers."""
+    """Name the merged images as the cards do; names come from files of strangers."""
     taken: dict[Path, None] = {}
     for name in names:
         stem = _UNSAFE.sub("-", name.rpartition(".")[0]).strip(".-")[:_MAX_STEM] or "picture"

@@ -23,7 +23,7 @@ class Distribution(NamedTuple):
 
     Attributes:
         model: Its name.
-        text: The distribution in words: what a picture of it shows.
+        text: The distribution in words: what an image of it shows.
         mean: Where the mean lies, from 0 to 1 between the ends of the axis.
         points: Where each value lies; empty where there are many.
         bars: Heights of the bins, relative to the largest of all models; empty for points.
@@ -209,9 +209,7 @@ def _draw(
     axes.set_xlabel(explain_metric(name))
     axes.set_ylabel("images")
     size = result["protocol"]["size"]
-    pictures = result["pictures"]
-    axes.set_title(
-        f"{pictures['name']}, {size}x{size}, {pictures['number']} images", fontsize="medium"
-    )
+    images = result["pictures"]
+    axes.set_title(f"{images['name']}, {size}x{size}, {images['number']} images", fontsize="medium")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

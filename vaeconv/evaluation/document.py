@@ -19,7 +19,7 @@ from vaeconv.models.images import LeftOut
 
 
 def check_records(records: Sequence[Record], place: str, *, strict: bool) -> None:
-    """Check that pictures could be read: some, or all where ``strict``.
+    """Check that images could be read: some, or all where ``strict``.
 
     Raises:
         CheckFailedError: Some were skipped, and that was not allowed.
@@ -42,7 +42,7 @@ def check_records(records: Sequence[Record], place: str, *, strict: bool) -> Non
 
 def make_document(
     found: Merged,
-    pictures: ImageSet,
+    images: ImageSet,
     candidates: Sequence[Candidate],
     meter: Meter,
     protocol: Protocol,
@@ -51,8 +51,8 @@ def make_document(
     """Say what was found.
 
     Args:
-        found: Of all pictures; one of them at least could be read.
-        pictures: What was reconstructed.
+        found: Of all images; one of them at least could be read.
+        images: What was reconstructed.
         candidates: The models.
         meter: What measured.
         protocol: How.
@@ -63,14 +63,14 @@ def make_document(
     return {
         "protocol": {**protocol._asdict(), "description": protocol.describe()},
         "pictures": {
-            "name": pictures.label,
-            "source": pictures.source,
-            "fingerprint": pictures.fingerprint,
+            "name": images.label,
+            "source": images.source,
+            "fingerprint": images.fingerprint,
             "sha256": hash_images(measured),
             "number": len(measured),
             "skipped": count_reasons(found.records, "skipped"),
-            "beyond_limit": pictures.beyond,
-            "left_out": [one._asdict() for one in _left_out(pictures, found.records)],
+            "beyond_limit": images.beyond,
+            "left_out": [one._asdict() for one in _left_out(images, found.records)],
             "remarks": count_reasons(measured, "remark"),
         },
         "models": [
@@ -141,10 +141,10 @@ def hash_images(records: Sequence[Record]) -> str:
     return digest.hexdigest()
 
 
-def _left_out(pictures: ImageSet, records: Sequence[Record]) -> list[LeftOut]:
+def _left_out(images: ImageSet, records: Sequence[Record]) -> list[LeftOut]:
     """Name every file that was not measured, but for those beyond a limit."""
     skipped = [LeftOut(one["name"], one["skipped"]) for one in records if "skipped" in one]
-    return sorted([*pictures.left_out, *skipped])
+    return sorted([*images.left_out, *skipped])
 
 
 def describe_model(candidate: Candidate) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def _not_computed(meter: Meter, protocol: Protocol, number: int) -> dict[str, st
 
 
 def _columns(records: Sequence[Record], models: int) -> dict[str, Any]:
-    """Turn records around: one list for each metric of each model, in the order of pictures."""
+    """Turn records around: one list for each metric of each model, in the order of images."""
     return {
         "names": [record["name"] for record in records],
         "models": [
@@ -201,10 +201,10 @@ def _columns(records: Sequence[Record], models: int) -> dict[str, Any]:
 
 
 class Statistic(NamedTuple):
-    """A metric over pictures.
+    """A metric over images.
 
     Attributes:
-        mean: Over those pictures where it is finite; None where it is for none.
+        mean: Over those images where it is finite; None where it is for none.
         std: Of the population.
         number: Pictures that it is over.
         infinite: Pictures whose reconstruction is equal, so that their PSNR has no number.
@@ -243,7 +243,7 @@ def summarise_latents(records: Sequence[Record], at: int) -> dict[str, Any] | No
     """Summarise the latents of one model: mean and deviation, and the scaling that follows.
 
     ``scale_by_std`` in LDM's ``LatentDiffusion`` takes the inverse of the deviation over all
-    values of a batch as the scaling factor; here it is over all pictures.
+    values of a batch as the scaling factor; here it is over all images.
     """
     found = [record["models"][at].get("latents") for record in records]
     stats = [one for one in found if one and all(map(math.isfinite, one["sum"] + one["squares"]))]

@@ -1,4 +1,4 @@
-"""Evaluate autoencoders: reconstruct a set of pictures with each, and measure."""
+"""Evaluate autoencoders: reconstruct a set of images with each, and measure."""
 
 from __future__ import annotations
 
@@ -74,9 +74,9 @@ def evaluate(
     *,
     parts: Path | None = None,
 ) -> EvalResult | None:
-    """Reconstruct pictures with each model, and measure how far they are from the originals.
+    """Reconstruct images with each model, and measure how far they are from the originals.
 
-    Every picture is read once. What is found of each goes to ``parts`` as it comes, so a run that
+    Every image is read once. What is found of each goes to ``parts`` as it comes, so a run that
     was killed goes on where it was, with any number of processes; the result is the same.
 
     Args:
@@ -89,7 +89,7 @@ def evaluate(
         The result as a document; None in all processes but the first.
 
     Raises:
-        InputError: A model or the set cannot be read, or there are too few pictures.
+        InputError: A model or the set cannot be read, or there are too few images.
         MissingDependencyError: Weights of a metric network, the device or a package are missing.
         UsageError: The options do not fit together, another run's progress is there, or an image
             is not what it was when it was measured.
@@ -112,11 +112,11 @@ def evaluate(
         if not world.is_first:  # the first process alone speaks, and removes what is there
             options = replace(options, on_progress=None, quiet=True, restart=False, discards=False)
         report = options.on_progress or (lambda step, done, total: None)
-        pictures = world.first_then_others(
+        found = world.first_then_others(
             lambda: ImageSet(images, options.limit, lambda step: report(step, 0, 1))
         )
-        stack.callback(pictures.close)
-        return Evaluation(specs, pictures, parts, options, world, stack).run()
+        stack.callback(found.close)
+        return Evaluation(specs, found, parts, options, world, stack).run()
 
 
 class Evaluation:
@@ -128,13 +128,13 @@ class Evaluation:
     def __init__(
         self,
         specs: Sequence[ModelSpec],
-        pictures: ImageSet,
+        images: ImageSet,
         parts: Path,
         options: EvalOptions,
         world: World,
         stack: ExitStack,
     ) -> None:
-        self._pictures = pictures
+        self._images = images
         self._parts = parts
         self._options = options
         self._world = world
@@ -177,7 +177,7 @@ class Evaluation:
         self._run = {
             "schema_version": SCHEMA_VERSION,
             "models": [_identify(candidate) for candidate in self._candidates],
-            "images": pictures.fingerprint,
+            "images": images.fingerprint,
             "protocol": options.protocol._asdict(),
             "metrics": list(self._meter.metrics),
             "latent_stats": options.latent_stats,
@@ -199,7 +199,7 @@ class Evaluation:
         for some in self._world.gather(hashes_of(shards)):
             known |= some
         self._check_unchanged(known)
-        todo = [index for index in range(len(self._pictures)) if index not in known]
+        todo = [index for index in range(len(self._images)) if index not in known]
         writer = ShardWriter(self._parts, self._world.rank, self._width)
         try:
             self._measure(self._world.share(todo), len(todo), writer)
@@ -212,12 +212,12 @@ class Evaluation:
         mine = self._world.share(sorted(known))
         if mine:
             self._step(f"looking whether {len(known)} measured images are unchanged")
-        found = self._pictures.hashes(mine, workers=self._workers)
+        found = self._images.hashes(mine, workers=self._workers)
         changed = [at for at, sha256 in zip(mine, found, strict=True) if sha256 != known[at]]
         everywhere = sorted(at for some in self._world.gather(changed) for at in some)
         if everywhere:
             raise OtherRunError(
-                f"{self._pictures.names[everywhere[0]]} is not what it was when it was measured",
+                f"{self._images.names[everywhere[0]]} is not what it was when it was measured",
                 where=str(self._parts),
                 hint="--restart measures everything again",
             )
@@ -227,7 +227,7 @@ class Evaluation:
 
         runner = BatchRunner(self._candidates, self._meter, self._options)
         size = self.batch_size()
-        stream = self._pictures.stream(
+        stream = self._images.stream(
             indices,
             self._options.protocol,
             self._candidates[0].opened.topology.in_channels,
@@ -245,7 +245,7 @@ class Evaluation:
                 self._report("measuring images", min(done * self._world.size, total), total)
 
     def batch_size(self) -> int:
-        """How many pictures there are in a batch: as many as was said, or as fit."""
+        """How many images there are in a batch: as many as was said, or as fit."""
         if self._options.batch_size:
             return self._options.batch_size
         widest = max(max(one.opened.topology.channels[:2]) for one in self._candidates)
@@ -257,7 +257,7 @@ class Evaluation:
         found = merge_shards(shards, self._world, self._meter.width)
         if not self._world.is_first:
             return None
-        check_records(found.records, self._pictures.place, strict=self._options.strict)
+        check_records(found.records, self._images.place, strict=self._options.strict)
         run = {
             "run_sha256": digest_of(self._run),
             "environment": self._environment,
@@ -266,12 +266,12 @@ class Evaluation:
         }
         protocol = self._options.protocol
         result = EvalResult(
-            make_document(found, self._pictures, self._candidates, self._meter, protocol, run)
+            make_document(found, self._images, self._candidates, self._meter, protocol, run)
         )
         if self._options.on_sample:
             show_samples(
                 self._candidates,
-                self._pictures,
+                self._images,
                 found.records,
                 protocol,
                 self._device,

@@ -67,7 +67,7 @@ def moments_of(features: Any) -> Moments:
 def frechet_distance(one: Moments, other: Moments, *, factor: Array | None = None) -> float:
     """Compute ``|m1 - m2|² + tr(S1 + S2 - 2 (S1 S2)^½)``.
 
-    Dowson and Landau 1982; Heusel et al. 2017 for the features of pictures. With ``Sᵢ = Bᵢ Bᵢᵀ``
+    Dowson and Landau 1982; Heusel et al. 2017 for the features of images. With ``Sᵢ = Bᵢ Bᵢᵀ``
     the trace of the root is the sum of the singular values of ``B1ᵀ B2``: real by construction, and
     precise also where covariances have no full rank, where a matrix square root of the product is
     not to be trusted.

@@ -29,7 +29,7 @@ _BOX = (255, 0, 140)
 
 
 class Panel(NamedTuple):
-    """One picture of a row.
+    """One image of a row.
 
     Attributes:
         label: What stands under it: a name.
@@ -43,7 +43,7 @@ class Panel(NamedTuple):
 
 
 def merge_panels(panels: Sequence[Panel], *, labels: bool, zoom: int = 0) -> Any:
-    """Put pictures side by side, without a gap as in the cards; small ones are enlarged.
+    """Put images side by side, without a gap as in the cards; small ones are enlarged.
 
     Args:
         panels: Candidates, and the original last.
@@ -57,15 +57,15 @@ def merge_panels(panels: Sequence[Panel], *, labels: bool, zoom: int = 0) -> Any
     from PIL import Image, ImageDraw
 
     height, width = panels[0].pixels.shape[:2]
-    pictures = [Image.fromarray(panel.pixels) for panel in panels]
+    images = [Image.fromarray(panel.pixels) for panel in panels]
     crops = []
     if zoom:
         box = find_largest_difference([panel.pixels for panel in panels], min(zoom, height, width))
         corner = box[0], box[1], box[0] + box[2], box[1] + box[2]
-        crops = [picture.crop(corner) for picture in pictures]
-        for picture in pictures:
+        crops = [image.crop(corner) for image in images]
+        for image in images:
             frame = corner[0], corner[1], corner[2] - 1, corner[3] - 1
-            ImageDraw.Draw(picture).rectangle(frame, outline=_BOX)
+            ImageDraw.Draw(image).rectangle(frame, outline=_BOX)
     factor = enlargement(height, width)
     height, width = height * factor, width * factor
     lettering = Lettering(_EM)
@@ -78,7 +78,7 @@ def merge_panels(panels: Sequence[Panel], *, labels: bool, zoom: int = 0) -> Any
     nearest = Image.Resampling.NEAREST
     for at, lines in enumerate(texts):
         left = at * width
-        sheet.paste(pictures[at].resize((width, height), nearest), (left, 0))
+        sheet.paste(images[at].resize((width, height), nearest), (left, 0))
         if zoom:
             sheet.paste(crops[at].resize((width, width), nearest), (left, height))
         for number, line in enumerate(lines):
@@ -104,7 +104,7 @@ def _label_lines(panel: Panel, lettering: Lettering, width: int) -> list[str]:
     return [*name, panel.value]
 
 
-def find_largest_difference(pictures: Sequence[Pixels], side: int) -> tuple[int, int, int]:
+def find_largest_difference(images: Sequence[Pixels], side: int) -> tuple[int, int, int]:
     """Find the square where candidates differ most from the original, which is the last.
 
     Returns:
@@ -112,10 +112,8 @@ def find_largest_difference(pictures: Sequence[Pixels], side: int) -> tuple[int,
     """
     import numpy as np
 
-    original = pictures[-1].astype(np.int64)
-    differences = [
-        np.abs(picture.astype(np.int64) - original).sum(axis=2) for picture in pictures[:-1]
-    ]
+    original = images[-1].astype(np.int64)
+    differences = [np.abs(image.astype(np.int64) - original).sum(axis=2) for image in images[:-1]]
     total = np.sum(differences, axis=0)
     # Sums over all squares, from sums over all rectangles that begin in the corner.
     corner = np.pad(total.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
@@ -125,26 +123,26 @@ def find_largest_difference(pictures: Sequence[Pixels], side: int) -> tuple[int,
     return int(left), int(top), side
 
 
-def contact_sheet(pictures: Sequence[Any], columns: int, form: str = "png") -> Any:
-    """Put merged pictures of one size into a grid, of more columns where WebP ends."""
+def contact_sheet(images: Sequence[Any], columns: int, form: str = "png") -> Any:
+    """Put merged images of one size into a grid, of more columns where WebP ends."""
     from PIL import Image
 
-    width, height = pictures[0].size
+    width, height = images[0].size
     gap = 4
     if form == "webp":
         most = max(1, _WEBP_SIDE // (height + gap))
-        columns = max(columns, math.ceil(len(pictures) / most))
-    rows = math.ceil(len(pictures) / columns)
+        columns = max(columns, math.ceil(len(images) / most))
+    rows = math.ceil(len(images) / columns)
     size = (columns * (width + gap) - gap, rows * (height + gap) - gap)
     sheet = Image.new("RGB", size, _PAPER)
-    for at, picture in enumerate(pictures):
+    for at, image in enumerate(images):
         row, column = divmod(at, columns)
-        sheet.paste(picture, (column * (width + gap), row * (height + gap)))
+        sheet.paste(image, (column * (width + gap), row * (height + gap)))
     return sheet
 
 
-def save_picture(image: Any, path: Path) -> None:
-    """Write a picture losslessly, the same bytes every time.
+def save_image(image: Any, path: Path) -> None:
+    """Write an image losslessly, the same bytes every time.
 
     Raises:
         OutputError: It cannot be written.

@@ -19,7 +19,7 @@ from vaeconv.evaluation.protocol import WINDOW
 # of each row: relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3.
 _ROWS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 WIDTHS = tuple(row[-1] for row in _ROWS)
-# From pictures of -1 to 1 to ImageNet's mean and deviation (``ScalingLayer`` in lpips).
+# From images of -1 to 1 to ImageNet's mean and deviation (``ScalingLayer`` in lpips).
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 _EPSILON = 1e-10
 _SIGMA, _K1, _K2 = 1.5, 0.01, 0.03  # of SSIM
@@ -28,14 +28,14 @@ _SIGMA, _K1, _K2 = 1.5, 0.01, 0.03  # of SSIM
 def psnr(one: Tensor, other: Tensor) -> Tensor:
     """Compute the peak signal-to-noise ratio of each picture, for a data range of 1.
 
-    ``10 log10(1 / MSE)``, the mean over channels, height and width of one picture.
+    ``10 log10(1 / MSE)``, the mean over channels, height and width of one image.
 
     Args:
         one: ``[b, c, h, w]`` with values from 0 to 1.
         other: The same shape.
 
     Returns:
-        ``[b]`` in dB; infinite where two pictures are equal.
+        ``[b]`` in dB; infinite where two images are equal.
     """
     return -10 * (one - other).square().flatten(1).mean(dim=1).log10()
 
@@ -104,13 +104,13 @@ class VGG16(nn.Module):
             self._ends.append(len(layers) - 1)
         self.features = nn.Sequential(*layers)
 
-    def forward(self, pictures: Tensor) -> list[Tensor]:
-        """Map pictures ``[b, 3, h, w]`` from -1 to 1 to five layers of unit length per pixel."""
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Map images ``[b, 3, h, w]`` from -1 to 1 to five layers of unit length per pixel."""
         shift, scale = (
-            torch.tensor(values, device=pictures.device, dtype=pictures.dtype).reshape(1, 3, 1, 1)
+            torch.tensor(values, device=images.device, dtype=images.dtype).reshape(1, 3, 1, 1)
             for values in (_SHIFT, _SCALE)
         )
-        x = (pictures - shift) / scale
+        x = (images - shift) / scale
         layers = []
         for index, layer in enumerate(self.features):
             x = layer(x)

@@ -227,22 +227,22 @@ class InceptionV3(nn.Module):
         return features
 
 
-def resize_as_tensorflow_1(pictures: Tensor, side: int) -> Tensor:
+def resize_as_tensorflow_1(images: Tensor, side: int) -> Tensor:
     """Resize by bilinear interpolation where pixel ``i`` of the result lies at ``i * in / out``.
 
     TensorFlow 1's ``resize_bilinear`` without ``align_corners``; no option of torch's
     ``interpolate`` puts the pixels there.
 
     Args:
-        pictures: float ``[b, c, h, w]``.
+        images: float ``[b, c, h, w]``.
         side: Height and width of the result.
     """
     for dimension in (2, 3):
-        size = pictures.shape[dimension]
-        at = torch.arange(side, dtype=torch.float32, device=pictures.device) * (size / side)
+        size = images.shape[dimension]
+        at = torch.arange(side, dtype=torch.float32, device=images.device) * (size / side)
         low = at.long().clamp(max=size - 1)
         high = (low + 1).clamp(max=size - 1)
         weight = (at - low).reshape((-1, 1) if dimension == 2 else (-1,))
-        lower, upper = (pictures.index_select(dimension, index) for index in (low, high))
-        pictures = lower + (upper - lower) * weight
-    return pictures
+        lower, upper = (images.index_select(dimension, index) for index in (low, high))
+        images = lower + (upper - lower) * weight
+    return images

@@ -56,7 +56,7 @@ class NetworkFacts(NamedTuple):
 
 
 class Meter:
-    """Measures pictures with those metrics whose networks are there.
+    """Measures images with those metrics whose networks are there.
 
     Args:
         metrics: Which to compute.
@@ -135,13 +135,13 @@ class Meter:
 
     @property
     def width(self) -> int:
-        """Number of features of a picture; 0 where no metric takes any."""
+        """Number of features of an image; 0 where no metric takes any."""
         from vaeconv.evaluation.inception import FEATURES
 
         return FEATURES if self._inception is not None else 0
 
     def look(self, pixels: torch.Tensor) -> Seen:
-        """Prepare what a picture and its reconstructions are compared by.
+        """Prepare what an image and its reconstructions are compared by.
 
         Args:
             pixels: uint8 ``[b, c, h, w]``, or float from 0 to 1 where they are not rounded.
@@ -157,7 +157,7 @@ class Meter:
         return Seen(values, layers, features)
 
     def compare(self, original: Seen, other: Seen) -> dict[str, torch.Tensor]:
-        """Compute the metrics of single pictures; ``[b]`` each."""
+        """Compute the metrics of single images; ``[b]`` each."""
         from vaeconv.evaluation.image_metrics import lpips, psim, psnr, ssim
 
         found: dict[str, torch.Tensor] = {}

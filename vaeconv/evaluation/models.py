@@ -160,31 +160,31 @@ class Candidate(NamedTuple):
     sha256: tuple[str, ...]
     weights_sha256: str
 
-    def encode(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Give mean and logarithm of the variance, float32 ``[b, z, h, w]``."""
-        moments = self.model.encode(pictures.to(self.dtype)).float()
+        moments = self.model.encode(images.to(self.dtype)).float()
         mean, logvar = moments.chunk(2, dim=1)
         return mean, logvar
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Give pictures from 0 to 1, float32 ``[b, c, h, w]``; NaN stays NaN."""
+        """Give images from 0 to 1, float32 ``[b, c, h, w]``; NaN stays NaN."""
         decoded = self.model.decode(latents.to(self.dtype)).float()
         return (decoded / 2 + 0.5).clamp(0, 1)
 
     def reconstruct(
-        self, pictures: torch.Tensor, indices: Sequence[int], protocol: Protocol
+        self, images: torch.Tensor, indices: Sequence[int], protocol: Protocol
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Encode and decode by a protocol.
 
         Args:
-            pictures: float32 ``[b, c, h, w]`` from -1 to 1.
+            images: float32 ``[b, c, h, w]`` from -1 to 1.
             indices: Their places in the set: a sample's noise follows from them.
             protocol: How.
 
         Returns:
             The latents that were decoded, and what :meth:`decode` makes of them.
         """
-        latents, logvar = self.encode(pictures)
+        latents, logvar = self.encode(images)
         if protocol.posterior == "sample":
             latents = sample_posterior(latents, logvar, indices, protocol.seed)
         return latents, self.decode(latents)

@@ -91,7 +91,7 @@ class ShardWriter:
             self._lock.enter_context(system.locked(path, wait=True))
 
     def add(self, record: Record, features: Any = None) -> None:
-        """Write what was found of one picture.
+        """Write what was found of one image.
 
         Raises:
             OutputError: It cannot be written; what was written before is kept.
@@ -249,7 +249,7 @@ class Merged(NamedTuple):
     """All results.
 
     Attributes:
-        records: In the order of pictures.
+        records: In the order of images.
         moments: Of the features of the originals, then of each model's reconstructions; empty
             where there are no features.
     """
@@ -259,12 +259,12 @@ class Merged(NamedTuple):
 
 
 def merge_shards(shards: Sequence[Shard], world: World, width: int) -> Merged:
-    """Bring all results together; a picture that two shards hold counts once.
+    """Bring all results together; an image that two shards hold counts once.
 
     Args:
         shards: Those that this process can read.
         world: All processes take part.
-        width: Features of one picture; 0 where there are none.
+        width: Features of one image; 0 where there are none.
     """
     owned = hashes_of(shards).keys()
     mine = owned - set[int]().union(*world.gather({*owned})[: world.rank])

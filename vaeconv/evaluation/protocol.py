@@ -1,4 +1,4 @@
-"""How pictures are prepared, reconstructed and rounded: what decides whether numbers compare."""
+"""How images are prepared, reconstructed and rounded: what decides whether numbers compare."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 class Protocol(NamedTuple):
-    """Everything that changes a metric, but for models, pictures and metric networks.
+    """Everything that changes a metric, but for models, images and metric networks.
 
     Attributes:
         name: Of the preset that it began with; ``custom`` where something was changed.
-        size: Side of a picture in pixels.
+        size: Side of an image in pixels.
         resize: ``shorter-side`` and then a centre crop, ``squash`` to a square, or ``none``: a
             centre crop alone.
         filter: Of the resizing, antialiased, as Pillow calls it.
         posterior: ``mode`` (the mean) or ``sample``.
-        seed: Of the samples; each picture has its own noise, whatever the batches.
+        seed: Of the samples; each image has its own noise, whatever the batches.
         rounds: Whether reconstructions are rounded to 256 steps before they are measured.
         dtype: What the autoencoders run in.
 

@@ -1,6 +1,6 @@
 """Tables of results as in the Stable Diffusion cards: for a terminal, in Markdown, in LaTeX.
 
-Results of different protocols or pictures never share a table.
+Results of different protocols or images never share a table.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Table(NamedTuple):
 
 
 def make_tables(results: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """Make a table of every protocol and set of pictures.
+    """Make a table of every protocol and set of images.
 
     Args:
         results: Documents, as :func:`~vaeconv.evaluation.evaluate.evaluate` gives them.
@@ -63,9 +63,9 @@ def identity_of(result: Mapping[str, Any]) -> list[Any] | None:
         Protocol, images by their bytes, and metric networks; None for an older result, which
         knows images by names and sizes only, and so compares with no other.
     """
-    protocol, pictures, networks = result["protocol"], result["pictures"], result["nets"]
-    sha256, number = pictures["sha256"], pictures["number"]
-    if "fingerprint" not in pictures:
+    protocol, images, networks = result["protocol"], result["pictures"], result["nets"]
+    sha256, number = images["sha256"], images["number"]
+    if "fingerprint" not in images:
         return None
     weights = sorted([network["name"], network["sha256"]] for network in networks)
     return [protocol["description"], sha256, number, weights]
@@ -73,7 +73,7 @@ def identity_of(result: Mapping[str, Any]) -> list[Any] | None:
 
 def _make_table(results: Sequence[Mapping[str, Any]]) -> Table:
     first = results[0]
-    protocol, pictures = first["protocol"], first["pictures"]
+    protocol, images = first["protocol"], first["pictures"]
     models = [model for result in results for model in result["models"]]
     names = [name for name in COLUMNS if any(name in model["metrics"] for model in models)]
     # A published result may call a metric by its own name.
@@ -96,9 +96,9 @@ def _make_table(results: Sequence[Mapping[str, Any]]) -> Table:
     ]
     shown = [column for column in columns if any(cell not in ("", "-") for cell in column[2])]
     size = protocol["size"]
-    images = f"{pictures['name']} ({size}x{size}, {plural(pictures['number'], 'image')})"
+    described = f"{images['name']} ({size}x{size}, {plural(images['number'], 'image')})"
     return Table(
-        _plain(pictures.get("title") or images),
+        _plain(images.get("title") or described),
         _plain(protocol["description"]),
         tuple(_plain(title) for title, _, _ in shown),
         tuple(zip(*(map(_plain, cells) for _, _, cells in shown), strict=True)),

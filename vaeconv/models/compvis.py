@@ -73,7 +73,7 @@ class AttnBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves a picture; it is padded at the right and at the bottom only."""
+    """Halves an image; it is padded at the right and at the bottom only."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles a picture by repeating pixels, then smooths it."""
+    """Doubles an image by repeating pixels, then smooths it."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -175,7 +175,7 @@ class Encoder(nn.Module):
         self.conv_out = _conv3(widths[last], 2 * topology.latent_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map pictures ``[b, in, h, w]`` to moments ``[b, 2z, h/f, w/f]``."""
+        """Map images ``[b, in, h, w]`` to moments ``[b, 2z, h/f, w/f]``."""
         h = self.conv_in(x)
         for level in self.down:
             h = level(h)
@@ -205,12 +205,12 @@ class Decoder(nn.Module):
         self.conv_out = _conv3(widths[0], topology.out_channels)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Map latents ``[b, z, h, w]`` to pictures ``[b, out, f*h, f*w]``."""
+        """Map latents ``[b, z, h, w]`` to images ``[b, out, f*h, f*w]``."""
         h = self.mid(self.conv_in(z))
         for i in reversed(range(len(self.up))):
             h = self.up[i](h)
-        picture: Tensor = self.conv_out(functional.silu(self.norm_out(h)))
-        return picture
+        image: Tensor = self.conv_out(functional.silu(self.norm_out(h)))
+        return image
 
 
 class CompVisAutoencoder(nn.Module):
@@ -225,7 +225,7 @@ class CompVisAutoencoder(nn.Module):
         self.post_quant_conv = _conv1(z, z) if topology.post_quant_conv else None
 
     def encode(self, x: Tensor) -> Tensor:
-        """Map pictures of values from -1 to 1 to posterior moments.
+        """Map images of values from -1 to 1 to posterior moments.
 
         Args:
             x: ``[b, in, h, w]``; height and width are multiples of ``f``.
@@ -237,7 +237,7 @@ class CompVisAutoencoder(nn.Module):
         return moments if self.quant_conv is None else self.quant_conv(moments)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Map latents, not scaled by any scaling factor, to pictures of values around -1 to 1.
+        """Map latents, not scaled by any scaling factor, to images of values around -1 to 1.
 
         Args:
             z: ``[b, z, h, w]``.
@@ -245,7 +245,5 @@ class CompVisAutoencoder(nn.Module):
         Returns:
             ``[b, out, f*h, f*w]``, not clamped.
         """
-        picture: Tensor = self.decoder(
-            z if self.post_quant_conv is None else self.post_quant_conv(z)
-        )
-        return picture
+        image: Tensor = self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
+        return image

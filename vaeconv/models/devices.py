@@ -74,11 +74,11 @@ def pick_device(wanted: str) -> torch.device:
 
 
 def fitting_batch(device: torch.device, pixels: int, width: int) -> int:
-    """Tell how many pictures to run at a time: what fits into a share of the free memory.
+    """Tell how many images to run at a time: what fits into a share of the free memory.
 
     Args:
         device: Where.
-        pixels: Of one picture.
+        pixels: Of one image.
         width: Channels of the widest activation at full resolution.
     """
     if device.type == "cpu":

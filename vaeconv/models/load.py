@@ -35,31 +35,31 @@ class Model(NamedTuple):
     layout: Layout
     loader: str
 
-    def encode(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Map pictures ``[b, in, h, w]`` from -1 to 1 to moments ``[b, 2z, h/f, w/f]``.
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Map images ``[b, in, h, w]`` from -1 to 1 to moments ``[b, 2z, h/f, w/f]``.
 
         Raises:
             UsageError: They are too small.
         """
-        with _running(pictures, "picture"):
+        with _running(images, "picture"):
             if self.layout is Layout.COMPVIS:
-                moments: torch.Tensor = self.module.encode(pictures)
+                moments: torch.Tensor = self.module.encode(images)
             else:
-                moments = self.module.encode(pictures).latent_dist.parameters
+                moments = self.module.encode(images).latent_dist.parameters
             return moments
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Map unscaled latents ``[b, z, h, w]`` to pictures ``[b, out, f*h, f*w]``.
+        """Map unscaled latents ``[b, z, h, w]`` to images ``[b, out, f*h, f*w]``.
 
         Raises:
             UsageError: They are too small.
         """
         with _running(latents, "latent"):
             if self.layout is Layout.COMPVIS:
-                pictures: torch.Tensor = self.module.decode(latents)
+                images: torch.Tensor = self.module.decode(latents)
             else:
-                pictures = self.module.decode(latents, return_dict=False)[0]
-            return pictures
+                images = self.module.decode(latents, return_dict=False)[0]
+            return images
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move and cast the weights, in place."""

@@ -1,7 +1,7 @@
 """Decode a latent in fp16 and in fp32, to see whether activations fit fp16.
 
 Weights that fit say little: what overflows in practice, as in the SDXL autoencoder, are
-activations, and the picture is black then.
+activations, and the image is black then.
 """
 
 from __future__ import annotations
@@ -106,18 +106,18 @@ def probe_decoder(
         config.get("latents_std"),
     )
     latent = torch.from_numpy(unscale(noise[0].numpy(), scaling))[None]
-    pictures, peaks, first = [], [], None
+    images, peaks, first = [], [], None
     for dtype in (torch.float32, torch.float16):
         placed = {name: tensor.to(place, dtype) for name, tensor in weights.items()}
         model.load_state_dict(placed, strict=True, assign=True)
         watch = PeakWatch()
         data = latent.to(place, dtype)
         with hooked(model, watch), torch.inference_mode(), fp32_sums(data):
-            picture = model.decode(data, return_dict=False)[0]
-        pictures.append(picture.float().cpu())
+            image = model.decode(data, return_dict=False)[0]
+        images.append(image.float().cpu())
         peaks.append(watch.peak)
         first = watch.first_nonfinite
-    diff = (pictures[0] - pictures[1]).abs().max().item()
+    diff = (images[0] - images[1]).abs().max().item()
     return ProbeReport(
         device=str(place),
         latent=shape,

@@ -73,7 +73,7 @@ class Lettering:
             if is_own:
                 draw.text((left, top), run, fill=fill, font=self._font, anchor="la")
             else:
-                glyph = _picture(run, self._scale)
+                glyph = _image(run, self._scale)
                 # A combining mark lies over the letter before it.
                 at = left if advance else left - glyph.width
                 draw.bitmap((round(at), round(top + self._rise)), glyph, fill=fill)
@@ -119,7 +119,7 @@ def _width(char: str) -> int:
 
 
 @cache
-def _picture(char: str, scale: int) -> Image.Image:
+def _image(char: str, scale: int) -> Image.Image:
     from PIL import Image
 
     width = _width(char)

@@ -24,5 +24,5 @@ def encode_png(rgb: Pixels) -> bytes:
 
 
 def enlargement(height: int, width: int) -> int:
-    """Tell by which whole factor a small picture is shown larger."""
+    """Tell by which whole factor a small image is shown larger."""
     return max(1, _SIDE // max(height, width))

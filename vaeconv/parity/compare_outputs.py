@@ -108,11 +108,11 @@ class Outcome(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """Two pictures of one latent, float32 on the CPU, ``[c, h, w]``."""
+    """Two images of one latent, float32 on the CPU, ``[c, h, w]``."""
 
     name: str
     dtype: str
-    pictures: tuple[Any, Any]
+    images: tuple[Any, Any]
     outcome: Outcome
 
 
@@ -130,7 +130,7 @@ class Runner:
         locates: Whether to look for the first diverging layer; of no use where weights differ.
         batch_size: References at a time; None for what fits into memory.
         tile: Cut larger latents into tiles of this side; 0 not to.
-        on_picture: Called with every decoded pair.
+        on_image: Called with every decoded pair.
         on_progress: Called with the number of references that are done.
     """
 
@@ -143,7 +143,7 @@ class Runner:
     locates: bool = True
     batch_size: int | None = None
     tile: int = 0
-    on_picture: Callable[[Decoded], None] | None = None
+    on_image: Callable[[Decoded], None] | None = None
     on_progress: Callable[[int], None] = lambda number: None
 
     def run(self, references: Sequence[Reference], dtype: str, kind: str) -> list[Outcome]:
@@ -186,9 +186,9 @@ class Runner:
             limit, said = self._judge(one, distance, kind, dtype, alone)
             outcome = Outcome(kind, dtype, one.name, shape, distance, limit, said)
             outcomes.append(outcome)
-            if self.on_picture and kind == DECODE:
-                pictures = [result[index].float().cpu().numpy() for result in results]
-                self.on_picture(Decoded(one.name, dtype, (pictures[0], pictures[1]), outcome))
+            if self.on_image and kind == DECODE:
+                images = [result[index].float().cpu().numpy() for result in results]
+                self.on_image(Decoded(one.name, dtype, (images[0], images[1]), outcome))
         return outcomes
 
     def _apply(self, model: Model, kind: str, data: Any) -> torch.Tensor:

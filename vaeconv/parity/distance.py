@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # Largest difference of values from -1 to 1, by the type that models run in.
 TOLERANCES = {"fp32": 1e-4, "fp16": 4e-2, "bf16": 3e-1}
 MIXED = 8e-2
-PEAK_RANGE = 2.0  # of a picture, from -1 to 1
+PEAK_RANGE = 2.0  # of an image, from -1 to 1
 
 
 class Distance(NamedTuple):

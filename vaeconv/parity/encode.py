@@ -1,4 +1,4 @@
-"""Encode pictures to a file of reference latents."""
+"""Encode images to a file of reference latents."""
 
 from __future__ import annotations
 

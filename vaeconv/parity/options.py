@@ -27,7 +27,7 @@ class VerifyOptions:
         a: Options of reading the first model.
         b: Options of reading the second model.
         base: Options of reading the model that the first one is to replace.
-        on_picture: Called with each decoded pair of the first comparison.
+        on_image: Called with each decoded pair of the first comparison.
         on_progress: Called with what is being done, and how much of it is done of how much.
 
     Example:
@@ -87,7 +87,7 @@ class VerifyOptions:
             flags=("--hash/--no-hash",),
         ),
     ] = True
-    on_picture: Callable[[Decoded], None] | None = None
+    on_image: Callable[[Decoded], None] | None = None
     on_progress: Callable[[str, int, int], None] | None = None
 
     def __post_init__(self) -> None:

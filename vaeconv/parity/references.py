@@ -43,7 +43,7 @@ class Reference(NamedTuple):
 
     Attributes:
         name: What to call it.
-        data: float32: a latent ``[z, h, w]``, not scaled; or a picture ``[c, h, w]`` from -1 to 1.
+        data: float32: a latent ``[z, h, w]``, not scaled; or an image ``[c, h, w]`` from -1 to 1.
     """
 
     name: str
@@ -56,23 +56,23 @@ class ReferenceSet(NamedTuple):
     Attributes:
         source: Where it came from, in words.
         latents: To decode.
-        pictures: To encode.
+        images: To encode.
         sha256: Of all values, as float32 in this order.
     """
 
     source: str
     latents: tuple[Reference, ...]
-    pictures: tuple[Reference, ...]
+    images: tuple[Reference, ...]
 
     def of(self, kind: str) -> tuple[Reference, ...]:
         """Give what is decoded, or encoded."""
-        return self.latents if kind == DECODE else self.pictures
+        return self.latents if kind == DECODE else self.images
 
     @property
     def sha256(self) -> str:
         """Hash names, shapes and values."""
         digest = hashlib.sha256()
-        for reference in (*self.latents, *self.pictures):
+        for reference in (*self.latents, *self.images):
             digest.update(f"{reference.name}{list(reference.data.shape)}".encode())
             digest.update(reference.data.astype("<f4").tobytes())
         return digest.hexdigest()
@@ -100,7 +100,7 @@ def built_in_set(topology: Topology, scaling: Scaling) -> ReferenceSet:
     return ReferenceSet(
         f"built-in set, seed {_SEED}, {describe_scaling(scaling)}",
         tuple(Reference(one.name, unscale(one.data, scaling)) for one in latents),
-        _pictures(topology.in_channels, factor),
+        _images(topology.in_channels, factor),
     )
 
 
@@ -133,7 +133,7 @@ def _unit_latents(channels: int, factor: int) -> tuple[Reference, ...]:
     )
 
 
-def _pictures(channels: int, factor: int) -> tuple[Reference, ...]:
+def _images(channels: int, factor: int) -> tuple[Reference, ...]:
     side = max(factor, min(_MAX_LATENT, _SIDE // factor) * factor)
     made = _stacks(
         100,
@@ -143,11 +143,11 @@ def _pictures(channels: int, factor: int) -> tuple[Reference, ...]:
         ("saturated", _saturated, side, side),
         ("not square", _smooth, max(factor, side // 2 // factor * factor), side + factor),
     )
-    return tuple(Reference(one.name, _to_picture(one.data)) for one in made)
+    return tuple(Reference(one.name, _to_image(one.data)) for one in made)
 
 
-def _to_picture(values: Array) -> Array:
-    """Bring values of unit variance into the 256 steps from -1 to 1 that a picture has."""
+def _to_image(values: Array) -> Array:
+    """Bring values of unit variance into the 256 steps from -1 to 1 that an image has."""
     import numpy as np
 
     steps = np.clip(np.rint(values.astype(np.float64) * 64 + 127.5), 0, 255)
@@ -215,7 +215,7 @@ def load_set(path: Path, topology: Topology) -> ReferenceSet:
     import numpy as np
     from safetensors import SafetensorError, safe_open
 
-    latents, pictures = [], []
+    latents, images = [], []
     FileSource(path).close()  # a pipe may never end
     try:
         with utf8_path(path) as place, safe_open(place, "np") as file:
@@ -225,7 +225,7 @@ def load_set(path: Path, topology: Topology) -> ReferenceSet:
                     latents.append(Reference(name[len(LATENT) :], data))
                 elif name.startswith(PICTURE):
                     data = file.get_tensor(name)
-                    pictures.append(Reference(name[len(PICTURE) :], from_uint8(data)))
+                    images.append(Reference(name[len(PICTURE) :], from_uint8(data)))
     except (OSError, SafetensorError, TypeError, ValueError, AttributeError) as error:
         raise MalformedCheckpointError(
             f"not a file of reference latents ({error})",
@@ -239,11 +239,11 @@ def load_set(path: Path, topology: Topology) -> ReferenceSet:
             hint="vaeconv latents writes such a file",
         )
     _check_shapes(latents, topology.latent_channels, 1, "latent", path)
-    _check_shapes(pictures, topology.in_channels, topology.downsampling, "picture", path)
-    for one in (*latents, *pictures):
+    _check_shapes(images, topology.in_channels, topology.downsampling, "picture", path)
+    for one in (*latents, *images):
         if not np.isfinite(one.data).all():
             raise MalformedCheckpointError(f"{one.name} holds NaN or infinity", where=str(path))
-    return ReferenceSet(path.name, tuple(latents), tuple(pictures))
+    return ReferenceSet(path.name, tuple(latents), tuple(images))
 
 
 def _to_float32(data: Any) -> Array:

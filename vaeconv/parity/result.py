@@ -188,7 +188,7 @@ class Verification(NamedTuple):
 
     @property
     def labels(self) -> tuple[str, str]:
-        """The models whose pictures are shown."""
+        """The models whose images are shown."""
         return next((comparison.labels for comparison in self.comparisons), ("A", "B"))
 
     @property

@@ -109,7 +109,7 @@ def run_models(
         for label in labels:
             pair = a, models[label]
             comparisons[label] = _run_pair(comparisons[label], pair, run, device, options, clock)
-            options = replace(options, on_picture=None)  # images of the first pair are shown
+            options = replace(options, on_image=None)  # images of the first pair are shown
     return run
 
 
@@ -164,7 +164,7 @@ def _run_pair(
         locates=comparison.weights.is_same,
         batch_size=options.batch_size,
         tile=options.tile,
-        on_picture=options.on_picture,
+        on_image=options.on_image,
         on_progress=count,
     )
     outcomes: list[Outcome] = []

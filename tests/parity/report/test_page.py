@@ -44,7 +44,7 @@ class Found(NamedTuple):
 def find(a: Path, b: Path | None, base: Path | None = None, **options: object) -> Found:
     pictures: list[Decoded] = []
     device = {} if options.get("weights_only") else {"device": "cpu"}
-    how = VerifyOptions(**device, on_picture=pictures.append, **options)
+    how = VerifyOptions(**device, on_image=pictures.append, **options)
     return Found(verify(a, b, how, drop_in_for=base), pictures)
 
 
@@ -228,13 +228,13 @@ def test_pictures_are_those_that_were_decoded(same: Found) -> None:
     assert [one.dtype for one in same.decoded] == ["fp32"] * 5 + ["fp16"] * 5
     for kind, which in (("over", 0), ("under", 1)):
         expected = [
-            to_uint8(torch.from_numpy(one.pictures[which])).permute(1, 2, 0).numpy()
+            to_uint8(torch.from_numpy(one.images[which])).permute(1, 2, 0).numpy()
             for one in same.decoded
         ]
         shown = page.pictures(kind)
         assert [picture.shape for picture in shown] == [picture.shape for picture in expected]
         assert all((a == b).all() for a, b in zip(shown, expected, strict=True))
-    heats = [heat_map(*one.pictures) for one in same.decoded]
+    heats = [heat_map(*one.images) for one in same.decoded]
     for kind, expected in (("none", [h.rgb for h in heats]), ("bar", [h.bar for h in heats])):
         assert all((a == b).all() for a, b in zip(page.pictures(kind), expected, strict=True))
     for one, heat in zip(same.decoded, heats, strict=True):
@@ -272,7 +272,7 @@ def test_pictures_of_a_drop_in_are_of_the_base(changed: Path) -> None:
 
 def test_identical_pictures_have_no_bar(same: Found) -> None:
     first = same.decoded[0]
-    pair = first._replace(pictures=(first.pictures[0], first.pictures[0]))
+    pair = first._replace(images=(first.images[0], first.images[0]))
     page = Page(make_page(same.result, [pair]))
     assert "|A − B| identical" in page.text  # noqa: RUF001
     assert page.pictures("bar") == []
@@ -281,9 +281,9 @@ def test_identical_pictures_have_no_bar(same: Found) -> None:
 
 def test_lost_pixels_are_magenta_and_explained(same: Found) -> None:
     first = same.decoded[0]
-    lost = first.pictures[0].copy()
+    lost = first.images[0].copy()
     lost[2, 3:5, 7] = (math.nan, math.inf)
-    pair = first._replace(pictures=(lost, first.pictures[1]))
+    pair = first._replace(images=(lost, first.images[1]))
     page = Page(make_page(same.result, [pair]))
     assert "NaN or infinity" in page.text
     for kind in ("over", "none"):

@@ -25,7 +25,7 @@ from vaeconv.parity.report.panels import (
     NOT_FINITE,
     heat_map,
     to_rgb,
-    write_pictures,
+    write_images,
 )
 
 LABELS = ("A", "B")
@@ -209,11 +209,11 @@ def test_sheet_shows_both_sides_and_their_difference(
     tmp_path: Path, shape: tuple[int, int, int]
 ) -> None:
     one = decoded(noise(*shape))
-    (path,) = write_pictures(tmp_path / "new", [one], LABELS)
+    (path,) = write_images(tmp_path / "new", [one], LABELS)
     assert path == tmp_path / "new" / "00-fp32-noise.png"
     sheet, factor = read(path), 256 // max(shape)
-    heat = heat_map(*one.pictures)
-    panels = [pixels_of(picture) for picture in one.pictures]
+    heat = heat_map(*one.images)
+    panels = [pixels_of(picture) for picture in one.images]
     if shape[0] == 1:
         panels = [panel.repeat(3, axis=2) for panel in panels]
     (left,), (middle,), (right,) = (
@@ -225,7 +225,7 @@ def test_sheet_shows_both_sides_and_their_difference(
     below = sheet[right[0] + factor * shape[1] :]
     start, end = below[:, right[1]], below[:, right[1] + factor * shape[2] - 1]
     row = np.flatnonzero((start != 255).any(axis=1))[0]
-    peak = np.abs(one.pictures[0].astype(float) - one.pictures[1]).max(axis=0).argmax()
+    peak = np.abs(one.images[0].astype(float) - one.images[1]).max(axis=0).argmax()
     assert tuple(start[row]) == DARK
     assert tuple(end[row]) == tuple(heat.rgb.reshape(-1, 3)[peak])
 
@@ -251,7 +251,7 @@ def test_sheet_says_what_it_shows(tmp_path: Path, texts: list[str]) -> None:
     one = np.zeros((3, 32, 32), np.float32)
     other = one.copy()
     other[1, 5, 5] = 2.0**-9
-    write_pictures(tmp_path, [decoded(one, other, "noise, large", "fp16")], ("A", "BASE"))
+    write_images(tmp_path, [decoded(one, other, "noise, large", "fp16")], ("A", "BASE"))
     psnr = 10 * math.log10(4 / (2.0**-18 / 3072))
     assert texts == [
         "noise, large",
@@ -268,7 +268,7 @@ def test_sheet_of_identical_pictures_says_so_and_has_no_bar(
     tmp_path: Path, texts: list[str]
 ) -> None:
     picture = noise(3, 32, 32)
-    (path,) = write_pictures(tmp_path, [decoded(picture, picture)], LABELS)
+    (path,) = write_images(tmp_path, [decoded(picture, picture)], LABELS)
     assert texts[1] == "decode fp32 · max abs 0.0e+00 · PSNR inf"
     assert texts[-1] == "|A - B|  identical"
     assert places(read(path), np.full((256, 256, 3), DARK, np.uint8))
@@ -278,14 +278,14 @@ def test_sheet_shows_where_a_picture_is_not_finite(tmp_path: Path, texts: list[s
     sound = noise(3, 32, 32) / 2  # far from magenta
     picture = sound.copy()
     picture[0, :, :8], picture[1, :8] = math.nan, math.inf
-    (path,) = write_pictures(tmp_path, [decoded(picture, sound)], LABELS)
+    (path,) = write_images(tmp_path, [decoded(picture, sound)], LABELS)
     assert "decode fp32 · max abs not finite" in texts
     assert "magenta: NaN or infinity" in texts
     sheet = read(path)
     of_both = 32 * 8 + 8 * 24
     assert (sheet == NOT_FINITE).all(axis=-1).sum() == 2 * of_both * 64
     all_lost = np.full((3, 32, 32), np.nan, np.float32)
-    write_pictures(tmp_path, [decoded(all_lost, picture, "lost")], LABELS)
+    write_images(tmp_path, [decoded(all_lost, picture, "lost")], LABELS)
     assert "|A - B|  not finite" in texts
 
 
@@ -309,7 +309,7 @@ def test_names_of_strangers_stay_in_the_folder(tmp_path: Path, texts: list[str])
     folder.parent.mkdir()
     picture = noise(3, 4, 4)
     pairs = [decoded(picture, name=name, dtype=f"../{name[:9]}") for name in HOSTILE]
-    paths = write_pictures(folder, pairs, ("A\n/", "B"))
+    paths = write_images(folder, pairs, ("A\n/", "B"))
     assert sorted(folder.iterdir()) == paths  # in the order of their numbers
     assert list(folder.parent.iterdir()) == [folder]
     assert len({path.name for path in paths}) == len(HOSTILE)
@@ -325,7 +325,7 @@ def test_names_of_strangers_stay_in_the_folder(tmp_path: Path, texts: list[str])
 def test_same_names_get_files_of_their_own_and_older_ones_are_replaced(tmp_path: Path) -> None:
     (tmp_path / "00-fp32-noise.png").write_bytes(b"old")
     (tmp_path / "mine.txt").write_bytes(b"mine")
-    paths = write_pictures(tmp_path, [decoded(noise(3, 4, 4)), decoded(noise(3, 8, 8))], LABELS)
+    paths = write_images(tmp_path, [decoded(noise(3, 4, 4)), decoded(noise(3, 8, 8))], LABELS)
     assert [path.name for path in paths] == ["00-fp32-noise.png", "01-fp32-noise.png"]
     assert read(paths[0]).shape
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -340,7 +340,7 @@ def test_folder_that_cannot_be_made_is_an_error_with_its_name(tmp_path: Path) ->
     for folder in (tmp_path / "file", tmp_path / "absent" / "folder", tmp_path / "nul\0"):
         said = r"is not a folder|does not exist|cannot be written"
         with pytest.raises(OutputError, match=said) as caught:
-            write_pictures(folder, [decoded(noise(3, 4, 4))], LABELS)
+            write_images(folder, [decoded(noise(3, 4, 4))], LABELS)
         assert caught.value.where == str(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -348,7 +348,7 @@ def test_folder_that_cannot_be_made_is_an_error_with_its_name(tmp_path: Path) ->
 def test_file_that_cannot_be_written_is_an_error_and_leaves_no_debris(tmp_path: Path) -> None:
     (tmp_path / "01-fp32-noise.png").mkdir()
     with pytest.raises(OutputError, match=r"01-fp32-noise\.png"):
-        write_pictures(tmp_path, [decoded(noise(3, 4, 4))] * 3, LABELS)
+        write_images(tmp_path, [decoded(noise(3, 4, 4))] * 3, LABELS)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "00-fp32-noise.png",
         "01-fp32-noise.png",

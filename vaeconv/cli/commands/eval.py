@@ -20,9 +20,9 @@ def eval(
     reading: Reading,
     sink: Sink,
 ) -> None:
-    """Reconstruct pictures and measure: rFID, PSNR, SSIM, PSIM and LPIPS of each model.
+    """Reconstruct images and measure: rFID, PSNR, SSIM, PSIM and LPIPS of each model.
 
-    Every picture is read once for all models. A run that was killed goes on where it was. For
+    Every image is read once for all models. A run that was killed goes on where it was. For
     many GPUs: torchrun --nproc-per-node N -m vaeconv eval, or accelerate launch -m vaeconv eval.
 
     Examples:

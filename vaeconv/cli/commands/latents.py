@@ -40,9 +40,9 @@ def latents(
     overwrite: Overwrite = False,
     sink: Sink,
 ) -> None:
-    """Encode pictures to a file of reference latents, for verify --latents.
+    """Encode images to a file of reference latents, for verify --latents.
 
-    The latents are posterior means in float32, not scaled. The pictures are kept beside them, so
+    The latents are posterior means in float32, not scaled. The images are kept beside them, so
     that verify can encode them again.
 
     Examples:

@@ -67,7 +67,7 @@ def verify(
             a=model._replace(variant=job.variant_a),
             b=model._replace(variant=job.variant_b),
             base=model,
-            on_picture=decoded.append if files.pictures or files.html else None,
+            on_image=decoded.append if files.pictures or files.html else None,
             on_progress=steps.advance,
         )
         result = run(a, b, options, drop_in_for=job.drop_in_for)

@@ -23,7 +23,7 @@ def compare_document(done: Compared, page: Path | None, written: Sequence[Path])
         "order": list(done.order),
         "pictures": [
             {"path": str(path), "psnr": dict(zip(done.order, found, strict=False))}
-            for path, found in done.pictures
+            for path, found in done.images
         ],
         "sheet": str(done.sheet) if done.sheet else None,
         "skipped": [{"name": name, "reason": why} for name, why in done.skipped],
@@ -35,7 +35,7 @@ def compare_document(done: Compared, page: Path | None, written: Sequence[Path])
 
 def images_of(done: Compared) -> list[Path]:
     """List the images that were written, the sheet last."""
-    return [*(path for path, _ in done.pictures), *([done.sheet] if done.sheet else [])]
+    return [*(path for path, _ in done.images), *([done.sheet] if done.sheet else [])]
 
 
 def compare_lines(done: Compared, written: Sequence[Path], *, verbose: bool) -> Iterator[str]:
@@ -47,7 +47,7 @@ def compare_lines(done: Compared, written: Sequence[Path], *, verbose: bool) -> 
         verbose: Name every image, however many there are.
     """
     yield str(done)
-    images = [path for path, _ in done.pictures]
+    images = [path for path, _ in done.images]
     shown = images if verbose else images[:_MOST]
     yield from (f"wrote {path}" for path in shown)
     if len(shown) < len(images):

@@ -17,14 +17,14 @@ from vaeconv.models.images import LeftOut, left_out_notes
 
 def result_notes(result: Mapping[str, Any], *, verbose: bool) -> list[Note]:
     """Say what a user should know of a result beside its table."""
-    pictures = result["pictures"]
-    notes = left_out_notes([LeftOut(**one) for one in pictures["left_out"]], verbose=verbose)
-    if pictures["beyond_limit"]:
-        more = plural(pictures["beyond_limit"], "image")
+    images = result["pictures"]
+    notes = left_out_notes([LeftOut(**one) for one in images["left_out"]], verbose=verbose)
+    if images["beyond_limit"]:
+        more = plural(images["beyond_limit"], "image")
         notes.append(note(f"left out, as beyond --limit: {more}"))
     notes += [
         note(f"measured {plural(number, 'image')}, but: {remark}")
-        for remark, number in pictures["remarks"].items()
+        for remark, number in images["remarks"].items()
     ]
     notes += [
         warning(f"{name} not computed: {why}") for name, why in result["not_computed"].items()

@@ -103,9 +103,9 @@ class Outputs:
         if self.junit:
             write_text(self.junit, junit(result).decode())
         if self.pictures:
-            from vaeconv.parity.report.panels import write_pictures
+            from vaeconv.parity.report.panels import write_images
 
-            pictures = write_pictures(self.pictures, decoded, result.labels)
+            pictures = write_images(self.pictures, decoded, result.labels)
         if self.html:
             from vaeconv.parity.report.page import make_page
 

@@ -1,1 +1,1 @@
-"""A verification as JSON, text, HTML, JUnit and pictures."""
+"""A verification as JSON, text, HTML, JUnit and images."""

@@ -28,7 +28,7 @@ def report_document(result: Verification) -> dict[str, Any]:
             "source": references.source,
             "sha256": references.sha256,
             "latents": {one.name: list(one.data.shape) for one in references.latents},
-            "pictures": {one.name: list(one.data.shape) for one in references.pictures},
+            "pictures": {one.name: list(one.data.shape) for one in references.images},
         },
         "environment": result.environment,
         "timing": result.timing,

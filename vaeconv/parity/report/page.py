@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vaeconv.parity.report.panels import Pixels
 
 _OFFENDERS = 20  # tensors that the page lists of each comparison
-_LARGE = 320  # pixels; wider pictures get a row of the page to themselves
+_LARGE = 320  # pixels; wider images get a row of the page to themselves
 
 
 def make_page(result: Verification, decoded: Sequence[Decoded]) -> str:
@@ -40,13 +40,13 @@ def make_page(result: Verification, decoded: Sequence[Decoded]) -> str:
         weights=weight_table(result.comparisons),
         models=[_model(model) for model in result.models],
         labels=result.labels,
-        pictures=[_picture(one) for one in decoded],
+        images=[_image(one) for one in decoded],
         references=references
         and {
             "source": references.source,
             "sha256": references.sha256,
             "latents": _name_shapes(references.latents),
-            "pictures": _name_shapes(references.pictures),
+            "images": _name_shapes(references.images),
         },
         environment={name.replace("_", " "): said for name, said in result.environment.items()},
         timing={step: f"{seconds:.2f} s" for step, seconds in result.timing.items()},
@@ -101,10 +101,10 @@ def _name_shapes(references: Sequence[Reference]) -> str:
     return "; ".join(f"{one.name} {'x'.join(map(str, one.data.shape))}" for one in references)
 
 
-def _picture(one: Decoded) -> dict[str, Any]:
-    height, width = one.pictures[0].shape[1:]
+def _image(one: Decoded) -> dict[str, Any]:
+    height, width = one.images[0].shape[1:]
     scale = enlargement(height, width)
-    heat = heat_map(*one.pictures)
+    heat = heat_map(*one.images)
     return {
         "name": one.name,
         "dtype": one.dtype,
@@ -115,8 +115,8 @@ def _picture(one: Decoded) -> dict[str, Any]:
         "height": height * scale,
         "is_large": width * scale > _LARGE,
         "is_enlarged": scale > 1,
-        "a": _address(to_rgb(one.pictures[0])),
-        "b": _address(to_rgb(one.pictures[1])),
+        "a": _address(to_rgb(one.images[0])),
+        "b": _address(to_rgb(one.images[1])),
         "heat": _address(heat.rgb),
         "factor": heat.text,
         "bar": _address(heat.bar) if heat.largest else None,

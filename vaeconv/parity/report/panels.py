@@ -54,7 +54,7 @@ class HeatMap(NamedTuple):
     is_finite: bool
 
 
-def write_pictures(folder: Path, decoded: Sequence[Decoded], labels: tuple[str, str]) -> list[Path]:
+def write_images(folder: Path, decoded: Sequence[Decoded], labels: tuple[str, str]) -> list[Path]:
     """Write a PNG for each decoded latent, in place of older ones of the same names.
 
     Args:
@@ -86,7 +86,7 @@ def _slug(name: str) -> str:
 # --- arrays ---
 
 
-def to_rgb(picture: Values) -> Pixels:
+def to_rgb(image: Values) -> Pixels:
     """Turn ``[c, h, w]`` with values from -1 to 1 into ``[h, w, 3]``, as diffusers rounds.
 
     Values beyond are clamped, the first three channels shown, or the first alone as grey; pixels
@@ -94,8 +94,8 @@ def to_rgb(picture: Values) -> Pixels:
     """
     import numpy as np
 
-    is_finite = np.isfinite(picture).all(axis=0)
-    shown = picture[:3] if picture.shape[0] >= 3 else picture[:1].repeat(3, axis=0)
+    is_finite = np.isfinite(image).all(axis=0)
+    shown = image[:3] if image.shape[0] >= 3 else image[:1].repeat(3, axis=0)
     half = np.float32(0.5)
     levels = np.clip(np.where(is_finite, shown, 0).astype(np.float32) * half + half, 0, 1)
     rgb: Pixels = np.rint(levels * 255).astype(np.uint8).transpose(1, 2, 0).copy()
@@ -163,7 +163,7 @@ def _compose(one: Decoded, labels: tuple[str, str]) -> Pixels:
     import numpy as np
     from PIL import Image, ImageDraw
 
-    height, width = one.pictures[0].shape[1:]
+    height, width = one.images[0].shape[1:]
     scale = enlargement(height, width)
     size = width * scale, height * scale
     cell = max(size[0], _MIN_CELL)
@@ -184,12 +184,12 @@ def _compose(one: Decoded, labels: tuple[str, str]) -> Pixels:
     def paste(rgb: Pixels, x: int, y: int, size: tuple[int, int]) -> None:
         sheet.paste(Image.fromarray(rgb).resize(size, Image.Resampling.NEAREST), (x, y))
 
-    heat = heat_map(*one.pictures)
+    heat = heat_map(*one.images)
     write(em, em, one.name, sheet.width - 2 * em, faint=False)
     facts = f"decode {one.dtype} · {describe_distance(one.outcome)}"
     write(em, em + line, facts, sheet.width - 2 * em)
     captions = (*labels, f"|{labels[0]} - {labels[1]}|  {heat.text}")
-    panels = (*map(to_rgb, one.pictures), heat.rgb)
+    panels = (*map(to_rgb, one.images), heat.rgb)
     for left, caption, rgb in zip(lefts, captions, panels, strict=True):
         write(left, top - line, caption, cell, faint=False)
         paste(rgb, left, top, size)

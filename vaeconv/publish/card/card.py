@@ -22,9 +22,9 @@ from vaeconv.publish.card.sections import (
     PROSE,
     Section,
     evaluation_section,
+    images_section,
     merge_sections,
     original_section,
-    pictures_section,
     prose_sections,
     provenance_section,
     usage_section,
@@ -212,7 +212,7 @@ def _sections(inputs: CardInputs) -> list[Section]:
     if inputs.evaluations:
         sections.append(evaluation_section(inputs.evaluations, meta))
     if inputs.pictures:
-        sections.append(pictures_section(inputs.folder, inputs.pictures))
+        sections.append(images_section(inputs.folder, inputs.pictures))
     manifest = read_manifest(inputs.folder)
     if manifest or inputs.parity:
         sections.append(provenance_section(manifest, inputs.parity, __version__))

@@ -147,7 +147,7 @@ def original_section(repo_id: str, file: str) -> Section:
 
 
 def evaluation_section(results: Sequence[Mapping[str, Any]], meta: CardMeta) -> Section:
-    """The tables of the evaluations, one for each set of pictures."""
+    """The tables of the evaluations, one for each set of images."""
     lines = ["## Evaluation", ""]
     titles = list(meta.eval_titles)
     for table in make_tables(results):
@@ -166,7 +166,7 @@ def evaluation_section(results: Sequence[Mapping[str, Any]], meta: CardMeta) -> 
     return Section("evaluation", "\n".join(lines))
 
 
-def pictures_section(folder: Path, pictures: Path) -> Section:
+def images_section(folder: Path, pictures: Path) -> Section:
     """Side-by-side reconstructions, by links relative to the card.
 
     Args:

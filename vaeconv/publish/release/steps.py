@@ -191,14 +191,14 @@ def _compare(work: Work) -> Outcome:
             on_progress=work.on_progress,
         ),
     )
-    drawn = [*(path for path, _ in done.pictures), write_comparison(done, assets)]
+    drawn = [*(path for path, _ in done.images), write_comparison(done, assets)]
     written = list(drawn)
     for folder in project.folders[1:]:
         (folder / ASSETS).mkdir(exist_ok=True)
         for path in drawn:
             written.append(folder / ASSETS / path.name)
             replace_small_file(written[-1], path.read_bytes(), durable=False)
-    return written, {"pictures": len(done.pictures)}
+    return written, {"pictures": len(done.images)}
 
 
 # --- what is published ---
