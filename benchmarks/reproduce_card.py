@@ -12,7 +12,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,8 @@ PROTOCOLS = (
     PRESETS["card-256"],
     PRESETS["card-256-squash"],
     PRESETS["card-256-sample"],
-    PRESETS["card-256"]._replace(name="card-256-no-uint8", rounds=False),
-    PRESETS["card-256"]._replace(name="card-256-lanczos", filter="lanczos"),
+    replace(PRESETS["card-256"], name="card-256-no-uint8", rounds=False),
+    replace(PRESETS["card-256"], name="card-256-lanczos", filter="lanczos"),
 )
 
 

@@ -128,7 +128,7 @@ def test_config_leads_back_to_topology_and_scaling(topology: Topology, scaling: 
     assert Topology(*(getattr(given_config, name) for name in topology._fields)) == topology
     assert given_config.scaling == scaling._replace(source="config.json")
     assert given_config.sample_size == 256
-    again = build_config(topology, scaling, sample_size=1, given=given_config)
+    again = build_config(topology, scaling, sample_size=1, provided=given_config)
     assert dump_config(again) == written
 
 
@@ -272,7 +272,7 @@ def test_early_diffusers_configs_are_silent_where_fields_are_missing() -> None:
     assert found.scaling.scaling_factor == 0.18215  # the class default of that release
     assert "class default" in found.scaling.source
     assert found.quant_conv is found.mid_attention is found.force_upcast is None
-    written = build_config(SD1, found.scaling, sample_size=1, given=found)
+    written = build_config(SD1, found.scaling, sample_size=1, provided=found)
     assert written["force_upcast"] is True
     assert written["use_quant_conv"] is True
     assert written["sample_size"] == 256
@@ -283,7 +283,7 @@ def test_what_shapes_do_not_tell_is_taken_over() -> None:
     with pytest.raises(UnsupportedModelError, match="32 groups"):
         build_config(topology, Scaling(1.0), sample_size=64)
     told = ProvidedConfig("c", norm_num_groups=8, act_fn="relu", force_upcast=False, sample_size=96)
-    config = build_config(topology, Scaling(1.0), sample_size=64, given=told)
+    config = build_config(topology, Scaling(1.0), sample_size=64, provided=told)
     assert config["norm_num_groups"] == 8
     assert config["act_fn"] == "relu"
     assert config["force_upcast"] is False

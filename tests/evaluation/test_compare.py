@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -432,10 +433,10 @@ def test_models_come_from_a_file_too(tmp_path: Path, photos: Path) -> None:
 
 
 def test_samples_follow_the_protocol(tmp_path: Path, photos: Path) -> None:
-    sampled = SMALL._replace(posterior="sample", seed=4)
+    sampled = replace(SMALL, posterior="sample", seed=4)
     found = [
         compare([spec(KL)], photos, tmp_path / f"{at}", CompareOptions(protocol=one, device="cpu"))
-        for at, one in enumerate((SMALL, sampled, sampled, sampled._replace(seed=5)))
+        for at, one in enumerate((SMALL, sampled, sampled, replace(sampled, seed=5)))
     ]
     mode, one, again, other = ([psnr for _, psnr in done.images] for done in found)
     assert one == again
@@ -447,7 +448,7 @@ def test_a_picture_of_another_size_for_the_model_is_refused(tmp_path: Path, phot
     attn = KL.with_name("tiny-attn.ckpt")
     with pytest.raises(UsageError, match="do not divide by 4"):
         compare([spec(attn)], photos, tmp_path / "m",
-                CompareOptions(protocol=SMALL._replace(size=34), device="cpu"))  # fmt: skip
+                CompareOptions(protocol=replace(SMALL, size=34), device="cpu"))  # fmt: skip
 
 
 def test_a_reconstruction_that_is_not_finite_is_drawn_black(tmp_path: Path, photos: Path) -> None:

@@ -275,7 +275,7 @@ def raise_plain() -> None:
     raise InputError("plain")
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 7])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
 @pytest.mark.parametrize("count", [0, 1, 2, 13])
 def test_shares_are_a_partition(world_size: int, count: int) -> None:
     shares = [World(rank, world_size).share(range(count)) for rank in range(world_size)]

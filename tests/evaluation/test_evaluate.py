@@ -7,6 +7,7 @@ import math
 import shutil
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -266,7 +267,7 @@ def test_batches_of_any_size_give_the_same_numbers(
 ) -> None:
     metrics = ("psnr", "ssim", "psim", "lpips")
     # Rounding makes a step of one 255th out of a last place.
-    exact = SMALL._replace(rounds=False)
+    exact = replace(SMALL, rounds=False)
     one, *others = (
         measure([KL], photos, tmp_path / f"{size}", metrics=metrics, weights=networks,
                 batch_size=size, protocol=exact)["models"][0]["metrics"]
@@ -280,7 +281,7 @@ def test_memory_formats_and_half_precision(tmp_path: Path, photos: Path) -> None
     plain = measure([KL], photos, tmp_path / "plain")["models"][0]["metrics"]["psnr"]["mean"]
     last = measure([KL], photos, tmp_path / "last", channels_last=True)
     assert last["models"][0]["metrics"]["psnr"]["mean"] == near_metric("psnr", plain)
-    half = measure([KL], photos, tmp_path / "half", protocol=SMALL._replace(dtype="bf16"))
+    half = measure([KL], photos, tmp_path / "half", protocol=replace(SMALL, dtype="bf16"))
     found = half["models"][0]["metrics"]["psnr"]["mean"]
     assert found != plain
     assert gap(found, plain) < 0.02
@@ -288,7 +289,7 @@ def test_memory_formats_and_half_precision(tmp_path: Path, photos: Path) -> None
 
 def test_rounding_changes_the_numbers_a_little(tmp_path: Path, photos: Path) -> None:
     rounded = measure([KL], photos, tmp_path / "a")["per_picture"]["models"][0]["psnr"]
-    exact = measure([KL], photos, tmp_path / "b", protocol=SMALL._replace(rounds=False))
+    exact = measure([KL], photos, tmp_path / "b", protocol=replace(SMALL, rounds=False))
     for one, other in zip(rounded, exact["per_picture"]["models"][0]["psnr"], strict=True):
         assert one != other
         assert gap(one, other) < 1e-3
@@ -318,7 +319,7 @@ def test_a_zip_of_pictures_is_their_folder(tmp_path: Path, photos: Path) -> None
 
 
 def psnr_of(tmp_path: Path, name: str, photos: Path, **options: Any) -> list[float]:
-    sampled = SMALL._replace(posterior="sample", seed=options.pop("seed", 0))
+    sampled = replace(SMALL, posterior="sample", seed=options.pop("seed", 0))
     found = measure([KL], photos, tmp_path / name, protocol=sampled, **options)
     return found["per_picture"]["models"][0]["psnr"]
 
@@ -553,7 +554,7 @@ def test_pictures_too_small_for_a_crop_are_skipped(tmp_path: Path, photos: Path)
     folder = tmp_path / "mixed"
     shutil.copytree(photos, folder)
     Image.new("RGB", (30, 90)).save(folder / "small.png")
-    found = measure([KL], folder, tmp_path / "parts", protocol=SMALL._replace(resize="none"))
+    found = measure([KL], folder, tmp_path / "parts", protocol=replace(SMALL, resize="none"))
     assert found["pictures"]["skipped"] == {"30x90 pixels, less than 32": 1}
 
 
@@ -659,7 +660,7 @@ def test_a_run_that_would_measure_nothing_is_refused(tmp_path: Path, photos: Pat
     with pytest.raises(UsageError, match="metrics are empty"):
         measure([KL], photos, tmp_path / "p", metrics=())
     with pytest.raises(UsageError, match="too small for SSIM"):
-        measure([KL], photos, tmp_path / "p", metrics=("ssim",), protocol=SMALL._replace(size=8))
+        measure([KL], photos, tmp_path / "p", metrics=("ssim",), protocol=replace(SMALL, size=8))
     with pytest.raises(UsageError):
         measure([KL], photos, tmp_path / "p", limit=0)
     assert measure([KL], photos, tmp_path / "p", limit=99)["pictures"]["number"] == 5

@@ -254,5 +254,5 @@ def test_a_distance_needs_two_pictures_in_each_set(number: int) -> None:
     few = moments_of(np.ones((number, 4))) if number else no_moments(4)
     enough = moments_of(draw(1, 6, 4))
     for sets in ((few, enough), (enough, few)):
-        with pytest.raises(InputError, match="at least two pictures"):
+        with pytest.raises(InputError, match="at least two images"):
             frechet_distance(*sets)

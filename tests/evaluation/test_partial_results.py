@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -289,7 +290,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "metrics": {"metrics": ["psnr"]},
     "latents": {"latent_stats": True},
     **{
-        f"protocol {name}": {"protocol": Protocol(size=SIZE, name="custom")._replace(
+        f"protocol {name}": {"protocol": replace(
+            Protocol(size=SIZE, name="custom"),
             **{name: value})}
         for name, value in (
             ("size", 48), ("resize", "squash"), ("filter", "lanczos"), ("posterior", "sample"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -58,7 +59,7 @@ def test_a_preset_that_does_not_exist() -> None:
 def test_a_changed_knob_makes_it_a_custom_one(knob: str) -> None:
     base = preset("card-256")
     found = base.changed(**{knob: CHANGES[knob]})
-    assert found == base._replace(name="custom", **{knob: CHANGES[knob]})
+    assert found == replace(base, name="custom", **{knob: CHANGES[knob]})
     assert base == Protocol()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def test_the_numbers_are_those_of_the_card() -> None:
 def test_protocols_change_one_knob_each() -> None:
     base = Protocol()
     changes = [
-        {key: value for key, value in protocol._asdict().items()
+        {key: value for key, value in asdict(protocol).items()
          if key != "name" and value != getattr(base, key)}
         for protocol in PROTOCOLS
     ]  # fmt: skip

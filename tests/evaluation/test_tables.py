@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
 
@@ -36,7 +37,7 @@ def model(name: str = "original", **said: Any) -> Row:
 def result(*models: Row, protocol: Protocol | None = None, **pictures: Any) -> dict[str, Any]:
     protocol = protocol or Protocol()
     return {
-        "protocol": {**protocol._asdict(), "description": protocol.describe()},
+        "protocol": {**asdict(protocol), "description": protocol.describe()},
         "pictures": {
             "name": "val2017",
             "sha256": "ab" * 32,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
 from vaeconv.autoencoder.config import ProvidedConfig, Scaling
@@ -31,7 +32,8 @@ FamilyName = Annotated[
 ]
 
 
-class ScalingOptions(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ScalingOptions:
     """Scaling as the user knows it; None where it is left to the file.
 
     Example:
@@ -45,12 +47,7 @@ class ScalingOptions(NamedTuple):
     shift_factor: docs.ShiftFactor = None
     family: FamilyName = None
 
-    def validate(self) -> None:
-        """Check types and values.
-
-        Raises:
-            UsageError: One is not allowed.
-        """
+    def __post_init__(self) -> None:
         check_fields(self, scaling_factor=Range(0, is_open=True))
 
 
@@ -107,7 +104,6 @@ def decide_scaling(
         ConfigMismatchError: ``--family`` does not fit the shapes.
         UsageError: There is no such family, or a factor is no number to scale with.
     """
-    options.validate()
     family = _named_family(options.family, topology, where)
     if family:
         scaling = _of_family(family, "--family " + family.name)

@@ -74,6 +74,6 @@ def run_one(
         sink.progress(f"fetching {name}") as fetching,
         sink.progress(f"pruning {name}") as copying,
     ):
-        copy = options.copy._replace(on_progress=copying.advance)
+        copy = replace(options.copy, on_progress=copying.advance)
         options = replace(options, copy=copy, on_fetch=fetching.advance)
         return prune(source, target, options, dry_run=dry_run)

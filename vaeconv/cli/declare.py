@@ -21,7 +21,7 @@ from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_
 import typer
 
 from vaeconv.common.option_docs import Doc
-from vaeconv.errors import UsageError
+from vaeconv.errors import UsageError, VaeconvError, raise_all
 
 _EMPTY = inspect.Parameter.empty
 _FIRST_WORD = re.compile(r"^\w+")
@@ -110,14 +110,18 @@ def _parts(target: Callable[..., Any]) -> dict[str, Field | type]:
 
 def _call(target: Callable[..., Any], made: Mapping[str, Any]) -> Any:
     """Call a function, or make an object of options, with the values that its parameters have."""
-    values = {
-        name: made[name] if isinstance(part, Field) else _call(part, made)
-        for name, part in _parts(target).items()
-    }
+    values: dict[str, Any] = {}
+    problems: list[VaeconvError] = []
+    for name, part in _parts(target).items():
+        try:
+            values[name] = made[name] if isinstance(part, Field) else _call(part, made)
+        except UsageError as error:  # the default stands in for it, so that others are found too
+            problems.append(error)
     if not isinstance(target, type):
+        raise_all(problems)
         return target(**values)
     try:
-        return target(**values)
+        result = target(**values)
     except UsageError as error:
         flags = {
             field.name: field.flags[0].strip(" /").partition("/")[0] for field in documented(target)
@@ -127,7 +131,9 @@ def _call(target: Callable[..., Any], made: Mapping[str, Any]) -> Any:
             for text in (error.what, *error.details)
         )
         error.details = tuple(details)
-        raise
+        problems.append(error)
+    raise_all(problems)
+    return result
 
 
 def _parsed(field: Field, value: Any) -> Any:

@@ -114,7 +114,7 @@ def _run(
         options = replace(
             options,
             discards=discards,
-            reading=options.reading._replace(on_fetch=fetching.advance),
+            reading=replace(options.reading, on_fetch=fetching.advance),
             quiet=True,
             on_progress=steps.advance,
         )

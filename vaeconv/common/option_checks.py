@@ -78,10 +78,9 @@ Rule = Collection[str] | Range | Pattern
 
 
 def check_fields(options: Any, **rules: Rule) -> None:
-    """Check a dataclass or a named tuple of options: every type, and values by rules.
+    """Check a dataclass of options: every type, and values by rules.
 
-    A path as text, a list in place of a tuple and the like become what they stand for in a
-    dataclass; a named tuple takes no other types than its own.
+    A path as text, a list in place of a tuple and the like become what they stand for.
 
     Args:
         options: The options.
@@ -99,7 +98,7 @@ def check_fields(options: Any, **rules: Rule) -> None:
         try:
             value = getattr(options, name)
             checked = _typed(name, value, hint)
-            if checked is not value and not isinstance(options, tuple):
+            if checked is not value:
                 object.__setattr__(options, name, checked)
             if name in rules:
                 check_value(name, checked, rules[name])
@@ -251,8 +250,6 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
         raise UsageError(f"{name} is {_shown(value)}; no such number fits 64 bits")
     if hint is float and not math.isfinite(value):
         raise UsageError(f"{name} is {value}; it must be a finite number")
-    if isinstance(value, tuple) and hasattr(value, "validate"):
-        value.validate()
     return value
 
 

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from vaeconv.errors import CheckFailedError, InputError
@@ -61,7 +62,7 @@ def make_document(
     measured = [record for record in found.records if "skipped" not in record]
     distances = _distances(found.moments, len(measured), len(candidates))
     return {
-        "protocol": {**protocol._asdict(), "description": protocol.describe()},
+        "protocol": {**asdict(protocol), "description": protocol.describe()},
         "pictures": {
             "name": images.label,
             "source": images.source,
@@ -113,7 +114,7 @@ def psnr_document(
         [INFINITE if one[at] is None else one[at] for one in found] for at in range(len(candidates))
     ]
     return {
-        "protocol": {**protocol._asdict(), "description": protocol.describe()},
+        "protocol": {**asdict(protocol), "description": protocol.describe()},
         "pictures": {
             "name": images.label,
             "source": images.source,

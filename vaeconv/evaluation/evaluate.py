@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +178,7 @@ class Evaluation:
             "schema_version": SCHEMA_VERSION,
             "models": [_identify(candidate) for candidate in self._candidates],
             "images": images.fingerprint,
-            "protocol": options.protocol._asdict(),
+            "protocol": asdict(options.protocol),
             "metrics": list(self._meter.metrics),
             "latent_stats": options.latent_stats,
             "metric_networks": [[network.name, network.sha256] for network in self._meter.networks],

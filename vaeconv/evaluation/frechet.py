@@ -86,7 +86,7 @@ def frechet_distance(one: Moments, other: Moments, *, factor: Array | None = Non
     import numpy as np
 
     if min(one.number, other.number) < 2:
-        raise InputError("a Fréchet distance needs at least two pictures")
+        raise InputError("a Fréchet distance needs at least two images")
     if not all(np.isfinite(moments.outer).all() for moments in (one, other)):
         return float("nan")
     gap = one.mean - other.mean

@@ -216,7 +216,7 @@ def load_candidates(
     models: list[OpenModel] = []
     for spec, name in zip(specs, names, strict=True):
         on_step(f"opening {name}")
-        opened = open_model(spec.path, name, how._replace(variant=spec.variant), ema=spec.ema)
+        opened = open_model(spec.path, name, replace(how, variant=spec.variant), ema=spec.ema)
         stack.callback(opened.close)
         models.append(opened)
         _check_model(opened, protocol)

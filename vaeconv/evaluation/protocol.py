@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any, NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any
 
 from vaeconv.common.option_checks import MOST_PIXELS, Range, check_fields, check_value
 from vaeconv.common.option_docs import Doc
@@ -17,7 +17,8 @@ POSTERIORS = ("mode", "sample")
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
-class Protocol(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Protocol:
     """Everything that changes a metric, but for models, images and metric networks.
 
     Attributes:
@@ -45,12 +46,7 @@ class Protocol(NamedTuple):
     rounds: bool = True
     dtype: str = "fp32"
 
-    def validate(self) -> None:
-        """Check types and values.
-
-        Raises:
-            UsageError: A knob has no such setting.
-        """
+    def __post_init__(self) -> None:
         check_fields(
             self,
             size=Range(1, most=MOST_PIXELS),
@@ -67,9 +63,8 @@ class Protocol(NamedTuple):
             UsageError: A knob has no such setting.
         """
         wanted = {name: value for name, value in changes.items() if value is not None}
-        protocol = self._replace(**wanted)
-        protocol.validate()
-        return protocol if protocol == self else protocol._replace(name="custom")
+        protocol = replace(self, **wanted)
+        return protocol if protocol == self else replace(protocol, name="custom")
 
     def describe(self) -> str:
         """Say it in one line."""

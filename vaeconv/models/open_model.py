@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 from vaeconv.autoencoder.config import NORM_NUM_GROUPS, Scaling, build_config
 from vaeconv.autoencoder.keys import NamePair
@@ -25,7 +25,8 @@ from vaeconv.weights.parameters import weight_dtype
 from vaeconv.weights.plan import KEEP, Row
 
 
-class ModelOptions(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
     """Options of reading a model; each says what it does.
 
     Attributes:
@@ -43,12 +44,7 @@ class ModelOptions(NamedTuple):
     download: docs.Download = False
     on_fetch: Callable[[int], None] | None = None
 
-    def validate(self) -> None:
-        """Check types and values.
-
-        Raises:
-            UsageError: One is not allowed.
-        """
+    def __post_init__(self) -> None:
         check_fields(self)
 
 

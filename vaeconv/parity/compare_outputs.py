@@ -25,7 +25,8 @@ _LIMITS = "Limits"
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
-class Limits(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Limits:
     """Largest differences that are accepted; each option says what it is.
 
     Attributes:
@@ -57,12 +58,7 @@ class Limits(NamedTuple):
     ] = None
     floor: float = 0.0
 
-    def validate(self) -> None:
-        """Check types and values.
-
-        Raises:
-            UsageError: One is not allowed.
-        """
+    def __post_init__(self) -> None:
         check_fields(self, floor=Range(0))
 
     def tolerance(self, kind: str, dtype: str) -> float:

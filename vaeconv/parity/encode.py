@@ -104,7 +104,6 @@ def encode_images(
         limit=Range(1),
         device=Device,
     )
-    how.validate()
     model, output = as_source(model), Path(output)
     check_ending(output, (".safetensors", ".sft"), "a file of latents")
     refuse_idle(reading_rules([model], download=how.download, variant=how.variant))

@@ -159,7 +159,7 @@ def _run_pair(
         comparison.labels,
         pair[0].topology,
         device,
-        limits=options.limits._replace(floor=MIXED if mixes else 0.0),
+        limits=replace(options.limits, floor=MIXED if mixes else 0.0),
         judged=(ENCODE,) if comparison.decoder else kinds,
         locates=comparison.weights.is_same,
         batch_size=options.batch_size,

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import Annotated, Any, Protocol
 
 from vaeconv.autoencoder.families import FAMILY_NAMES
 from vaeconv.autoencoder.scaling import FamilyName, ScalingOptions
@@ -31,7 +31,8 @@ _PARTS = "Parts"
 _PART_NAMES = ", ".join(part.value for part in Part)
 
 
-class CopyOptions(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class CopyOptions:
     """Options of copying weights; each says what it does.
 
     Attributes:
@@ -52,12 +53,7 @@ class CopyOptions(NamedTuple):
     clamp: docs.Clamp = False
     on_progress: Callable[[int, int], None] | None = None
 
-    def validate(self) -> None:
-        """Check types and values.
-
-        Raises:
-            UsageError: One is not allowed.
-        """
+    def __post_init__(self) -> None:
         check_fields(self)
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -217,7 +217,7 @@ class Output:
     def _write_weights(self, place: Path, target: Path, rows: Sequence[Row]) -> Written:
         copy, total = self.options.copy, self.plan.nbytes
         if report := copy.on_progress:
-            copy = copy._replace(on_progress=lambda count, _: report(count, total))
+            copy = replace(copy, on_progress=lambda count, _: report(count, total))
         specs = [(row.name, row.dtype, row.shape) for row in rows]
         if self.kind is OutputKind.TORCH_ZIP:
             file = lay_out_torch_zip(specs)

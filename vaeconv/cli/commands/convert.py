@@ -56,7 +56,7 @@ def convert(
         sink.progress(f"fetching {name}") as fetching,
         sink.progress(f"converting {name}") as copying,
     ):
-        copy = options.copy._replace(on_progress=copying.advance)
+        copy = replace(options.copy, on_progress=copying.advance)
         options = replace(options, copy=copy, on_fetch=fetching.advance)
         result = run(source, output, options, dry_run=dry_run)
     seconds = time.monotonic() - started

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -64,7 +65,7 @@ def latents(
             limit=limit,
             device=device,
             overwrite=overwrite,
-            how=how._replace(on_fetch=fetching.advance),
+            how=replace(how, on_fetch=fetching.advance),
             on_progress=steps.advance,
         )
     sink.show(

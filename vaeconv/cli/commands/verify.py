@@ -64,8 +64,8 @@ def verify(
         model = reading.options(fetching.advance)
         options = replace(
             options,
-            a=model._replace(variant=job.variant_a),
-            b=model._replace(variant=job.variant_b),
+            a=replace(model, variant=job.variant_a),
+            b=replace(model, variant=job.variant_b),
             base=model,
             on_image=decoded.append if files.pictures or files.html else None,
             on_progress=steps.advance,
