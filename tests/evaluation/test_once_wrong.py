@@ -79,11 +79,11 @@ def test_latents_that_are_not_finite_have_no_scaling(tmp_path: Path, photos: Pat
 
 def test_processes_join_again_and_again(tmp_path: Path) -> None:
     (tmp_path / "joins.py").write_text(
-        "from vaeconv.evaluation.distributed import join_ranks\n"
+        "from vaeconv.evaluation.distributed import join_world\n"
         "for _ in range(8):\n"
-        "    ranks = join_ranks(2)\n"
+        "    world = join_world(2)\n"
         "    for _ in range(3):\n"
-        "        assert ranks.gather(ranks.rank) == [0, 1]\n"
+        "        assert world.gather(world.rank) == [0, 1]\n"
     )
     done = torchrun(2, "joins", PYTHONPATH=f"{ROOT}:{tmp_path}")
     assert done.returncode == 0, done.stderr

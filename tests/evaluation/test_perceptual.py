@@ -71,7 +71,7 @@ def judge(network: VGG16) -> Iterator[Any]:
             "_get_tv_model_features",
             lambda name, pretrained: Torchvision(network.state_dict()).features,
         )
-        yield judge_module._LPIPS(pretrained=True, network="vgg")
+        yield judge_module._LPIPS(pretrained=True, net="vgg")
 
 
 def crop(name: str, side: int = 64, at: tuple[int, int] = (60, 180)) -> Tensor:

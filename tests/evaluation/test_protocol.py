@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -32,7 +32,7 @@ CHANGES: dict[str, Any] = {
 
 def test_the_protocol_of_the_card() -> None:
     assert preset("card-256") == Protocol()
-    assert preset("card-256")._asdict() == {
+    assert asdict(preset("card-256")) == {
         "name": "card-256", "size": 256, "resize": "shorter-side", "filter": "bicubic",
         "posterior": "mode", "seed": 0, "rounds": True, "dtype": "fp32",
     }  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ def test_stand_ins_are_fetched_and_evaluated(
     monkeypatch.setenv("VAECONV_CACHE", str(cache))
     monkeypatch.setattr(torch.hub, "download_url_to_file", pretend)
     monkeypatch.setattr(reproduce_card, "EvalOptions", small)
-    protocols = tuple(one._replace(size=32) for one in PROTOCOLS[:2])
+    protocols = tuple(replace(one, size=32) for one in PROTOCOLS[:2])
     monkeypatch.setattr(reproduce_card, "PROTOCOLS", protocols)
     photos = write_tiles(tmp_path / "pictures", 2, width=96, height=64)
     found = reproduce_card.reproduce(tmp_path / "card.json", photos, "cpu", lambda step: None)

@@ -361,11 +361,11 @@ from pathlib import Path
 import numpy as np
 from vaeconv.parity.compare_outputs import Decoded, Outcome
 from vaeconv.parity.distance import Distance
-from vaeconv.parity.report.panels import write_pictures
+from vaeconv.parity.report.panels import write_images
 
 one, other = np.load(sys.argv[1]), np.load(sys.argv[2])
 outcome = Outcome("decode", "fp32", "noise", one.shape, Distance(1.0, 1.0, 1.0, 9.0), 1.0, None)
-write_pictures(Path(sys.argv[3]), [Decoded("noise", "fp32", (one, other), outcome)], ("A", "B"))
+write_images(Path(sys.argv[3]), [Decoded("noise", "fp32", (one, other), outcome)], ("A", "B"))
 assert "torch" not in sys.modules
 """
 
