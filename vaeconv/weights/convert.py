@@ -149,7 +149,7 @@ def convert(
                 *pattern_rules("--drop", options.drop, checkpoint.tensors),
             ]
         )
-        detected = _detected(checkpoint, options, is_folder=is_folder)
+        detected = _detect(checkpoint, options, is_folder=is_folder)
         layout = Layout.DIFFUSERS if is_folder else Layout.COMPVIS
         if detected.provided and not is_folder:
             detected.provided.check_compvis()
@@ -208,7 +208,7 @@ def _option_rules(
     ]  # fmt: skip
 
 
-def _detected(checkpoint: Checkpoint, options: ConvertOptions, *, is_folder: bool) -> Detected:
+def _detect(checkpoint: Checkpoint, options: ConvertOptions, *, is_folder: bool) -> Detected:
     prefix = options.source_prefix
     if prefix is None and is_folder:
         prefix = options.prefix or None

@@ -135,7 +135,7 @@ def prune(
             for path in sources
         ]
         checkpoint, *others = checkpoints
-        detected = _detected(checkpoint, options)
+        detected = _detect(checkpoint, options)
         has_autoencoder = bool(others) or (detected is not None and Part.VAE in options.kept)
         refuse_idle(
             [
@@ -155,10 +155,10 @@ def prune(
             _check_folder(checkpoint, detected, plan)
         notes, config, probe = [*plan.notes], None, None
         if is_folder or options.probe:
-            vae, its_detected = baked or (checkpoint, detected)
-            if its_detected is None:
+            vae, probed = baked or (checkpoint, detected)
+            if probed is None:
                 raise UsageError("there is no autoencoder to probe", where=vae.name)
-            decision, config = decide_config(vae, its_detected)
+            decision, config = decide_config(vae, probed)
             notes += decision.notes() if is_folder else []
         check_target(target, sources, overwrite=options.overwrite, plan=plan)
         if options.probe and config:
@@ -235,7 +235,7 @@ def option_rules(
     ]  # fmt: skip
 
 
-def _detected(checkpoint: Checkpoint, options: PruneOptions) -> Detected | None:
+def _detect(checkpoint: Checkpoint, options: PruneOptions) -> Detected | None:
     """Recognise the autoencoder; a diffusion model may come without, unless it alone is wanted."""
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
     is_model = any(drop_reason(name, "") is DropReason.UNET for name in shapes)
