@@ -60,6 +60,9 @@ SLOW: dict[str, tuple[str, ...]] = {
         "verify out/ --drop-in-for hf://stabilityai/sd-vae-ft-mse",
         "latents photos/ refs.safetensors --model out/",
         "verify --latents refs.safetensors last.ckpt out/",
+        "finetune last.ckpt --ema --recipe ft-mse --data photos/ --out run/ --steps 1",
+        "torchrun --nproc-per-node 8 -m vaeconv finetune out/ --data photos --out run --steps 9 "
+        "--dry-run",
         "eval last.ckpt out/ --images val2017/ --out eval.json",
         "eval last.ckpt --raw-and-ema --images photos/ --out eval.json --html eval.html",
         "eval out/ --images hf://datasets/owner/name/val.zip --out eval.json",
@@ -103,6 +106,7 @@ SLOW: dict[str, tuple[str, ...]] = {
     "test_a_killed_run_leaves_old_or_new_and_the_next_one_removes_its_debris": (
         "new-out", "new-out.safetensors", "new-out.ckpt",
     ),
+    "tests/training/test_processes.py::test_five_kills_and_the_same_end": ("0", "2"),
     "tests/weights/test_prune.py::test_a_stop_at_any_point_leaves_the_old_output_or_the_new": (
         "kill-after", "ctrl-c-after", "terminate-before",
     ),

@@ -139,6 +139,7 @@ RUNS = {
     "verify": "verify --weights-only {ckpt} {ckpt}",
     "latents": "latents {images} a.safetensors --model {ckpt} --size 32",
     "eval": "eval {ckpt} --images {images} --size 32 --metrics psnr --out eval.json",
+    "finetune": "finetune {ckpt} --data {images} --out run --steps 1 --lpips 0 --dry-run",
     "compare": "compare {ckpt} --images {images} --size 32 --out merged",
     "card": "card {folder} --dry-run",
 }

@@ -29,6 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("vaeconv.weights", "vaeconv.pages"),
     ("vaeconv.models",),
     ("vaeconv.parity", "vaeconv.evaluation"),
+    ("vaeconv.training",),
     ("vaeconv.publish",),
     ("vaeconv.cli",),
     ("vaeconv.__main__", "vaeconv"),
@@ -43,12 +44,14 @@ EXTERNAL: dict[str, set[str]] = {
     "vaeconv.models": {"torch", "diffusers", "numpy", "safetensors", "PIL"},
     "vaeconv.parity": {"torch", "numpy", "safetensors", "PIL"},
     "vaeconv.evaluation": {"torch", "numpy", "safetensors", "PIL", "matplotlib"},
+    "vaeconv.training": {"torch", "numpy", "accelerate"},
     "vaeconv.publish": {"huggingface_hub", "jinja2", "yaml", "model_signing", "cryptography"},
     "vaeconv.cli": {"typer", "rich"},
 }
 # They cost more to import than most commands take to run.
 LATE = {
     "torch", "diffusers", "numpy", "rich", "huggingface_hub", "yaml", "click", "PIL", "jinja2",
+    "accelerate",
 }  # fmt: skip
 # Modules that are themselves imported late.
 EARLY = {
@@ -57,6 +60,8 @@ EARLY = {
     ("vaeconv.evaluation.inception", "torch"),
     ("vaeconv.evaluation.image_metrics", "torch"),
     ("vaeconv.models.half", "torch"),
+    ("vaeconv.training.loss", "torch"),
+    ("vaeconv.training.networks", "torch"),
 }
 RESOLVERS = {"vaeconv", "vaeconv.cli.group"}  # import parts of their own by name, as late as can be
 
@@ -242,7 +247,8 @@ def test_costly_modules_stay_out_when_all_is_imported() -> None:
         name
         for name in (module_name(path, PACKAGE) for path in PACKAGE.rglob("*.py"))
         if name not in {"vaeconv.checkpoint.cast", "vaeconv.__main__"}
-        and room_of(name) not in {f"vaeconv.{room}" for room in ("models", "parity", "evaluation")}
+        and room_of(name)
+        not in {f"vaeconv.{room}" for room in ("models", "parity", "evaluation", "training")}
     )
     code = f"import sys, {', '.join(modules)}; print(*sorted({LATE!r} & sys.modules.keys()))"
     done = subprocess.run(
@@ -392,6 +398,8 @@ PLANTED = [
     ("weights/output.py", "import safetensors", "imports safetensors"),
     ("models/probe.py", "import vaeconv.parity.references", "must not know vaeconv.parity"),
     ("evaluation/page.py", "import vaeconv.parity.result", "must not know vaeconv.parity"),
+    ("evaluation/models.py", "import vaeconv.training.base", "must not know vaeconv.training"),
+    ("training/engine.py", "import accelerate", "imports accelerate early"),
     ("errors.py", "import vaeconv.weights.plan", "must not know vaeconv.weights"),
     ("cli/output.py", "import rich.progress", "imports rich early"),
     ("cli/declare.py", "import click", "imports click"),

@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from vaeconv.publish.release.config import ReleaseConfig as ReleaseConfig
     from vaeconv.publish.release.release import Release as Release
     from vaeconv.publish.release.release import release as release
+    from vaeconv.training.finetune import Finetuned as Finetuned
+    from vaeconv.training.finetune import finetune as finetune
+    from vaeconv.training.options import FinetuneOptions as FinetuneOptions
     from vaeconv.weights.convert import Conversion as Conversion
     from vaeconv.weights.convert import convert as convert
     from vaeconv.weights.inspect import Inspection as Inspection
@@ -76,6 +79,8 @@ _NAMES = {
     "publish.hub.push_options": ("PushOptions",),
     "publish.release.config": ("ReleaseConfig",),
     "publish.release.release": ("Release", "release"),
+    "training.finetune": ("Finetuned", "finetune"),
+    "training.options": ("FinetuneOptions",),
     "weights.convert": ("Conversion", "convert"),
     "weights.inspect": ("Inspection", "inspect"),
     "weights.options": ("ConvertOptions", "CopyOptions", "InspectOptions", "PruneOptions"),

@@ -58,6 +58,7 @@ class Checkpoint:
         beside: Prefixes of the state dicts beside the proper one.
         nameless: Lists of tensors that an EMA without names left: keys that lead there, and how
             many tensors.
+        run_facts: Options, names and steps of the run of ``vaeconv finetune`` that wrote it.
 
     Example:
         >>> with open_checkpoint("fixtures/tiny-kl.ckpt") as checkpoint:
@@ -79,6 +80,7 @@ class Checkpoint:
     read_siblings: Callable[[], tuple[Sibling, ...]] = tuple
     beside: tuple[str, ...] = ()
     nameless: Mapping[str, int] = field(default_factory=dict)
+    run_facts: Mapping[str, str | int | float] = field(default_factory=dict)
 
     @property
     def size(self) -> int:

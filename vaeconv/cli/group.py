@@ -26,6 +26,7 @@ COMMANDS = {
     "verify": "Prove that two files hold the same autoencoder; end with exit code 4 where they do "
     "not.",
     "latents": "Encode images to a file of reference latents, for verify --latents.",
+    "finetune": "Train an autoencoder's decoder on images; the encoder stays as it is, to the bit.",
     "eval": "Reconstruct images and measure: rFID, PSNR, SSIM, PSIM and LPIPS of each model.",
     "compare": "Put reconstructions side by side: candidates first, the original last.",
     "card": "Write the model card of a release from what the other commands reported.",

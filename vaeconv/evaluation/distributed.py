@@ -139,13 +139,14 @@ def _read_number(name: str, default: int | None) -> int | None:
     return int(text)
 
 
-def join_world(expected: int | None = None) -> World:
+def join_world(expected: int | None = None, *, backend: str = "gloo") -> World:
     """Join the other processes.
 
     What is exchanged lies on the CPU, so gloo carries it, whatever computes.
 
     Args:
         expected: How many processes there must be.
+        backend: What carries it, as torch calls it; names gloo for the CPU.
 
     Raises:
         UsageError: There are more or fewer, or the environment contradicts itself.
@@ -166,7 +167,7 @@ def join_world(expected: int | None = None) -> World:
         _check_address()
         _stop_with_launcher()
         with _reaching_others():
-            distributed.init_process_group("gloo", rank=world.rank, world_size=world.size)
+            distributed.init_process_group(backend, rank=world.rank, world_size=world.size)
         atexit.register(distributed.destroy_process_group)
     return world
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
@@ -14,7 +14,9 @@ from vaeconv.evaluation.protocol import Protocol
 from vaeconv.models import images
 from vaeconv.models.image_files import open_images
 from vaeconv.models.images import image_mode, quiet_pillow
+from vaeconv.models.tar_images import open_shards
 
+Ticket = TypeVar("Ticket")
 Result = TypeVar("Result")
 
 
@@ -42,7 +44,7 @@ class ImageSet:
     """Images of one place, in order of names, read by several threads.
 
     Args:
-        place: A folder, a zip file, an image, or an address of a dataset on the Hub.
+        place: A folder, a zip file, tar files, an image, or an address of a dataset on the Hub.
         limit: Take the first so many.
         on_step: Called with what is being done.
 
@@ -69,7 +71,7 @@ class ImageSet:
     ) -> None:
         if limit is not None and limit < 1:
             raise UsageError(f"a limit of {limit} images; one is the least")
-        self._files = open_images(place, on_step)
+        self._files = open_shards(place) or open_images(place, on_step)
         self.place, self.label, self.source = (
             self._files.place, self._files.label, self._files.source,
         )  # fmt: skip
@@ -98,6 +100,14 @@ class ImageSet:
                 raise
             return None
 
+    def data(self, index: int) -> bytes:
+        """Read the bytes of an image.
+
+        Raises:
+            InputError: They cannot be read; where the image is gone, the error says where.
+        """
+        return self._files.read(self.names[index])
+
     def read(self, index: int, protocol: Protocol, channels: int) -> Item:
         """Read and prepare one image; what cannot be read is skipped, with the reason.
 
@@ -121,28 +131,38 @@ class ImageSet:
     ) -> Iterator[Item]:
         """Read images in the order of indices, several at a time, some ahead of the consumer."""
         with quiet_pillow():
-            yield from _ahead(
+            yield from read_ahead(
                 lambda index: self.read(index, protocol, channels), indices, workers, ahead
             )
 
     def hashes(self, indices: Sequence[int], *, workers: int) -> Iterator[str | None]:
         """Hash the bytes of images in the order of indices, several at a time."""
-        return _ahead(self.hash, indices, workers, 2 * workers)
+        return read_ahead(self.hash, indices, workers, 2 * workers)
 
     def close(self) -> None:
         """Close the files."""
         self._files.close()
 
 
-def _ahead(
-    read: Callable[[int], Result], indices: Sequence[int], workers: int, ahead: int
+def read_ahead(
+    read: Callable[[Ticket], Result], tickets: Iterable[Ticket], workers: int, ahead: int
 ) -> Iterator[Result]:
-    """Read several at a time, some ahead of the consumer, and give them in order."""
+    """Read several at a time, some ahead of the consumer, and give them in order.
+
+    Args:
+        read: Reads one, in any thread.
+        tickets: What to read; may have no end.
+        workers: Threads; 0 to read in the consumer's own.
+        ahead: How many are read before they are wanted.
+    """
+    if not workers:
+        yield from map(read, tickets)
+        return
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
-            for index in indices:
-                waiting.append(pool.submit(read, index))
+            for ticket in tickets:
+                waiting.append(pool.submit(read, ticket))
                 if len(waiting) > ahead:
                     yield waiting.popleft().result()
             while waiting:

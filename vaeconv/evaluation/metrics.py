@@ -156,6 +156,12 @@ class Meter:
             features = self._inception((coloured * 255).round().to(torch.uint8))
         return Seen(values, layers, features)
 
+    def layers(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Give the layers of VGG16 of images from -1 to 1; gradients flow through them."""
+        coloured = images if images.shape[1] == 3 else _to_colour((images + 1) / 2) * 2 - 1
+        found: list[torch.Tensor] = self._vgg(coloured)
+        return found
+
     def compare(self, original: Seen, other: Seen) -> dict[str, torch.Tensor]:
         """Compute the metrics of single images; ``[b]`` each."""
         from vaeconv.evaluation.image_metrics import lpips, psim, psnr, ssim

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from vaeconv.checkpoint.dtypes import DType
+from vaeconv.checkpoint.readers.run_facts import read_run_facts
 from vaeconv.checkpoint.readers.state_dict import find_state_dict
 from vaeconv.checkpoint.readers.zip_directory import ZipEntry
 from vaeconv.checkpoint.source import ByteSource
@@ -93,6 +94,7 @@ def open_torch_zip(
         read_siblings=tree.read_siblings,
         beside=tree.beside,
         nameless=tree.nameless,
+        run_facts=read_run_facts(result.root),
     )
 
 

@@ -173,6 +173,22 @@ def replace_small_file(path: Path, data: bytes, *, durable: bool) -> None:
         file.write(data)
 
 
+def link_file(source: Path, target: Path) -> None:
+    """Give a file a second name in one step, or copy it where files have one name only.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    _remove_debris(target)
+    temporary = _temporary(target)
+    with removed_when_stopped(partial(_remove_file, temporary)), translated(target):
+        try:
+            _link_or_copy(source, temporary)
+            os.replace(temporary, target)
+        finally:  # two names of one file stay as they are
+            _remove_file(temporary)
+
+
 def write_small_file(path: Path, data: bytes, *, durable: bool) -> None:
     """Write a file into a staged folder.
 

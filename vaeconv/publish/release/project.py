@@ -18,6 +18,7 @@ from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.checkpoint.source import hash_bytes
 from vaeconv.evaluation.models import ModelSpec, read_models_file
 from vaeconv.publish.card.meta import CardMeta
+from vaeconv.publish.card.training_facts import training_facts
 from vaeconv.publish.files import hash_file
 from vaeconv.publish.modelspec import modelspec
 from vaeconv.publish.places import hide_places
@@ -172,6 +173,13 @@ class Project:
             model=meta.model or self.own_model.name,
             eval_titles=meta.eval_titles or ((config.eval.title,) if config.eval.title else ()),
         )
+
+    @property
+    def card_meta(self) -> CardMeta:
+        """The card's facts, with those of the run that the training checkpoint is of."""
+        with open_checkpoint(self.source) as checkpoint:
+            found = training_facts(checkpoint.run_facts, ema=self.takes_ema)
+        return replace(self.meta, facts={**found, **self.meta.facts})
 
     def metadata(self, layout: Layout) -> dict[str, str]:
         """Entries for the header of safetensors files in a layout."""

@@ -215,7 +215,7 @@ def _card(work: Work) -> Outcome:
         report = next(report for _, _, report in project.proofs if report.parent == folder)
         inputs = CardInputs(
             folder,
-            meta=project.meta,
+            meta=project.card_meta,
             evaluations=evaluations,
             parity=read_document(report, "verify"),
             pictures=folder / ASSETS if config.compare.images else None,
