@@ -6,7 +6,12 @@ PYTHON ?= $(if $(filter Windows_NT,$(OS)),python,python3)
 WORKERS ?= 2
 BENCH_DIR ?= build/bench
 BENCH_RUNS ?= 7
+
 DEMO := build/demo
+OUT := $(DEMO)/small-vae
+BASE := fixtures/trained.ckpt
+STEPS := --steps 20 --size 128 --batch-size 2 --pixel mse --lpips 0 --lr 5e-5 --ema-decay 0.9
+MEASURED := --ema $(BASE) $(OUT) --name base --name fine-tuned --images fixtures/photos/held-out --limit 4 --size 128
 
 VENV := .venv
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
@@ -30,14 +35,21 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m compileall -q vaeconv  # start-up counts, and the environment may forbid it later
 	@touch $@
 
-demo: $(READY)  ## prune a small training checkpoint, convert it there and back, verify and compare
+# Held-out photographs are what is measured; the others are trained on.
+demo: $(READY)  ## the whole story in small: train, prune, convert, verify, measure, compare, write the card
 	@rm -rf $(DEMO) && mkdir -p $(DEMO)
-	$(BIN)/vaeconv inspect fixtures/tiny-kl.ckpt
-	$(BIN)/vaeconv prune --ema fixtures/tiny-kl.ckpt $(DEMO)/ema.safetensors
-	$(BIN)/vaeconv convert fixtures/tiny-kl.ckpt $(DEMO)/out --scaling-factor 0.18215
-	$(BIN)/vaeconv convert $(DEMO)/out $(DEMO)/back.ckpt
-	$(BIN)/vaeconv verify --html $(DEMO)/parity.html fixtures/tiny-kl.ckpt $(DEMO)/out
-	$(BIN)/python -m fixtures.compare fixtures/tiny-kl.ckpt $(DEMO)/back.ckpt
+	$(BIN)/vaeconv inspect $(BASE)
+	$(BIN)/vaeconv finetune --ema $(BASE) --data fixtures/photos/seen --out $(DEMO)/run $(STEPS)
+	$(BIN)/vaeconv prune --ema $(DEMO)/run/last.ckpt $(DEMO)/small-vae.safetensors
+	$(BIN)/vaeconv convert --ema --dtype fp16 --scaling-factor 0.18215 $(DEMO)/run/last.ckpt $(OUT)
+	$(BIN)/vaeconv verify --scaling-factor 0.18215 --html $(DEMO)/parity.html --report $(DEMO)/parity.json \
+		$(OUT) $(DEMO)/small-vae.safetensors
+	$(BIN)/vaeconv eval --out $(DEMO)/eval.json --metrics psnr,ssim $(MEASURED)
+	$(BIN)/vaeconv compare --out $(OUT)/samples $(MEASURED)
+	$(BIN)/vaeconv card $(OUT) --meta fixtures/card/demo.toml --eval $(DEMO)/eval.json \
+		--parity $(DEMO)/parity.json --pictures $(OUT)/samples
+	@echo
+	@echo "Look at $(DEMO)/parity.html, $(OUT)/samples/sheet.png and $(OUT)/README.md"
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -n $(WORKERS)
@@ -71,8 +83,9 @@ bench: $(READY)  ## make the inputs (8 GB under BENCH_DIR) once, then measure
 	$(BIN)/python -m benchmarks.verify --dir $(BENCH_DIR)
 	$(BIN)/python -m benchmarks.eval --dir $(BENCH_DIR)
 
-picture: $(READY)  ## redraw docs/inspect.svg
-	$(BIN)/python docs/make_picture.py fixtures/tiny-kl.ckpt docs/inspect.svg
+picture: $(READY)  ## redraw docs/inspect.svg and docs/reconstructions.jpg
+	$(BIN)/python docs/make_picture.py fixtures/trained.ckpt docs/inspect.svg
+	$(BIN)/python docs/make_reconstructions.py docs/reconstructions.jpg
 
 reference: $(READY)  ## rewrite docs/cli.md, docs/api.md and the outputs in README.md
 	$(BIN)/python -m docs.make_reference

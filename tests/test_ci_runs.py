@@ -162,6 +162,7 @@ def test_a_gate_that_says_no_and_then_yes(hub: LoopbackHub, project: Path, tmp_p
     verify_signature(download, public)
 
 
+@pytest.mark.slow
 def test_the_action_installs_vaeconv(hub: LoopbackHub, project: Path, tmp_path: Path) -> None:
     """With the packages that the tests have: no index is asked."""
     env = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0"}  # 0 turns isolation off
@@ -242,6 +243,7 @@ def test_images_are_fetched_once(hub: LoopbackHub, project: Path, tmp_path: Path
     assert (again.outcome, again.steps["step2"].outcome) == ("success", "skipped"), again.said
 
 
+@pytest.mark.slow
 def test_a_signature_from_between_two_steps(
     hub: LoopbackHub, project: Path, tmp_path: Path
 ) -> None:
@@ -282,6 +284,7 @@ def test_a_signature_from_between_two_steps(
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="hf jobs run came with a later client")
+@pytest.mark.slow
 def test_a_job_on_the_hub_makes_the_release(
     hub: LoopbackHub, project: Path, tmp_path: Path
 ) -> None:
@@ -315,6 +318,7 @@ def test_a_job_on_the_hub_makes_the_release(
     assert "[source] must be given" in done.said
 
 
+@pytest.mark.slow
 def test_the_gate_of_each_change(hub: LoopbackHub, project: Path) -> None:
     text = re.findall(r"```toml\n(.*?)```", DOCUMENT, re.DOTALL)[0]
     text = text.replace("hf://user/my-training/last.ckpt", "tiny-kl.ckpt").replace("23.0", "1.0")

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from tests.support import corpus
 from tests.support.corpus import CANARY, Case
+from tests.support.slow import some_slow
 from vaeconv.cli import app
 
 try:
@@ -36,9 +37,11 @@ HARD_MEMORY = 1 << 30
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-def named(cases: list[Case]) -> pytest.MarkDecorator:
-    assert len({case.name for case in cases}) == len(cases)
-    return pytest.mark.parametrize("case", cases, ids=[case.name for case in cases])
+def named(cases: list[Case], slow: Iterable[str] = ()) -> pytest.MarkDecorator:
+    by_name = {case.name: case for case in cases}
+    assert len(by_name) == len(cases)
+    rows = some_slow(cases, [by_name[name] for name in slow])
+    return pytest.mark.parametrize("case", rows, ids=list(by_name))
 
 
 class Hang(BaseException):
@@ -122,7 +125,13 @@ def test_hostile(case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     refuse(case, tmp_path, capsys)
 
 
-@named(MALFORMED)
+@named(
+    MALFORMED,
+    slow=[
+        "config_deep", "pickle_dup_bomb", "pickle_many_prefixes", "pickle_marks",
+        "pickle_nested_lists", "pickle_nested_tuples", "st_json_many_lists", "tensor_aliased_bomb",
+    ],
+)  # fmt: skip
 def test_malformed(case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refuse(case, tmp_path, capsys)
 

@@ -28,6 +28,7 @@ from typer.testing import CliRunner, Result
 
 from tests.support.faults import Call, NoExchange, Watch
 from tests.support.lacking import IS_POSIX, needs_no_root, open_can_be_replaced
+from tests.support.slow import slow_row
 from vaeconv.checkpoint import system
 from vaeconv.checkpoint.source import FileSource
 from vaeconv.checkpoint.writers import atomic
@@ -377,7 +378,7 @@ def stop_at(
 
 
 @every_form
-@with_and_without_old
+@pytest.mark.parametrize("old", [slow_row(False, id="new"), pytest.param(True, id="replace")])
 def test_a_killed_run_leaves_old_or_new_and_the_next_one_removes_its_debris(
     form, old, tmp_path, monkeypatch
 ):

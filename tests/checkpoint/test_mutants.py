@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, deserialize
 
 from tests.support import corpus
+from tests.support.slow import some_slow
 from vaeconv import ConvertOptions, CopyOptions, VaeconvError, convert
 from vaeconv.checkpoint.readers import zip_directory
 from vaeconv.checkpoint.storage import PlainReader
@@ -201,7 +202,7 @@ READ = {
 }
 
 
-@pytest.mark.parametrize("kind", GOOD)
+@pytest.mark.parametrize("kind", some_slow(GOOD, ["torch legacy"]))
 def test_mutants_convert_or_are_refused(benches: Callable[[str], Bench], kind: str) -> None:
     seen = run_mutants(benches(kind), kind, MUTANTS)
     print(dict(seen))  # shown by pytest -s or -rP

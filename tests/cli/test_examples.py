@@ -21,6 +21,7 @@ from tests.evaluation.runs import variables_of, write_nets
 from tests.publish.pushes import contents_of, small_hub
 from tests.support.example_workplace import BASE, make_workplace, sign
 from tests.support.loopback_hub import LoopbackHub
+from tests.support.slow import some_slow
 from vaeconv.cli.group import COMMANDS, app
 
 BIN = Path(sys.executable).parent
@@ -36,6 +37,26 @@ BEFORE = {
     ),
     "vaeconv release --until card": "rm release.toml; vaeconv release --init",
 }
+# Each takes seconds: left to make test-all.
+SLOW = (
+    "vaeconv verify --ema --dtype fp16 last.ckpt ema.safetensors",
+    "vaeconv verify --family sdxl sdxl_vae.safetensors out/",
+    "vaeconv verify --report parity.json --html parity.html last.ckpt out/",
+    "vaeconv verify out/ --drop-in-for hf://stabilityai/sd-vae-ft-mse",
+    "vaeconv latents photos/ refs.safetensors --model out/",
+    "vaeconv verify --latents refs.safetensors last.ckpt out/",
+    "vaeconv finetune last.ckpt --ema --recipe ft-mse --data photos/ --out run/ --steps 1",
+    "torchrun --nproc-per-node 8 -m vaeconv finetune out/ --data photos --out run --steps 9 "
+    "--dry-run",
+    "vaeconv eval last.ckpt out/ --images val2017/ --out eval.json",
+    "vaeconv eval last.ckpt --raw-and-ema --images photos/ --out eval.json --html eval.html",
+    "vaeconv eval out/ --images hf://datasets/owner/name/val.zip --out eval.json",
+    "vaeconv eval --models models.toml --images val2017.zip --out eval.json --format markdown",
+    "torchrun --nproc-per-node 8 -m vaeconv eval out/ --images val2017/ --out eval.json",
+    "vaeconv compare --no-labels ft-ema/ ft-mse/ --images val2017/ --limit 20 --out merged/",
+    "vaeconv compare raw.ckpt ema.safetensors --images samples/ --zoom 48 --out merged/",
+    "vaeconv release --until card",
+)  # fmt: skip
 WRITERS = ("convert", "prune")  # their last argument is what they write
 OUTPUT_OPTIONS = ("--out", "--report", "--html")
 
@@ -84,7 +105,9 @@ def run(line: str, folder: Path, env: dict[str, str]) -> subprocess.CompletedPro
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("example", ALL, ids=[one.removeprefix("vaeconv ") for one in ALL])
+@pytest.mark.parametrize(
+    "example", some_slow(ALL, SLOW), ids=[one.removeprefix("vaeconv ") for one in ALL]
+)
 def test_it_runs(
     example: str, workplace: Path, hub: LoopbackHub, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -219,6 +219,7 @@ def test_rfid_is_that_of_the_features_of_crops_and_reconstructions(
     assert rows_of(full)["raw"]["rfid"] == near_metric("rfid", distance(*seen))
 
 
+@pytest.mark.slow
 def test_the_whole_inception_runs_from_the_command_line(
     tmp_path: Path, photos: Path, networks: dict[str, Path]
 ) -> None:

@@ -77,6 +77,7 @@ def test_latents_that_are_not_finite_have_no_scaling(tmp_path: Path, photos: Pat
     assert result.exit_code == 0, result.stderr
 
 
+@pytest.mark.slow
 def test_processes_join_again_and_again(tmp_path: Path) -> None:
     (tmp_path / "joins.py").write_text(
         "from vaeconv.evaluation.distributed import join_world\n"

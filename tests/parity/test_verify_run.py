@@ -38,6 +38,7 @@ from tests.support.pairs import (
 )
 from tests.support.range_hub import RangeHub, point_client_at
 from tests.support.samples import SHAPED, WEIGHTS, prefixed, save_ckpt, weights_of
+from tests.support.slow import slow_row
 from vaeconv import ConvertOptions, ScalingOptions, convert
 from vaeconv.errors import InputError, MissingDependencyError, UsageError, VaeconvError
 from vaeconv.models.compvis import CompVisAutoencoder
@@ -749,7 +750,11 @@ def test_a_converted_folder_verifies_against_the_file_on_the_hub(
 # --- the installed entry point ---
 
 
-@pytest.mark.parametrize(("same_weights", "code"), [(True, 0), (False, 4)])
+@pytest.mark.parametrize(
+    ("same_weights", "code"),
+    # The README's examples show this answer as well.
+    [slow_row(True, 0), (False, 4)],
+)
 def test_the_installed_entry_point(tmp_path: Path, same_weights: bool, code: int) -> None:
     entry = Path(sys.executable).with_name("vaeconv")
     other = FIXTURES / ("tiny-kl.safetensors" if same_weights else "tiny-legacy.pt")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fixtures.make_fixtures import FOLDER as FIXTURES
 from tests.evaluation.runs import measure, spec, write_nets, write_tiles
 from tests.support.closeness import assert_near, near_metric
 from tests.support.samples import SHAPED, save_ckpt, weights_of
@@ -417,6 +418,18 @@ def test_it_learns(tmp_path: Path) -> None:
     psnr = {kind: means["psnr"] for kind, means in done.validation.items()}
     assert psnr["raw"] > psnr["base"] + 0.8
     assert psnr["ema"] > psnr["raw"] - 0.3
+
+
+@pytest.mark.slow
+def test_the_trained_autoencoder_gets_better(tmp_path: Path) -> None:
+    """By PSNR of photographs that neither was trained on; 0.18 dB where the figure was taken."""
+    photos = FIXTURES / "photos"
+    done = train(tmp_path / "run", 20, base=FIXTURES / "trained.ckpt", data=photos / "seen",
+                 ema=True, pixel="mse", size=128, lr=5e-5, warmup=5, ema_decay=0.9,
+                 save_every=20, val=str(photos / "held-out"), val_every=20)  # fmt: skip
+    assert done.validation is not None
+    psnr = {kind: means["psnr"] for kind, means in done.validation.items()}
+    assert psnr["ema"] > psnr["base"] + 0.05
 
 
 def test_validation_tells_raw_from_ema_as_eval_does(run: Path, tmp_path: Path) -> None:

@@ -118,6 +118,7 @@ def writing(run: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.slow
 def test_five_kills_and_the_same_end(tmp_path: Path, workers: int) -> None:
     steps, run = 40, tmp_path / "run"
     drawn = random.Random(workers)

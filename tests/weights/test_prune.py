@@ -38,6 +38,7 @@ from tests.support.samples import (
     weights_of,
     with_value,
 )
+from tests.support.slow import slow_row
 from vaeconv import CopyOptions, PruneOptions, Pruning, prune
 from vaeconv.cli import app
 from vaeconv.common.notes import note
@@ -51,6 +52,7 @@ from vaeconv.errors import (
     UsageError,
 )
 from vaeconv.weights.options import Part
+from vaeconv.weights.prune import plan_pruning
 
 BIG = "decoder.mid.block_1.conv2.weight"
 ENTRY = Path(sys.executable).with_name("vaeconv")
@@ -496,10 +498,15 @@ def black(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_probe_that_finds_fp16_enough_turns_upcasting_off(tmp_path: Path) -> None:
+def prune_probed(source: Path, output: Path) -> Pruning:
     from vaeconv.models.probe import probe_decoder
 
-    result = prune(diffusers_folder(tmp_path), tmp_path / "out", PruneOptions(probe=probe_decoder))
+    with plan_pruning(source, output, will_probe=True) as planned:
+        return planned.with_probe(probe_decoder(planned.rows, planned.config)).write()
+
+
+def test_a_probe_that_finds_fp16_enough_turns_upcasting_off(tmp_path: Path) -> None:
+    result = prune_probed(diffusers_folder(tmp_path), tmp_path / "out")
     assert result.probe is not None and result.probe.is_finite
     assert config_of(tmp_path / "out")["force_upcast"] is False
     manifest = json.loads((tmp_path / "out" / "vaeconv.json").read_bytes())
@@ -511,9 +518,7 @@ def test_a_probe_that_finds_fp16_enough_turns_upcasting_off(tmp_path: Path) -> N
 
 
 def test_a_probe_that_finds_an_overflow_names_the_layer(tmp_path: Path) -> None:
-    from vaeconv.models.probe import probe_decoder
-
-    result = prune(black(tmp_path), tmp_path / "out", PruneOptions(probe=probe_decoder))
+    result = prune_probed(black(tmp_path), tmp_path / "out")
     assert result.probe is not None and not result.probe.is_finite
     assert config_of(tmp_path / "out")["force_upcast"] is True
     assert result.probe.document()["first_nonfinite"] == "decoder.conv_in"
@@ -543,19 +548,17 @@ def test_a_probe_undoes_scaling_as_pipelines_do(tmp_path: Path) -> None:
     """With shift and statistics of channels; else it decodes what no diffusion model makes."""
     from vaeconv.models.probe import probe_decoder
 
-    folder, rows, peaks = diffusers_folder(tmp_path), [], []
-
-    def probe(found: Any, config: Any) -> Any:
-        rows.extend(found)
-        for change in (
-            {"scaling_factor": 0.5, "latents_mean": [50.0] * 4, "latents_std": [2.0] * 4},
-            {"scaling_factor": 0.25, "shift_factor": 50.0},
-            {"scaling_factor": 0.25},
-        ):
-            peaks.append(probe_decoder(rows, {**config, **change}).fp32_peak.value)
-        return probe_decoder(rows, config)
-
-    prune(folder, tmp_path / "out", PruneOptions(probe=probe, dtype="keep"))
+    changes: list[dict[str, Any]] = [
+        {"scaling_factor": 0.5, "latents_mean": [50.0] * 4, "latents_std": [2.0] * 4},
+        {"scaling_factor": 0.25, "shift_factor": 50.0},
+        {"scaling_factor": 0.25},
+    ]
+    folder, keep = diffusers_folder(tmp_path), PruneOptions(dtype="keep")
+    with plan_pruning(folder, tmp_path / "out", keep, will_probe=True) as planned:
+        peaks = [
+            probe_decoder(planned.rows, {**planned.config, **change}).fp32_peak.value
+            for change in changes
+        ]
     assert peaks[0] == pytest.approx(peaks[1], rel=1e-3)
     assert peaks[2] < peaks[0] * 0.9
 
@@ -565,6 +568,16 @@ def test_fp16_decoding_may_be_required(tmp_path: Path) -> None:
     result = run("prune", "--require-fp16-decode", folder, tmp_path / "out")
     assert result.exit_code == CheckFailedError.exit_code
     assert "decoder.conv_in" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_required_is_not_written_without_a_probe(tmp_path: Path) -> None:
+    options = PruneOptions(require_fp16=True)
+    with (
+        pytest.raises(UsageError, match="needs a probe"),
+        plan_pruning(diffusers_folder(tmp_path), tmp_path / "out", options, will_probe=True) as one,
+    ):
+        one.write()
     assert not (tmp_path / "out").exists()
 
 
@@ -580,9 +593,7 @@ def test_a_device_that_is_not_there_is_no_silent_fallback(tmp_path: Path) -> Non
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 def test_a_probe_runs_on_the_gpu(tmp_path: Path) -> None:
-    from vaeconv.models.probe import probe_decoder
-
-    result = prune(black(tmp_path), tmp_path / "o.ckpt", PruneOptions(probe=probe_decoder))
+    result = prune_probed(black(tmp_path), tmp_path / "o.ckpt")
     assert result.probe is not None
     assert result.probe.document()["device"] == "cuda:0"
     assert not result.probe.is_finite
@@ -714,11 +725,16 @@ def test_a_full_disk_leaves_the_old_output(tmp_path: Path, limit: int) -> None:
     assert only_these(tmp_path)
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize(
-    ("name", "code"),
-    [("SIGKILL", -9), ("SIGINT", 130), ("SIGTERM", 143)],
-    ids=["kill", "ctrl-c", "terminate"],
+    ("name", "code", "when"),
+    [
+        pytest.param("SIGKILL", -9, "before", id="kill-before"),
+        slow_row("SIGKILL", -9, "after", id="kill-after"),
+        pytest.param("SIGINT", 130, "before", id="ctrl-c-before"),
+        slow_row("SIGINT", 130, "after", id="ctrl-c-after"),
+        slow_row("SIGTERM", 143, "before", id="terminate-before"),
+        pytest.param("SIGTERM", 143, "after", id="terminate-after"),
+    ],
 )
 def test_a_stop_at_any_point_leaves_the_old_output_or_the_new(
     tmp_path: Path, name: str, code: int, when: str

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from vaeconv.cli.output import Sink
 from vaeconv.common.wording import plural
 from vaeconv.errors import CheckpointNotFoundError, OutputError, UsageError, raise_all
-from vaeconv.weights.options import Probe, Probed, PruneOptions
+from vaeconv.weights.idle_options import pruning_rules
+from vaeconv.weights.options import PruneOptions
 from vaeconv.weights.output_names import batch_targets, is_address, output_kind
-from vaeconv.weights.plan import Row
-from vaeconv.weights.prune import Pruning, option_rules, prune
+from vaeconv.weights.prune import Pruning, plan_pruning
 
 
 def pair(paths: list[str], out_dir: Path | None) -> list[tuple[str, str]]:
@@ -45,7 +44,7 @@ def fitting(
     """Leave out of one job of several what only others can use, such as the shards of folders."""
 
     def idle(source: str, target: str) -> set[str]:
-        rules = option_rules(*output_kind(target), source, options)
+        rules = pruning_rules(*output_kind(target), source, options, will_probe=True)
         return {rule.option for rule in rules if rule.is_given and not rule.has_effect}
 
     everywhere = set(idle(*job)).intersection(*(idle(*one) for one in jobs))
@@ -54,21 +53,16 @@ def fitting(
     return replace(options, **{name: getattr(type(options)(), name) for name in fields})
 
 
-def make_probe(device: str) -> Probe:
-    """Make what decodes in fp16 and fp32 before anything is written."""
-
-    def probe(rows: Sequence[Row], config: Mapping[str, Any]) -> Probed:
-        from vaeconv.models.probe import probe_decoder
-
-        return probe_decoder(rows, config, device=device)
-
-    return probe
-
-
 def run_one(
-    source: str, target: str, options: PruneOptions, sink: Sink, *, dry_run: bool
+    source: str,
+    target: str,
+    options: PruneOptions,
+    sink: Sink,
+    *,
+    dry_run: bool,
+    probe_on: str | None,
 ) -> Pruning:
-    """Prune one checkpoint, and show how far it is."""
+    """Prune one checkpoint, probed first where a device is named, and show how far it is."""
     name = Path(source).name
     with (
         sink.progress(f"fetching {name}") as fetching,
@@ -76,4 +70,11 @@ def run_one(
     ):
         copy = replace(options.copy, on_progress=copying.advance)
         options = replace(options, copy=copy, on_fetch=fetching.advance)
-        return prune(source, target, options, dry_run=dry_run)
+        with plan_pruning(source, target, options, will_probe=probe_on is not None) as planned:
+            checked = planned
+            if probe_on is not None:
+                from vaeconv.models.probe import probe_decoder
+
+                report = probe_decoder(planned.rows, planned.config, device=probe_on)
+                checked = planned.with_probe(report)
+            return checked.result if dry_run else checked.write()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterable
 from enum import Enum
@@ -60,8 +61,11 @@ def warning(text: str) -> Note:
     return Note(Level.WARNING, text)
 
 
-def issue_warnings(notes: Iterable[Note], *, stacklevel: int) -> None:
-    """Hand what calls for attention to Python's ``warnings``, as of a caller so far up."""
+def issue_warnings(notes: Iterable[Note]) -> None:
+    """Hand what calls for attention to Python's ``warnings``, as of whoever called vaeconv."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back and frame.f_globals["__name__"].startswith("vaeconv."):
+        level, frame = level + 1, frame.f_back
     for one in notes:
         if one.level is Level.WARNING:
-            warnings.warn(name_parameters(one.text), VaeconvWarning, stacklevel=stacklevel)
+            warnings.warn(name_parameters(one.text), VaeconvWarning, stacklevel=level)

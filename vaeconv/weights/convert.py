@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vaeconv.autoencoder.match import DropReason
 from vaeconv.autoencoder.scaling import Decision
 from vaeconv.autoencoder.topology import Layout
-from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.checkpoint.readers.in_memory import AnyModel, as_source
 from vaeconv.checkpoint.types import Checkpoint
 from vaeconv.common.notes import Note, note, warning
@@ -21,17 +21,15 @@ from vaeconv.errors import UnmappedKeysError, name_parameters
 from vaeconv.weights.detect import Detected, decide_config, detect
 from vaeconv.weights.ema import check_ema_weights, choose_ema, shadow_of
 from vaeconv.weights.idle_options import (
-    Rule,
+    conversion_rules,
     pattern_rules,
-    reading_rules,
     refuse_idle,
     variant_rule,
-    writing_rules,
 )
 from vaeconv.weights.metadata import make_header
 from vaeconv.weights.options import ConvertOptions
-from vaeconv.weights.output import Output, Written, check_target
-from vaeconv.weights.output_names import OutputKind, check_order, is_address, output_kind
+from vaeconv.weights.output import Output, Written, check_target, open_sources
+from vaeconv.weights.output_names import OutputKind, output_kind
 from vaeconv.weights.parameters import weight_dtype
 from vaeconv.weights.plan import Plan, Row
 
@@ -88,6 +86,51 @@ class Conversion(NamedTuple):
     def __str__(self) -> str:
         return name_parameters("\n".join(self.lines()))
 
+    def facts(self) -> dict[str, Any]:
+        """Gather what the manifest says beyond the plan."""
+        layouts = {"from": self.source_layout.value, "to": self.layout.value}
+        facts: dict[str, Any] = {"layout": layouts}
+        if self.decision:
+            facts["family"] = self.decision.family.name if self.decision.family else None
+            facts["scaling"] = self.decision.scaling.facts()
+        return facts
+
+
+class PlannedConversion(NamedTuple):
+    """Conversion that is planned and checked, and not written yet; its checkpoint is open.
+
+    Attributes:
+        result: The conversion, as of a dry run.
+        kind: Kind of the output.
+        checkpoint: The source.
+        options: Options of the conversion.
+    """
+
+    result: Conversion
+    kind: OutputKind
+    checkpoint: Checkpoint
+    options: ConvertOptions
+
+    def write(self) -> Conversion:
+        """Write the output, whole or not at all.
+
+        Raises:
+            InputError: The source turns out to be bad while it is read.
+            OutputError: The output cannot be written.
+        """
+        result = self.result
+        written, plan = Output(
+            target=result.output,
+            kind=self.kind,
+            checkpoints=[self.checkpoint],
+            plan=result.plan,
+            config=result.config,
+            facts=result.facts(),
+            metadata=result.metadata,
+            options=self.options,
+        ).write()
+        return result._replace(plan=plan, written=written)
+
 
 def convert(
     source: AnyModel,
@@ -129,20 +172,24 @@ def convert(
         >>> convert(model, "back.safetensors").container
         'in memory'
     """
+    with plan_conversion(source, output, options) as planned:
+        return planned.result if dry_run else planned.write()
+
+
+@contextmanager
+def plan_conversion(
+    source: AnyModel, output: str | os.PathLike[str], options: ConvertOptions | None = None
+) -> Iterator[PlannedConversion]:
+    """Plan and check a conversion, and keep its checkpoint open to write it.
+
+    The arguments and what is raised are those of :func:`convert`.
+    """
     options, source = options_of(ConvertOptions, options), as_source(source)
     kind, target = output_kind(output)
     is_folder = kind is OutputKind.FOLDER
-    refuse_idle(_option_rules(source, kind, target, options))
-    check_order([source], target)
-    if is_address(os.fspath(source)):  # before anything is fetched
-        check_target(target, [source], overwrite=options.overwrite)
-    with open_checkpoint(
-        source,
-        variant=None if is_folder else options.variant,
-        salvage=options.salvage,
-        download=options.download,
-        on_fetch=options.on_fetch,
-    ) as checkpoint:
+    refuse_idle(conversion_rules(kind, target, source, options))
+    with ExitStack() as stack:
+        (checkpoint,) = open_sources(stack, [source], kind, target, options)
         refuse_idle(
             [
                 variant_rule(options.variant, kind, [checkpoint]),
@@ -150,6 +197,7 @@ def convert(
             ]
         )
         detected = _detect(checkpoint, options, is_folder=is_folder)
+        source_layout = detected.autoencoder.layout
         layout = Layout.DIFFUSERS if is_folder else Layout.COMPVIS
         if detected.provided and not is_folder:
             detected.provided.check_compvis()
@@ -159,53 +207,24 @@ def convert(
         if is_folder:
             decision, config = decide_config(checkpoint, detected, options.scaling)
             notes += decision.notes()
-        is_renamed = detected.autoencoder.layout is not layout
+        is_renamed = source_layout is not layout
         metadata, left_out = make_header(
             checkpoint.metadata, options, kind, plan, is_renamed=is_renamed
         )
         plan = plan._replace(notes=(*notes, *left_out))
         check_target(target, [source], overwrite=options.overwrite, plan=plan)
-        written: tuple[Written, ...] = ()
-        if not dry_run:
-            written, plan = Output(
-                target=target,
-                kind=kind,
-                checkpoints=[checkpoint],
-                plan=plan,
-                config=config,
-                facts=_facts(detected.autoencoder.layout, layout, decision),
-                metadata=metadata,
-                options=options,
-            ).write()
-        return Conversion(
+        result = Conversion(
             checkpoint.name,
             checkpoint.container,
             target,
-            detected.autoencoder.layout,
+            source_layout,
             layout,
             plan,
             decision,
             config,
             metadata,
-            written,
         )
-
-
-def _option_rules(
-    source: str | os.PathLike[str], kind: OutputKind, target: Path, options: ConvertOptions
-) -> list[Rule]:
-    is_folder, scaling = kind is OutputKind.FOLDER, options.scaling
-    config = "it goes into a config, and a CompVis file has none"
-    return [
-        *reading_rules([source], download=options.download),
-        *writing_rules(kind, target, options),
-        Rule("--family", scaling.family is not None, is_folder, config),
-        Rule("--scaling-factor", scaling.scaling_factor is not None, is_folder, config),
-        Rule("--shift-factor", scaling.shift_factor is not None, is_folder, config),
-        Rule("--legacy-names", options.legacy_names, is_folder, "a CompVis file has its own names"),
-        Rule("--prefix", bool(options.prefix), not is_folder or options.source_prefix is None,
-             "a folder's keys have none, and --source-prefix says which autoencoder to read"),
-    ]  # fmt: skip
+        yield PlannedConversion(result, kind, checkpoint, options)
 
 
 def _detect(checkpoint: Checkpoint, options: ConvertOptions, *, is_folder: bool) -> Detected:
@@ -277,12 +296,3 @@ def _ema_notes(
             f"raw weights are used; the file also holds EMA weights for {len(ema.shadows)} of "
             f"{plural(total, 'tensor')} ({ema.prefix.rstrip('.')}), which --ema uses"
         )
-
-
-def _facts(source: Layout, layout: Layout, decision: Decision | None) -> dict[str, Any]:
-    """Gather what the manifest says beyond the plan."""
-    facts: dict[str, Any] = {"layout": {"from": source.value, "to": layout.value}}
-    if decision:
-        facts["family"] = decision.family.name if decision.family else None
-        facts["scaling"] = decision.scaling.facts()
-    return facts

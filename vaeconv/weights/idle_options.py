@@ -15,7 +15,7 @@ from typing import NamedTuple
 from vaeconv.checkpoint.types import Checkpoint
 from vaeconv.errors import UsageError
 from vaeconv.weights.manifest import MANIFEST
-from vaeconv.weights.options import ConvertOptions, PruneOptions
+from vaeconv.weights.options import ConvertOptions, Part, PruneOptions
 from vaeconv.weights.output_names import OutputKind, is_address, is_file
 from vaeconv.weights.plan import KEEP
 
@@ -95,6 +95,55 @@ def writing_rules(
              "the hash goes into a manifest, which a file gets with --manifest"),
         Rule("--metadata", bool(options.metadata), kind is not OutputKind.TORCH_ZIP,
              f"{target.suffix} files have no header for metadata, .safetensors files have"),
+    ]  # fmt: skip
+
+
+def conversion_rules(
+    kind: OutputKind, target: Path, source: str | os.PathLike[str], options: ConvertOptions
+) -> list[Rule]:
+    """Make the rules of options of converting, as far as names of input and output tell."""
+    is_folder, scaling = kind is OutputKind.FOLDER, options.scaling
+    config = "it goes into a config, and a CompVis file has none"
+    return [
+        *reading_rules([source], download=options.download),
+        *writing_rules(kind, target, options),
+        Rule("--family", scaling.family is not None, is_folder, config),
+        Rule("--scaling-factor", scaling.scaling_factor is not None, is_folder, config),
+        Rule("--shift-factor", scaling.shift_factor is not None, is_folder, config),
+        Rule("--legacy-names", options.legacy_names, is_folder, "a CompVis file has its own names"),
+        Rule("--prefix", bool(options.prefix), not is_folder or options.source_prefix is None,
+             "a folder's keys have none, and --source-prefix says which autoencoder to read"),
+    ]  # fmt: skip
+
+
+def pruning_rules(
+    kind: OutputKind,
+    target: Path,
+    source: str | os.PathLike[str],
+    options: PruneOptions,
+    *,
+    will_probe: bool,
+) -> list[Rule]:
+    """Make the rules of options of pruning, as far as names of inputs and output tell."""
+    default, keep, drop = options.default_parts, options.keep, options.drop
+    kept = [Rule(f"--keep {part.value}", True, part not in default, "it is kept anyway")
+            for part in keep]  # fmt: skip
+    dropped = [Rule(f"--drop {part.value}", True, part in default, "it is dropped anyway")
+               for part in drop - keep]  # fmt: skip
+    both = sorted(part.value for part in keep & drop)
+    has_vae = options.vae is not None
+    return [
+        *reading_rules([source, options.vae], download=options.download),
+        *writing_rules(kind, target, options),
+        Rule("--fp16-except", bool(options.fp16_except), options.dtype != KEEP, "nothing is cast"),
+        Rule("--max-shard-size", options.max_shard_size is not None, kind is OutputKind.FOLDER,
+             "only a folder's weights are cut into several files"),
+        *sorted(kept + dropped),
+        *[Rule(f"--keep {name}", True, False, f"--drop {name} says the opposite") for name in both],
+        Rule("--vae", has_vae, not options.vae_only,
+             "--vae-only writes the autoencoder of IN; use vaeconv convert for another"),
+        Rule("--drop vae", Part.VAE in drop, not has_vae, "--vae puts another one there"),
+        Rule("--require-fp16-decode", options.require_fp16, will_probe, "there is no probe"),
     ]  # fmt: skip
 
 

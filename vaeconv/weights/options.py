@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Annotated, Any, Protocol
+from typing import Annotated
 
 from vaeconv.autoencoder.families import FAMILY_NAMES
 from vaeconv.autoencoder.scaling import FamilyName, ScalingOptions
 from vaeconv.common import option_docs as docs
 from vaeconv.common.option_checks import CAST_DTYPES, Text, check_fields
 from vaeconv.common.option_docs import Doc
-from vaeconv.weights.plan import KEEP, Row
+from vaeconv.weights.plan import KEEP
 
 
 class Part(str, Enum):
@@ -145,30 +145,11 @@ class InspectOptions:
         check_fields(self, family=FAMILY_NAMES)
 
 
-class Probed(Protocol):
-    """Result of a probe; :class:`vaeconv.models.probe.ProbeReport` is one."""
-
-    @property
-    def is_finite(self) -> bool:
-        """True if activations fit fp16."""
-
-    def describe(self) -> str:
-        """Say it in one line."""
-
-    def document(self) -> dict[str, Any]:
-        """Describe it for machines."""
-
-
-Probe = Callable[[Sequence[Row], Mapping[str, Any]], Probed]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruneOptions:
     """Options of pruning; each says what it does.
 
     Attributes:
-        probe: Called before anything is written with the autoencoder's rows under their diffusers
-            names and shapes, and with its config; says whether fp16 is enough to decode.
         copy: Checks while tensors are copied.
         on_fetch: Called with the bytes that arrived from the Hub, from any thread.
 
@@ -248,7 +229,6 @@ class PruneOptions:
             parse=docs.with_dot,
         ),
     ] = None
-    probe: Probe | None = None
     require_fp16: Annotated[
         bool,
         Doc(

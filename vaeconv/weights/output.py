@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 from vaeconv.autoencoder.config import dump_config
 from vaeconv.checkpoint.dtypes import CastLoss
+from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.checkpoint.readers.folder import (
     CONFIG,
     index_name,
@@ -35,7 +37,7 @@ from vaeconv.errors import OutputError
 from vaeconv.weights.execute import copy_rows
 from vaeconv.weights.manifest import MANIFEST, dump_manifest, kept_files, kept_notes, source_name
 from vaeconv.weights.options import ConvertOptions, PruneOptions
-from vaeconv.weights.output_names import OutputKind, is_address, is_file
+from vaeconv.weights.output_names import OutputKind, check_order, is_address, is_file
 from vaeconv.weights.plan import Plan, Row
 from vaeconv.weights.shards import shard_index, split_rows, stale_names
 
@@ -63,6 +65,37 @@ class Written(NamedTuple):
         """Describe the file for the manifest; weights with the dtype that was asked for."""
         known = {"dtype": dtype} if dtype else {}
         return {"size": self.size, "sha256": self.sha256, **known}
+
+
+def open_sources(
+    stack: ExitStack,
+    sources: Sequence[str | os.PathLike[str]],
+    kind: OutputKind,
+    target: Path,
+    options: ConvertOptions | PruneOptions,
+) -> list[Checkpoint]:
+    """Open what an output is made of, for as long as the stack is open.
+
+    Raises:
+        InputError: One is not there, bad or unsafe.
+        OutputError: The output must not be written, which is known before anything is fetched.
+        HubError: A source on the Hub cannot be fetched.
+    """
+    check_order(sources, target)
+    if any(is_address(os.fspath(source)) for source in sources):
+        check_target(target, sources, overwrite=options.overwrite)
+    return [
+        stack.enter_context(
+            open_checkpoint(
+                source,
+                variant=None if kind is OutputKind.FOLDER else options.variant,
+                salvage=options.salvage,
+                download=options.download,
+                on_fetch=options.on_fetch,
+            )
+        )
+        for source in sources
+    ]
 
 
 def check_target(
@@ -153,7 +186,7 @@ class Output:
         else:
             written, notes = self._write_file(facts), []
         notes = [*self.plan.notes, *_cast_notes(written), *notes]
-        issue_warnings(notes, stacklevel=4)
+        issue_warnings(notes)
         return tuple(written), self.plan._replace(notes=tuple(notes))
 
     def _facts(self) -> dict[str, Any]:

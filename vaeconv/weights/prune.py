@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from vaeconv.autoencoder.match import DropReason, drop_reason, find_prefixes
 from vaeconv.autoencoder.topology import Layout
-from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.checkpoint.readers.in_memory import AnyModel, as_source
 from vaeconv.checkpoint.types import Checkpoint
 from vaeconv.common.option_checks import options_of
@@ -20,17 +19,30 @@ from vaeconv.weights.detect import Detected, decide_config, detect
 from vaeconv.weights.idle_options import (
     Rule,
     pattern_rules,
-    reading_rules,
+    pruning_rules,
     refuse_idle,
     variant_rule,
-    writing_rules,
 )
 from vaeconv.weights.metadata import make_header
-from vaeconv.weights.options import Part, Probed, PruneOptions
-from vaeconv.weights.output import Output, Written, check_target
-from vaeconv.weights.output_names import OutputKind, check_order, is_address, output_kind
-from vaeconv.weights.plan import KEEP, Plan
+from vaeconv.weights.options import Part, PruneOptions
+from vaeconv.weights.output import Output, Written, check_target, open_sources
+from vaeconv.weights.output_names import OutputKind, output_kind
+from vaeconv.weights.plan import Plan, Row
 from vaeconv.weights.prune_plan import Group, PrunePlanner
+
+
+class Probed(Protocol):
+    """Result of a probe; :class:`vaeconv.models.probe.ProbeReport` is one."""
+
+    @property
+    def is_finite(self) -> bool:
+        """True if activations fit fp16."""
+
+    def describe(self) -> str:
+        """Say it in one line."""
+
+    def document(self) -> dict[str, Any]:
+        """Describe it for machines."""
 
 
 class Pruning(NamedTuple):
@@ -78,6 +90,71 @@ class Pruning(NamedTuple):
         )
 
 
+class PlannedPruning(NamedTuple):
+    """Pruning that is planned and checked, and not written yet; its checkpoints are open.
+
+    Attributes:
+        result: The pruning, as of a dry run.
+        kind: Kind of the output.
+        checkpoints: The source, and the autoencoder that is put into it.
+        options: Options of pruning.
+        rows: The autoencoder's rows under their diffusers names and shapes.
+        config: The autoencoder's config; empty for a file that will not be probed.
+    """
+
+    result: Pruning
+    kind: OutputKind
+    checkpoints: Sequence[Checkpoint]
+    options: PruneOptions
+    rows: Sequence[Row]
+    config: Mapping[str, Any]
+
+    def with_probe(self, probe: Probed) -> PlannedPruning:
+        """Take a probe's result into a folder's config and the manifest.
+
+        Raises:
+            CheckFailedError: The probe found that fp16 is not enough, and it is required.
+        """
+        result = self.result
+        if self.options.require_fp16 and not probe.is_finite:
+            raise CheckFailedError(
+                probe.describe(),
+                where=result.source,
+                hint="publish it in fp32 or bf16, or without --require-fp16-decode",
+            )
+        config = result.config and {**result.config, "force_upcast": not probe.is_finite}
+        return self._replace(result=result._replace(config=config, probe=probe))
+
+    def write(self) -> Pruning:
+        """Write the output, whole or not at all.
+
+        Raises:
+            InputError: A source turns out to be bad while it is read.
+            OutputError: The output cannot be written.
+            UsageError: Decoding in fp16 is required, and was not probed.
+        """
+        result, options = self.result, self.options
+        if options.require_fp16 and result.probe is None:
+            raise UsageError("--require-fp16-decode needs a probe before writing")
+        written, plan = Output(
+            target=result.output,
+            kind=self.kind,
+            checkpoints=self.checkpoints,
+            plan=result.plan,
+            config=result.config,
+            facts={
+                "layout": result.layout.value if result.layout else None,
+                "ema_tensors": sorted(row.name for row in result.plan.rows if row.is_ema),
+                "vae": Path(options.vae).name if options.vae is not None else None,
+                "probe": result.probe.document() if result.probe else None,
+            },
+            metadata=result.metadata,
+            options=options,
+            max_shard_size=options.max_shard_size,
+        ).write()
+        return result._replace(plan=plan, written=written)
+
+
 def prune(
     source: AnyModel,
     output: str | os.PathLike[str],
@@ -105,36 +182,43 @@ def prune(
             a value does not fit the dtype.
         OutputError: The output exists or cannot be written.
         UsageError: The options do not fit together or the source.
-        CheckFailedError: A probe found that fp16 is not enough, and it was required.
         HubError: A source on the Hub cannot be fetched.
 
     Example:
         >>> print(prune("fixtures/tiny-kl.ckpt", "ema.safetensors", PruneOptions(ema=True)))
         pruned fixtures/tiny-kl.ckpt (torch zip, 1.3 MB) to ema.safetensors (438 kB)
           120 tensors kept, 239 dropped
+        >>> from vaeconv.models.probe import probe_decoder  # between planning and writing
+        >>> from vaeconv.weights.prune import plan_pruning
+        >>> with plan_pruning("fixtures/tiny-kl.ckpt", "fp16.ckpt", will_probe=True) as planned:
+        ...     probe = probe_decoder(planned.rows, planned.config)
+        ...     planned.with_probe(probe).write().probe.is_finite
+        True
+    """
+    with plan_pruning(source, output, options) as planned:
+        return planned.result if dry_run else planned.write()
+
+
+@contextmanager
+def plan_pruning(
+    source: AnyModel,
+    output: str | os.PathLike[str],
+    options: PruneOptions | None = None,
+    *,
+    will_probe: bool = False,
+) -> Iterator[PlannedPruning]:
+    """Plan and check a pruning, and keep its checkpoints open to probe and to write it.
+
+    The arguments and what is raised are those of :func:`prune`; with ``will_probe`` the config that
+    a probe needs is decided for a file, too.
     """
     options, source = options_of(PruneOptions, options), as_source(source)
     kind, target = output_kind(output)
-    refuse_idle(option_rules(kind, target, source, options))
+    refuse_idle(pruning_rules(kind, target, source, options, will_probe=will_probe))
     is_folder = kind is OutputKind.FOLDER
     sources = [source, *([options.vae] if options.vae is not None else [])]
-    check_order(sources, target)
-    if any(is_address(os.fspath(path)) for path in sources):  # before anything is fetched
-        check_target(target, sources, overwrite=options.overwrite)
     with ExitStack() as stack:
-        checkpoints = [
-            stack.enter_context(
-                open_checkpoint(
-                    path,
-                    variant=None if is_folder else options.variant,
-                    salvage=options.salvage,
-                    download=options.download,
-                    on_fetch=options.on_fetch,
-                )
-            )
-            for path in sources
-        ]
-        checkpoint, *others = checkpoints
+        checkpoint, *others = checkpoints = open_sources(stack, sources, kind, target, options)
         detected = _detect(checkpoint, options)
         has_autoencoder = bool(others) or (detected is not None and Part.VAE in options.kept)
         refuse_idle(
@@ -153,86 +237,30 @@ def prune(
         refuse_idle(pattern_rules("--fp16-except", options.fp16_except, names))
         if is_folder:
             _check_folder(checkpoint, detected, plan)
-        notes, config, probe = [*plan.notes], None, None
-        if is_folder or options.probe:
+        notes = [*plan.notes]
+        config: dict[str, Any] = {}
+        if is_folder or will_probe:
             vae, probed = baked or (checkpoint, detected)
             if probed is None:
                 raise UsageError("there is no autoencoder to probe", where=vae.name)
             decision, config = decide_config(vae, probed)
             notes += decision.notes() if is_folder else []
         check_target(target, sources, overwrite=options.overwrite, plan=plan)
-        if options.probe and config:
-            probe = options.probe(planner.autoencoder_rows(plan), config)
-            config["force_upcast"] = not probe.is_finite
-            if options.require_fp16 and not probe.is_finite:
-                raise CheckFailedError(
-                    probe.describe(),
-                    where=checkpoint.name,
-                    hint="publish it in fp32 or bf16, or without --require-fp16-decode",
-                )
-        config = config if is_folder else None
-        layout = detected.autoencoder.layout if detected else None
         metadata, left_out = make_header(checkpoint.metadata, options, kind, plan, is_renamed=False)
         plan = plan._replace(notes=(*notes, *left_out))
-        groups = planner.account(plan)
-        written: tuple[Written, ...] = ()
-        if not dry_run:
-            written, plan = Output(
-                target=target,
-                kind=kind,
-                checkpoints=checkpoints,
-                plan=plan,
-                config=config,
-                facts={
-                    "layout": layout.value if layout else None,
-                    "ema_tensors": sorted(row.name for row in plan.rows if row.is_ema),
-                    "vae": Path(options.vae).name if options.vae is not None else None,
-                    "probe": probe.document() if probe else None,
-                },
-                metadata=metadata,
-                options=options,
-                max_shard_size=options.max_shard_size,
-            ).write()
-        return Pruning(
+        result = Pruning(
             source=checkpoint.name,
             container=checkpoint.container,
             size=checkpoint.size,
             output=target,
-            layout=layout,
+            layout=detected.autoencoder.layout if detected else None,
             plan=plan,
-            groups=groups,
-            config=config,
+            groups=planner.account(plan),
+            config=config if is_folder else None,
             metadata=metadata,
-            written=written,
-            probe=probe,
         )
-
-
-def option_rules(
-    kind: OutputKind, target: Path, source: str | os.PathLike[str], options: PruneOptions
-) -> list[Rule]:
-    """Make the rules of the options, as far as names of inputs and output tell."""
-    default, keep, drop = options.default_parts, options.keep, options.drop
-    kept = [Rule(f"--keep {part.value}", True, part not in default, "it is kept anyway")
-            for part in keep]  # fmt: skip
-    dropped = [Rule(f"--drop {part.value}", True, part in default, "it is dropped anyway")
-               for part in drop - keep]  # fmt: skip
-    both = sorted(part.value for part in keep & drop)
-    has_vae = options.vae is not None
-    return [
-        *reading_rules([source, options.vae], download=options.download),
-        *writing_rules(kind, target, options),
-        Rule("--fp16-except", bool(options.fp16_except), options.dtype != KEEP, "nothing is cast"),
-        Rule("--max-shard-size", options.max_shard_size is not None, kind is OutputKind.FOLDER,
-             "only a folder's weights are cut into several files"),
-        *sorted(kept + dropped),
-        *[Rule(f"--keep {name}", True, False, f"--drop {name} says the opposite") for name in both],
-        Rule("--vae", has_vae, not options.vae_only,
-             "--vae-only writes the autoencoder of IN; use vaeconv convert for another"),
-        Rule("--drop vae", Part.VAE in drop, not has_vae, "--vae puts another one there"),
-        Rule("--require-fp16-decode", options.require_fp16, options.probe is not None,
-             "there is no probe"),
-    ]  # fmt: skip
+        rows = planner.autoencoder_rows(plan)
+        yield PlannedPruning(result, kind, checkpoints, options, rows, config)
 
 
 def _detect(checkpoint: Checkpoint, options: PruneOptions) -> Detected | None:

@@ -260,8 +260,10 @@ def test_an_outdated_cached_file_is_not_used(hub: RangeHub) -> None:
     assert content(opened(f"hf://{REPO}/model.ckpt")) == b"newer"
 
 
-def test_the_same_content_at_another_commit_is_used(hub: RangeHub) -> None:
+def test_the_same_content_at_another_commit_is_used(hub: RangeHub, home: Path) -> None:
     content(opened(f"hf://{REPO}/model.ckpt", download=True))
+    if not any(path.is_symlink() for path in home.rglob("model.ckpt")):
+        pytest.skip("without links, the client keeps files by their names alone")
     hub.commit(REPO, {"renamed.ckpt": WEIGHTS})
     source = opened(f"hf://{REPO}/renamed.ckpt")
     assert isinstance(source, FileSource)

@@ -24,6 +24,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from tests.support.slow import slow_row
 from vaeconv.checkpoint.dtypes import BY_CODE, BY_OPTION, DTYPES, DType
 from vaeconv.checkpoint.open import open_checkpoint
 from vaeconv.checkpoint.readers.safetensors import open_safetensors
@@ -384,7 +385,7 @@ def test_directory_around_the_limit_is_found(path: Path, steps: int) -> None:
     assert len(infos) == 7
 
 
-@pytest.mark.parametrize("records", [65534, 65535, 65536])
+@pytest.mark.parametrize("records", [slow_row(65534), 65535, slow_row(65536)])
 def test_more_records_than_short_fields_count(path: Path, records: int) -> None:
     state = {str(index): torch.empty(0, dtype=torch.uint8) for index in range(records - 5)}
     state["0"] = torch.tensor([1, 2, 3], dtype=torch.uint8)

@@ -523,6 +523,7 @@ def test_existence_is_told(client: Client, repo: Repository) -> None:
     assert client.get("api.repo_exists('user/nowhere')") is False
 
 
+@pytest.mark.slow
 def test_diffusers_loads_from_it(hub: LoopbackHub, repo: Repository, tmp_path: Path) -> None:
     folder = FIXTURES / "tiny-diffusers"
     hub.move_head(repo.id, {path.name: path.read_bytes() for path in folder.iterdir()})
@@ -812,6 +813,7 @@ def test_bugs_of_the_hub_fail_the_test() -> None:
         connection.close()
 
 
+@pytest.mark.slow
 def test_what_runs_against_the_real_hub_passes_here(hub: LoopbackHub, tmp_path: Path) -> None:
     """A test that nobody can run would rot."""
     env = hub.env(tmp_path, VAECONV_TEST_HUB="1", PYTHONPATH=str(FIXTURES.parent))

@@ -54,6 +54,7 @@ from tests.support.closeness import assert_near
 from tests.support.lightning import fake_lightning
 from tests.support.litema import ema_name
 from tests.support.loopback_hub import Hang, LoopbackHub
+from tests.support.slow import slow_row
 from vaeconv.errors import CheckFailedError, HubError, InputError, UsageError
 from vaeconv.models.compvis import CompVisAutoencoder
 from vaeconv.publish.card.meta import CardMeta
@@ -585,18 +586,21 @@ def older(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # After which step's message, and in which request of the push.
 COMMIT, TAG = "/commit/", "/tag/"
-KILLS: list[tuple[str, dict[str, Any] | None, str]] = [
-    *((step, None, "") for step in STEPS),
-    ("push", {"path": "/api/repos/create"}, "done"),
-    ("push", {"method": "PUT", "host": "storage", "after": 2}, "after"),
-    ("push", {"path": COMMIT}, "after"),
-    ("push", {"path": COMMIT}, "done"),
-    ("push", {"path": TAG}, "done"),
-    ("push", {"path": COMMIT, "after": 1}, "done"),
+KILLS = [
+    (0, STEPS[0], None, ""),
+    *(slow_row(number, step, None, "") for number, step in enumerate(STEPS[1:], 1)),
+    (7, "push", {"path": "/api/repos/create"}, "done"),
+    slow_row(8, "push", {"method": "PUT", "host": "storage", "after": 2}, "after"),
+    slow_row(9, "push", {"path": COMMIT}, "after"),
+    (10, "push", {"path": COMMIT}, "done"),
+    slow_row(11, "push", {"path": TAG}, "done"),
+    slow_row(12, "push", {"path": COMMIT, "after": 1}, "done"),
 ]
 
 
-@pytest.mark.parametrize("number", range(len(KILLS)))
+@pytest.mark.parametrize(
+    ("number", "step", "where", "when"), KILLS, ids=map(str, range(len(KILLS)))
+)
 def test_killed_anywhere_it_finishes_with_one_commit(
     published: tuple[Path, LoopbackHub],
     hub: LoopbackHub,
@@ -604,8 +608,10 @@ def test_killed_anywhere_it_finishes_with_one_commit(
     older: Path,
     tmp_path: Path,
     number: int,
+    step: str,
+    where: dict[str, Any] | None,
+    when: str,
 ) -> None:
-    step, where, when = KILLS[number]
     name = f"kill{number}"
     if number % 3 == 1:  # on the way from one release to the next
         project = shutil.copytree(older, tmp_path / "project")
@@ -647,6 +653,7 @@ def test_killed_anywhere_it_finishes_with_one_commit(
 # --- what is done again ---
 
 
+@pytest.mark.slow
 def test_from_a_step_does_it_and_what_follows_again(project: Path) -> None:
     before = published_of(project)
     for step in ("convert", "verify", "compare"):
@@ -697,27 +704,28 @@ def test_a_dry_run_lists_and_does_nothing(tmp_path: Path, project: Path, hub: Lo
     assert {request.method for request in hub.requests} <= {"GET", "HEAD"}
 
 
-CHANGES: list[tuple[Tables, list[str]]] = [
+CHANGES = [
     ({"card": {"summary": "Other words."}}, []),
     ({"card": {"title": "Tinier"}}, ["eval", "compare"]),  # its name stands in tables
     ({"eval": {"limit": 2}}, ["eval"]),
-    ({"eval": {"min_psnr": 1.0}}, ["eval"]),
+    slow_row({"eval": {"min_psnr": 1.0}}, ["eval"]),
     ({"eval": {"protocol": "card-256-squash", "size": 48}}, ["eval", "compare"]),
-    ({"compare": {"limit": 2}}, ["compare"]),
-    ({"compare": {"labels": True}}, ["compare"]),
+    slow_row({"compare": {"limit": 2}}, ["compare"]),
+    slow_row({"compare": {"labels": True}}, ["compare"]),
     ({"verify": {"dtype": "fp16"}}, ["verify"]),
     ({"output": {"dtypes": ["fp32"]}}, BEFORE_CARD),
-    ({"source": {"scaling_factor": 0.13025}}, BEFORE_CARD),
-    ({"source": {"ema": False}}, BEFORE_CARD),
+    slow_row({"source": {"scaling_factor": 0.13025}}, BEFORE_CARD),
+    slow_row({"source": {"ema": False}}, BEFORE_CARD),
     ({"push": {"revision": "other"}}, []),
     ({"output": {"sbom": True}}, []),
     ({"output": {"modelspec": True}}, BEFORE_CARD),
 ]
 
 
-@pytest.mark.parametrize("number", range(len(CHANGES)))
-def test_a_change_redoes_what_depends_on_it(project: Path, number: int) -> None:
-    change, expected = CHANGES[number]
+@pytest.mark.parametrize(("change", "expected"), CHANGES, ids=map(str, range(len(CHANGES))))
+def test_a_change_redoes_what_depends_on_it(
+    project: Path, change: Tables, expected: list[str]
+) -> None:
     assert redone(project, change, last="card") == expected
     assert redone(project, last="card") == []
 

@@ -24,7 +24,8 @@ SIGNALS = "SIGHUP SIGALRM pthread_sigmask setitimer".split()
 MODULES = frozenset("fcntl resource termios tty pty pwd grp syslog".split())
 # Libraries that ask sys.platform and not what is there; of a test's modules none is among them.
 TRUSTED = ("filelock", "huggingface_hub", "torch", "subprocess", "multiprocessing", "_pytest",
-           "pathlib", "getpass", "tempfile", "execnet", "xdist", "hypothesis")  # fmt: skip
+           "pathlib", "getpass", "tempfile", "execnet", "xdist", "hypothesis",
+           "psutil")  # fmt: skip
 
 _real = types.SimpleNamespace(**{name: getattr(os, name) for name in (
     "open", "unlink", "remove", "rename", "replace", "rmdir", "link", "lstat"
@@ -54,7 +55,10 @@ def _held(path: Any) -> bool:
 
 def _by_tempfile() -> bool:
     """Whether tempfile asks: Windows removes what it made when that is closed."""
-    return sys._getframe(2).f_globals.get("__name__") == "tempfile"
+    frame = sys._getframe(2)
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith("tests."):
+        frame = frame.f_back  # a test that watches or fails the call
+    return frame.f_globals.get("__name__") == "tempfile"
 
 
 def _open(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
@@ -113,6 +117,8 @@ def _import(name: str, globals: Any = None, *args: Any, **options: Any) -> Any:
     asked = (globals or {}).get("__name__") or ""
     if name == "msvcrt" and asked.startswith("vaeconv."):
         return _MSVCRT
+    if name == "os" and asked.startswith(("filelock", "psutil")):
+        return _WHOLE_OS  # on Windows they run other code than here
     if name in MODULES and asked != __name__ and not asked.startswith(TRUSTED):
         raise ModuleNotFoundError(f"No module named {name!r} (taken away by the tests)", name=name)
     return _real_import(name, globals, *args, **options)
@@ -129,6 +135,8 @@ def _library(real: Any) -> Any:
 
 
 _real_import = builtins.__import__
+_WHOLE_OS = types.ModuleType("os")
+vars(_WHOLE_OS).update(vars(os))
 _MSVCRT = _Msvcrt("msvcrt")  # not in sys.modules: the standard library takes it for Windows
 
 

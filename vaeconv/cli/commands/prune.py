@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from functools import partial
 from typing import Annotated
 
 import typer
 
-from vaeconv.cli.batch import fitting, make_probe, pair, run_one
+from vaeconv.cli.batch import fitting, pair, run_one
 from vaeconv.cli.declare import declare
 from vaeconv.cli.jobs import PruneJob
 from vaeconv.cli.output import Sink
@@ -51,11 +51,13 @@ def prune(paths: Paths, options: PruneOptions, job: PruneJob, *, sink: Sink) -> 
     has_probe = job.probe or options.require_fp16
     refuse_idle([Rule("--device", job.device != "auto", has_probe, "only --probe computes")])
     jobs = pair(paths, job.out_dir)
-    options = replace(options, probe=make_probe(job.device) if has_probe else None)
+    run = partial(
+        run_one, sink=sink, dry_run=job.dry_run, probe_on=job.device if has_probe else None
+    )
     if job.out_dir is None:
         ((source, target),) = jobs
         started = time.monotonic()
-        result = run_one(source, target, options, sink, dry_run=job.dry_run)
+        result = run(source, target, options)
         seconds = time.monotonic() - started
         sink.show(
             "prune",
@@ -67,9 +69,7 @@ def prune(paths: Paths, options: PruneOptions, job: PruneJob, *, sink: Sink) -> 
         return
     code = print_batch(
         jobs,
-        lambda source, target: run_one(
-            source, target, fitting(options, (source, target), jobs), sink, dry_run=job.dry_run
-        ),
+        lambda source, target: run(source, target, fitting(options, (source, target), jobs)),
         sink,
     )
     raise typer.Exit(code)
