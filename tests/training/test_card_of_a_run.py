@@ -36,7 +36,7 @@ def test_the_card_has_a_table_on_the_training(
     (card,) = [path for path in tmp_path.rglob("README.md") if path.parent.name == "diffusers"]
     text = card.read_text()
     for name, value in {
-        "Base": "tiny-kl.ckpt", "Recipe": "ft-mse: MSE + 0 LPIPS", "Steps": "2",
+        "Base": "`tiny-kl.ckpt`", "Recipe": "ft-mse: MSE + 0 LPIPS", "Steps": "2",
         "Batch": "2 images of 16 pixels, random crop", "Images": "holiday photographs",
         "Learning rate": "0.001", "Weights": "EMA, decay 0.9999",
     }.items():  # fmt: skip
@@ -49,6 +49,12 @@ def test_facts_are_read_without_executing_anything_and_may_be_missing(tmp_path: 
         found: dict[str, Any] = dict(checkpoint.run_facts)
     assert found["global_step"] == 1 and found["base_name"] == "tiny-kl.ckpt"
     assert training_facts(found, ema=False)["Weights"] == "of the last step"
+    hostile = {"base_name": "![x](https://example.org/p.png) `", "data_name": "<b>"}
+    table = training_facts({**found, **hostile}, ema=False)
+    assert table["Base"] == "`![x](https://example.org/p.png) '`"
+    assert table["Images"].endswith(" of `<b>`")
+    for wrong in ({"recipe": "[x](y)"}, {"lr": 10**400}, {"size": "16"}, {"crop": "a b"}):
+        assert training_facts({**found, **wrong}, ema=False) == {}
     del found["lr"]
     assert training_facts(found, ema=True) == {}
     with open_checkpoint("fixtures/tiny-kl.ckpt") as checkpoint:

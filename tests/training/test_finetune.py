@@ -30,6 +30,7 @@ from tests.training.runs import (
 )
 from vaeconv.errors import (
     CheckFailedError,
+    InputError,
     MissingDependencyError,
     OutputError,
     OutputExistsError,
@@ -215,6 +216,58 @@ def test_another_run_is_refused_and_restart_clears(tmp_path: Path) -> None:
     assert [one["step"] for one in metrics_of(run)] == [1, 2]
     with pytest.raises(OutputExistsError, match="something else than a run"):
         train(more, 2)
+
+
+def test_a_base_in_the_folder_of_the_run_is_refused(tmp_path: Path) -> None:
+    train(tmp_path / "run", 1)
+    last = tmp_path / "run" / "last.ckpt"
+    with pytest.raises(UsageError, match="the base lies in the folder of the run"):
+        train(tmp_path / "run", 2, base=last, restart=True)
+    assert last.exists()
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    with pytest.raises(UsageError, match="the base lies in the folder of the run"):
+        train(tmp_path / "link", 2, base=last)
+
+
+def test_files_of_others_stay(tmp_path: Path) -> None:
+    train(tmp_path / "run", 2, save_every=1, keep=1)
+    for name in ("step-000000001-best.ckpt", "step-best.ckpt"):
+        (tmp_path / "run" / name).write_bytes(b"mine")
+    train(tmp_path / "run", 3, save_every=1, keep=1)
+    found = sorted(path.name for path in (tmp_path / "run").glob("step-*"))
+    assert found == ["step-000000001-best.ckpt", "step-000000003.ckpt", "step-best.ckpt"]
+
+
+def test_a_run_may_be_a_link_and_begin_where_one_was_killed_at_once(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".vaeconv-0123456789ab-0123").write_bytes(b"")
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    assert train(tmp_path / "link", 1).step == 1
+    assert (tmp_path / "run" / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize("kind", ["steps", "shapes", "names"])
+def test_a_checkpoint_that_is_not_of_the_run_is_refused(tmp_path: Path, kind: str) -> None:
+    train(tmp_path / "run", 1)
+    last = tmp_path / "run" / "last.ckpt"
+    found = load(last)
+    if kind == "steps":
+        found["global_step"] = "1"
+    elif kind == "shapes":
+        found["state_dict"]["decoder.conv_out.weight"] = torch.zeros(2)
+    else:
+        del found["state_dict"]["decoder.conv_out.bias"]
+    last.unlink()
+    torch.save(found, last)
+    with pytest.raises(InputError, match=r"not of this run|no number of steps"):
+        train(tmp_path / "run", 2)
+
+
+def test_a_strange_description_of_a_run_is_another_run(tmp_path: Path) -> None:
+    train(tmp_path / "run", 1)
+    (tmp_path / "run" / "run.json").write_text('{"run": []}')
+    with pytest.raises(UsageError, match="is another run"):
+        train(tmp_path / "run", 2)
 
 
 def test_old_checkpoints_go(tmp_path: Path) -> None:

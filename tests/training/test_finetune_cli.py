@@ -34,7 +34,7 @@ def test_it_says_what_it_does_and_how_it_ends(tmp_path: Path) -> None:
     assert f"wrote {tmp_path / 'run' / 'last.ckpt'}" in done.stdout
     lines = " ".join(done.stderr.split())
     for said in ("step 0: PSNR base", "step 1: loss", "(pixel", "gradient", "lr 0.0001",
-                 "images/s", "MB", "0 s left", "raw", "EMA", "dB"):  # fmt: skip
+                 "images/s", "B, 0 s left", "raw", "EMA", "dB"):  # fmt: skip
         assert said in lines, said
     again = finetune(tmp_path / "run", "--steps", 2, "--val", IMAGES, "--val-every", 1)
     assert again.exit_code == 0 and "all steps were taken before" in again.stdout

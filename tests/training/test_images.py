@@ -180,3 +180,38 @@ def test_a_tar_file_that_cannot_be_read_is_refused(photos: Path, tmp_path: Path)
     (tmp_path / "cut.tar").write_bytes(data[: len(data) // 2])
     with pytest.raises(InputError):
         ImageSet(tmp_path / "cut.tar")
+
+
+def test_a_tar_file_that_is_damaged_later_is_not_taken_for_a_shorter_one(
+    photos: Path, tmp_path: Path
+) -> None:
+    pack(tmp_path / "a.tar", contents(photos))
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        second = archive.getmembers()[1].offset
+    data = bytearray((tmp_path / "a.tar").read_bytes())
+    data[second + 3] ^= 1
+    (tmp_path / "a.tar").write_bytes(data)
+    with pytest.raises(InputError, match=f"damaged at byte {second}"):
+        ImageSet(tmp_path / "a.tar")
+    (tmp_path / "a.tar").write_bytes(data[: second + 100])
+    with pytest.raises(InputError, match=f"damaged at byte {second}"):
+        ImageSet(tmp_path / "a.tar")
+
+
+def test_a_tar_file_that_would_never_end_is_refused(tmp_path: Path) -> None:
+    entry = tarfile.TarInfo("a.png")
+    header = bytearray(entry.tobuf())
+    header[124:136] = (-512).to_bytes(12, "big", signed=True)  # the base-256 form of a size
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    (tmp_path / "a.tar").write_bytes(header + bytes(1024))
+    with pytest.raises(InputError, match="uncompressed tar file"):
+        ImageSet(tmp_path / "a.tar")
+
+
+def test_a_tar_file_of_names_of_names_is_refused(tmp_path: Path) -> None:
+    link = tarfile.TarInfo("././@LongLink")
+    link.type, link.size = tarfile.GNUTYPE_LONGNAME, 1
+    (tmp_path / "a.tar").write_bytes((link.tobuf() + b"a" + bytes(511)) * 5000 + bytes(1024))
+    with pytest.raises(InputError, match="uncompressed tar file"):
+        ImageSet(tmp_path / "a.tar")

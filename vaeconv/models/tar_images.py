@@ -52,6 +52,8 @@ class TarFiles(ImageFiles):
         try:
             with tarfile.open(shard, "r:") as archive:
                 for member in archive:
+                    if member.size < 0:
+                        raise ValueError(f"{member.name} has a negative size")
                     name = prefix + member.name.removeprefix("./")
                     if member.isdir():
                         continue
@@ -64,7 +66,11 @@ class TarFiles(ImageFiles):
                         left_out.append(LeftOut(name, reason))
                     else:
                         self._members[name] = Member(shard, member.offset_data, member.size)
-        except (tarfile.TarError, OSError, ValueError) as error:
+                # tarfile takes a header that it cannot read for the end.
+                archive.fileobj.seek(archive.offset)
+                if archive.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                    raise ValueError(f"damaged at byte {archive.offset}")
+        except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
             raise InputError(f"not an uncompressed tar file ({error})", where=str(shard)) from error
         return left_out
 

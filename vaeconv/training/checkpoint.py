@@ -109,10 +109,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(
             f"the run cannot go on from it ({reason})",
             where=str(path),
-            hint="--restart starts over, or copy an older step-*.ckpt over it",
+            hint="--restart starts over; or remove it, and copy an older step-*.ckpt to its name",
         ) from error
-    if missing:
-        raise InputError(f"holds no {', '.join(missing)}", where=str(path))
+    if missing or not isinstance(found["global_step"], int):
+        absent = ", ".join(missing) or "number of steps"
+        raise InputError(f"holds no {absent}", where=str(path), hint="--restart starts over")
     return dict(found)
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from vaeconv.common.option_checks import options_of, path_text
 from vaeconv.common.wording import plural
-from vaeconv.errors import UnsupportedModelError, UsageError
+from vaeconv.errors import InputError, UnsupportedModelError, UsageError
 from vaeconv.evaluation.distributed import read_world
 from vaeconv.evaluation.image_set import ImageSet
 from vaeconv.evaluation.metric_networks import LPIPS_LINEAR, VGG
@@ -25,6 +25,7 @@ from vaeconv.training.options import FinetuneOptions
 from vaeconv.training.run_folder import RunFolder
 from vaeconv.training.trainer import Trainer
 from vaeconv.training.validation import Means, Validation
+from vaeconv.weights.output_names import is_address
 
 Facts = dict[str, Any]
 
@@ -121,6 +122,12 @@ of 127,415 values
     options = options_of(FinetuneOptions, options)
     name, place = path_text("base", base), path_text("data", data)
     folder = RunFolder(Path(path_text("out", out)))
+    if not is_address(name) and folder.path.resolve() in Path(name).resolve().parents:
+        raise UsageError(
+            "the base lies in the folder of the run, which --restart would clear",
+            where=name,
+            hint="name another --out, or take the base out of it",
+        )
     with ExitStack() as stack:
         stack.enter_context(folder)
         return _Run(name, place, folder, options, stack).run(dry_run=dry_run)
@@ -246,7 +253,15 @@ class _Run:
                     f"{self._options.steps}",
                     where=str(last),
                 )
-            restore(trainer.parts, checkpoint)
+            try:
+                restore(trainer.parts, checkpoint)
+            except (KeyError, TypeError, ValueError, RuntimeError) as error:
+                reason = str(error).split("\n")[0]
+                raise InputError(
+                    f"not of this run ({reason})",
+                    where=str(last),
+                    hint="--restart starts over",
+                ) from error
         if len(set(self._world.gather(start))) > 1:
             raise UsageError(
                 "not all processes see the checkpoints of the run",

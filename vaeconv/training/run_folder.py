@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from vaeconv.checkpoint import system
-from vaeconv.checkpoint.writers.atomic import link_file, replace_small_file, staged_file
-from vaeconv.checkpoint.writers.writable import is_empty_folder, make_folder, translated
+from vaeconv.checkpoint.writers.atomic import MARK, link_file, replace_small_file, staged_file
+from vaeconv.checkpoint.writers.writable import make_folder, translated
 from vaeconv.common.json_text import dump_json
 from vaeconv.errors import OutputError, OutputExistsError
 from vaeconv.evaluation.partial_results import OtherRunError
@@ -53,14 +53,14 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         """
         with translated(self.path):
             if not self._about.exists():
-                if self.path.exists() and not is_empty_folder(self.path):
+                if self.path.exists() and not _is_free(self.path):
                     raise OutputExistsError(
                         "holds something else than a run", where=str(self.path),
                         hint="name a new folder",
                     )  # fmt: skip
                 return
             try:
-                before = json.loads(self._about.read_bytes())["run"]
+                before = dict(json.loads(self._about.read_bytes())["run"])
             except (ValueError, TypeError, KeyError):
                 before = {}
         now = json.loads(dump_json(run))
@@ -97,7 +97,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         deadline = time.monotonic() + _PATIENCE
         while True:
             try:
-                self._held.enter_context(system.locked(self.path))
+                self._held.enter_context(system.locked(self.path.resolve()))
                 return
             except BlockingIOError:
                 if time.monotonic() > deadline:
@@ -164,6 +164,12 @@ class RunFolder(AbstractContextManager["RunFolder"]):
                 raise OSError(str(error).split("\n")[0]) from error
         link_file(path, self.last)
         with translated(self.path):
-            for old in sorted(self.path.glob("step-*.ckpt"))[:-keep]:
+            checkpoints = [one for one in self._written() if one.suffix == path.suffix]
+            for old in checkpoints[:-keep]:
                 old.unlink(missing_ok=True)
         return path
+
+
+def _is_free(path: Path) -> bool:
+    """Tell whether there is nothing in a folder but what a process that was killed left."""
+    return path.is_dir() and all(one.name.startswith(MARK) for one in path.iterdir())

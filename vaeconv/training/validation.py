@@ -94,7 +94,8 @@ class Validation:
                 for images in zip(*kinds.values(), strict=True)
                 if images[0].pixels
             ]
-            save_image(contact_sheet(rows, 1), sheet())
+            if rows:
+                save_image(contact_sheet(rows, 1), sheet())
         return {kind: _means(found) for kind, found in kinds.items()}
 
     def _measure(self) -> list[Measured]:

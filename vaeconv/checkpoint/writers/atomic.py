@@ -21,7 +21,7 @@ from vaeconv.checkpoint.writers.writable import is_empty_folder, translated
 from vaeconv.common.leftovers import removed_when_stopped
 from vaeconv.errors import OutputError, OutputExistsError
 
-_MARK = ".vaeconv-"
+MARK = ".vaeconv-"  # what the names of temporaries begin with
 _ASIDE = "-old"
 # What a file system without hard links says to one; the last is what Windows says.
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -204,7 +204,7 @@ def write_small_file(path: Path, data: bytes, *, durable: bool) -> None:
 
 def _stem(target: Path) -> str:
     """Begin the names of a target's temporaries; of fixed length, however long the target's."""
-    return _MARK + hashlib.sha256(os.fsencode(target.name)).hexdigest()[:12] + "-"
+    return MARK + hashlib.sha256(os.fsencode(target.name)).hexdigest()[:12] + "-"
 
 
 def _temporary(target: Path) -> Path:

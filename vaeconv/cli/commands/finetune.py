@@ -66,10 +66,12 @@ def finetune(
         done = run(base, data, out, options, dry_run=dry_run)
     if done is None:  # not the first of several processes
         return
+    ema = ("--ema",) if options.ema else ()  # which weights the encoder was taken from
+    proof = ("verify", *ema, done.checkpoint, "--drop-in-for", base)
     sink.show(
         "finetune",
         lambda: finetune_document(done),
         lambda: finetune_lines(done),
         notes=left_out_notes((*done.skipped, *done.left_out), verbose=sink.verbose),
-        then=() if dry_run else ("verify", "--ema", done.checkpoint, "--drop-in-for", base),
+        then=() if dry_run else proof,
     )
