@@ -25,7 +25,7 @@ _NEEDED = ("global_step", "state_dict", "optimizer_states")
 
 
 class Parts(NamedTuple):
-    """What a checkpoint is made of, and restored into.
+    """Parts that a checkpoint is made of, and restored into.
 
     Attributes:
         base: The base, whose model is trained.

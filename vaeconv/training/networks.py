@@ -1,4 +1,4 @@
-"""What is trained: the decoder as one module, and the discriminator that may go with it."""
+"""Networks that are trained: the decoder as one module, and the discriminator that may join."""
 
 from __future__ import annotations
 

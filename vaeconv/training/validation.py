@@ -1,4 +1,4 @@
-"""What has become of a decoder so far: images that it was not trained on, measured and drawn."""
+"""Validation of a decoder: images that it was not trained on, measured and drawn."""
 
 from __future__ import annotations
 

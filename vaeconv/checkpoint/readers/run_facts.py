@@ -1,4 +1,4 @@
-"""What ``vaeconv finetune`` wrote of its run into a checkpoint, as far as it is plain."""
+"""Facts of its run that ``vaeconv finetune`` wrote into a checkpoint, as far as they are plain."""
 
 from __future__ import annotations
 
